@@ -1,0 +1,181 @@
+//! Identities. A type each, so that a host cannot stand in for a server.
+//!
+//! Records get random ids (UUIDv4) from whoever creates them: two halves of a split cloud must never make the same
+//! one by accident. A replica's id is derived from its public key, so that it cannot be claimed by another.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Milliseconds since the Unix epoch, UTC. Shown to people; decides no acceptance and no winner (`PROTOCOL.md`, E6).
+pub type Millis = u64;
+
+macro_rules! uuid_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub Uuid);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.hyphenated().fmt(f)
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self.0)
+            }
+        }
+        impl FromStr for $name {
+            type Err = uuid::Error;
+            fn from_str(s: &str) -> Result<Self, Self::Err> {
+                Uuid::parse_str(s).map(Self)
+            }
+        }
+    };
+}
+
+uuid_id!(
+    /// One cloud: all sites that share one certificate authority and one state.
+    CloudId
+);
+uuid_id!(
+    /// One hypervisor, driven by one agent. Stable over reinstalls of the agent that keep its state directory.
+    HostId
+);
+uuid_id!(
+    /// One replica: the first 16 bytes of the BLAKE3 hash of its Ed25519 public key.
+    ReplicaId
+);
+
+impl ReplicaId {
+    /// The id that belongs to `public_key`.
+    #[must_use]
+    pub fn of_key(public_key: &[u8; 32]) -> Self {
+        let hash = blake3::hash(public_key);
+        let mut id = [0; 16];
+        id.copy_from_slice(&hash.as_bytes()[..16]);
+        Self(Uuid::from_bytes(id))
+    }
+}
+
+/// A site's name: an OpenStack availability zone. Lower-case letters, digits and `-`, at most 63 (a DNS label).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SiteName(std::sync::Arc<str>);
+
+/// What is wrong with a site's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a site's name is 1 to 63 of a-z, 0-9 and '-', starting and ending with a letter or digit; got {0:?}")]
+pub struct BadSiteName(pub String);
+
+impl SiteName {
+    /// Checks and makes a name.
+    ///
+    /// # Errors
+    /// [`BadSiteName`] when it is not a lower-case DNS label.
+    pub fn new(name: &str) -> Result<Self, BadSiteName> {
+        let label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        let inner = name.chars().all(|c| label(c) || c == '-');
+        let ends = name.starts_with(label) && name.ends_with(label);
+        if inner && ends && name.len() <= 63 { Ok(Self(name.into())) } else { Err(BadSiteName(name.into())) }
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+impl TryFrom<String> for SiteName {
+    type Error = BadSiteName;
+    fn try_from(s: String) -> Result<Self, BadSiteName> {
+        Self::new(&s)
+    }
+}
+impl From<SiteName> for String {
+    fn from(s: SiteName) -> Self {
+        s.0.as_ref().into()
+    }
+}
+impl FromStr for SiteName {
+    type Err = BadSiteName;
+    fn from_str(s: &str) -> Result<Self, BadSiteName> {
+        Self::new(s)
+    }
+}
+impl fmt::Display for SiteName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+impl fmt::Debug for SiteName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &*self.0)
+    }
+}
+
+/// The place of an entry in its author's log: entry `number` (1, 2, 3 …) of `author`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct EntryId {
+    /// Who wrote it.
+    pub author: ReplicaId,
+    /// Its place in the author's log, from 1.
+    pub number: u64,
+}
+impl fmt::Debug for EntryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.author.0, self.number)
+    }
+}
+impl fmt::Display for EntryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.author.0, self.number)
+    }
+}
+
+/// A pool is named by the ledger operation that minted it (A2): entry and index in its ledger part.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Debug)]
+pub struct PoolId {
+    /// The entry that minted the pool.
+    pub entry: EntryId,
+    /// Which ledger operation of that entry.
+    pub index: u32,
+}
+
+/// A claim is named by the ledger operation that made it (A3).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Debug)]
+pub struct ClaimId {
+    /// The entry that claimed. Its author is the claim's holder.
+    pub entry: EntryId,
+    /// Which ledger operation of that entry.
+    pub index: u32,
+}
+impl fmt::Display for ClaimId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.entry, self.index)
+    }
+}
+impl fmt::Display for PoolId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.entry, self.index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn site_names_are_dns_labels() {
+        for good in ["paris", "a", "edge-7", "0x"] {
+            assert_eq!(SiteName::new(good).map(String::from).as_deref(), Ok(good));
+        }
+        for bad in ["", "Paris", "-a", "a-", "a.b", "é", "a b", &"x".repeat(64)] {
+            assert!(SiteName::new(bad).is_err(), "{bad:?}");
+        }
+    }
+}

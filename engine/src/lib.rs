@@ -1,0 +1,6 @@
+//! The state of a LUC cloud. Pure: no clock, randomness, socket, thread or runtime; time and random bits come in as
+//! arguments, and I/O goes through [`store::Store`] alone.
+
+pub mod agent;
+pub mod id;
+pub mod record;
