@@ -2,5 +2,7 @@
 //! arguments, and I/O goes through [`store::Store`] alone.
 
 pub mod agent;
+pub mod entry;
 pub mod id;
+pub mod ledger;
 pub mod record;

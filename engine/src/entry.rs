@@ -1,0 +1,447 @@
+//! Entries: the only way state changes (`PROTOCOL.md`, E1–E7).
+//!
+//! An entry is one atomic, signed change set of one replica. Its **header** always travels, since every judge of the
+//! ledgers needs it; its **content** (document changes, observations, names) may be left out where a record's scope
+//! says so, and is bound to the header by its hash. The header's frontier is given as the difference to the author's
+//! previous entry: chains have no gaps, so every receiver can add it up, and an entry stays small in a large cloud.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use ed25519_dalek::{Signature, Signer, SigningKey, Verifier, VerifyingKey};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::agent::{Observation, Statement};
+use crate::id::{ClaimId, CloudId, EntryId, HostId, Millis, PoolId, ReplicaId, SiteName};
+use crate::ledger::Amount;
+use crate::record::{Kind, RecordId};
+
+/// Version of the entry format; the first byte of every encoded entry.
+pub const FORMAT: u8 = 1;
+/// Largest encoded entry, header and content together: a hostile one costs no more memory than this.
+pub const MAX_ENTRY: usize = 4 << 20;
+
+/// BLAKE3 hash of an encoded header: the identity of an entry, with its author and number.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
+pub struct Hash(#[serde(with = "serde_bytes")] pub [u8; 32]);
+
+impl Hash {
+    /// Hash of some bytes.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+
+    /// The first 8 bytes, as frontiers carry them (E5).
+    #[must_use]
+    pub fn short(&self) -> u64 {
+        let mut first = [0; 8];
+        first.copy_from_slice(&self.0[..8]);
+        u64::from_be_bytes(first)
+    }
+}
+impl fmt::Debug for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(&self.0[..8]))
+    }
+}
+
+/// The last entry of one author that somebody holds: its number, and the start of its hash so that forks show (E5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Tip {
+    /// Its number.
+    pub number: u64,
+    /// The first 8 bytes of its hash.
+    pub hash: u64,
+}
+
+/// For every replica, the highest entry held: a version vector.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Frontier(pub BTreeMap<ReplicaId, Tip>);
+
+impl Frontier {
+    /// The number held of `replica`, 0 if none.
+    #[must_use]
+    pub fn number(&self, replica: ReplicaId) -> u64 {
+        self.0.get(&replica).map_or(0, |tip| tip.number)
+    }
+
+    /// Whether everything in `other` is held here too.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        other.0.iter().all(|(replica, tip)| self.number(*replica) >= tip.number)
+    }
+
+    /// Whether the entry is held.
+    #[must_use]
+    pub fn holds(&self, entry: EntryId) -> bool {
+        self.number(entry.author) >= entry.number
+    }
+
+    /// How many entries of `other` are missing here.
+    #[must_use]
+    pub fn missing(&self, other: &Self) -> u64 {
+        other.0.iter().map(|(replica, tip)| tip.number.saturating_sub(self.number(*replica))).sum()
+    }
+
+    /// Takes up a tip.
+    pub fn set(&mut self, replica: ReplicaId, tip: Tip) {
+        self.0.insert(replica, tip);
+    }
+}
+
+/// Which sites must hold an entry's content.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum Scope {
+    /// All.
+    #[default]
+    Everywhere,
+    /// Only these.
+    Sites(Vec<SiteName>),
+}
+
+/// The signed part of an entry that everybody holds.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Header {
+    /// The cloud: an entry of one cloud means nothing in another.
+    pub cloud: CloudId,
+    /// Who wrote it.
+    pub author: ReplicaId,
+    /// Its place in the author's log, from 1.
+    pub number: u64,
+    /// Hash of the author's previous header; zero for number 1.
+    pub previous: Hash,
+    /// What the author held of others, where that differs from its previous entry.
+    pub seen: Vec<(ReplicaId, Tip)>,
+    /// When, by the author's clock. Decides nothing (E6).
+    pub time: Millis,
+    /// Who must hold the content.
+    pub scope: Scope,
+    /// Records created, each with what it refers to.
+    pub created: Vec<Created>,
+    /// Records deleted.
+    pub deleted: Vec<RecordId>,
+    /// Changes of ledgers.
+    pub ledger: Vec<LedgerOp>,
+    /// Changes of membership.
+    pub members: Vec<MemberOp>,
+    /// What agents have promised.
+    pub statements: Vec<Statement>,
+    /// Hash of the encoded content; zero if there is none.
+    pub content: Hash,
+}
+
+/// A record's creation.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Created {
+    /// The record.
+    pub record: RecordId,
+    /// What it refers to: those are "deleting" rather than gone while it lives (R1).
+    pub references: Vec<RecordId>,
+}
+
+/// What a pool is the capacity of.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum Subject {
+    /// A host's vCPU, memory and disk. Minted by a replica of its site.
+    Host {
+        /// The host.
+        host: HostId,
+        /// Its site, for ever.
+        site: SiteName,
+        /// Its agent's key, which signs statements (A3).
+        #[serde(with = "serde_bytes")]
+        agent_key: [u8; 32],
+    },
+    /// A project's quota. Minted by a replica of an identity authority.
+    Quota {
+        /// The project.
+        project: Uuid,
+    },
+}
+
+/// One change of a ledger (A1–A4). What is claimed and released is judged at the author's own past.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum LedgerOp {
+    /// Makes a pool, named by this operation. The author is its root and holds all of it.
+    Mint {
+        /// What it is the capacity of.
+        subject: Subject,
+        /// How much.
+        amount: Amount,
+    },
+    /// Adds to a pool. Root only.
+    Grow {
+        /// The pool.
+        pool: PoolId,
+        /// How much.
+        amount: Amount,
+    },
+    /// Destroys free rights of the author: capacity shrinks.
+    Burn {
+        /// The pool.
+        pool: PoolId,
+        /// How much.
+        amount: Amount,
+    },
+    /// Moves free rights of the author to another member.
+    Grant {
+        /// The pool.
+        pool: PoolId,
+        /// To whom.
+        to: ReplicaId,
+        /// How much.
+        amount: Amount,
+    },
+    /// Spends free rights of the author. The claim is named by this operation; the author is its holder.
+    Claim {
+        /// The pool.
+        pool: PoolId,
+        /// How much.
+        amount: Amount,
+        /// What for.
+        record: RecordId,
+        /// The placement epoch that a claim on a host gives its server (S1); 0 for other pools.
+        epoch: u64,
+    },
+    /// Gives a claim's rights back to its holder, who is the author.
+    Release {
+        /// The claim.
+        claim: ClaimId,
+    },
+}
+
+/// One change of membership (M1).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum MemberOp {
+    /// Admits a replica. In the cloud's very first entry, the author admits itself.
+    Join(Member),
+    /// A member's own new addresses.
+    Readdress {
+        /// `host:port` of its QUIC endpoint, the best first.
+        addresses: Vec<String>,
+    },
+    /// The certificate of a member is revoked: nobody who knows this talks to it any more.
+    Revoke {
+        /// Whose.
+        replica: ReplicaId,
+    },
+}
+
+/// A member, as its sponsor admitted it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Member {
+    /// Its id, which follows from the key.
+    pub replica: ReplicaId,
+    /// Its Ed25519 public key: signs its entries, and is the key of its certificate.
+    #[serde(with = "serde_bytes")]
+    pub public_key: [u8; 32],
+    /// Its site.
+    pub site: SiteName,
+    /// `host:port` of its QUIC endpoint, the best first.
+    pub addresses: Vec<String>,
+    /// May write projects, users and roles (E7).
+    pub identity_authority: bool,
+    /// May admit further members.
+    pub sponsor: bool,
+    /// The short number is (sponsor, this): two joins in a split do not clash.
+    pub index: u32,
+}
+
+/// The part of an entry that only replicas in scope hold.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Content {
+    /// In order.
+    pub ops: Vec<ContentOp>,
+}
+
+/// One change of content.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum ContentOp {
+    /// One Automerge change of a record's document.
+    Change {
+        /// The record.
+        record: RecordId,
+        /// The change, as Automerge encodes it.
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
+    },
+    /// What an agent saw.
+    Observe(Observation),
+    /// A name is given to a record (R3).
+    Bind {
+        /// The name.
+        name: Name,
+        /// How many deletions of this name the author had seen.
+        generation: u64,
+        /// The bearer.
+        bearer: RecordId,
+    },
+    /// A name's binding is taken back: its bearer was renamed or deleted.
+    Unbind {
+        /// The name.
+        name: Name,
+        /// Which binding.
+        generation: u64,
+        /// Its bearer.
+        bearer: RecordId,
+    },
+}
+
+/// A unique name: within a kind and a parent.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Name {
+    /// The kind of its bearer.
+    pub kind: Kind,
+    /// Within what it is unique: nil for the whole cloud, a user for keypairs. Flavor ids use a parent of their own.
+    pub parent: Uuid,
+    /// The name.
+    pub name: String,
+}
+
+/// Why bytes are no entry. Nothing was taken from them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadEntry {
+    /// Another version than [`FORMAT`].
+    #[error("entry format {0} is not known here")]
+    Format(u8),
+    /// Longer than [`MAX_ENTRY`].
+    #[error("an entry of {0} bytes is over the limit")]
+    TooLong(usize),
+    /// Does not decode.
+    #[error("the entry's {part} does not decode: {reason}")]
+    Encoding {
+        /// `frame`, `header` or `content`.
+        part: &'static str,
+        /// What the decoder said.
+        reason: String,
+    },
+    /// The content is not the one that the header names.
+    #[error("the entry's content does not match its header")]
+    ContentHash,
+    /// The author's key did not sign it.
+    #[error("the entry's signature is not its author's")]
+    Signature,
+    /// The header names another cloud.
+    #[error("the entry belongs to another cloud")]
+    Cloud,
+}
+
+/// An entry as it travels and rests: encoded once by its author, never again.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Wire {
+    #[serde(with = "serde_bytes")]
+    header: Vec<u8>,
+    #[serde(with = "serde_bytes")]
+    signature: Vec<u8>,
+    #[serde(with = "serde_bytes")]
+    content: Vec<u8>,
+}
+
+/// A decoded entry, with the bytes it came from.
+#[derive(Clone)]
+pub struct Entry {
+    /// The header.
+    pub header: Header,
+    /// The content, if held.
+    pub content: Content,
+    hash: Hash,
+    signature: Vec<u8>,
+    bytes: Vec<u8>,
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Entry({} {:?})", self.id(), self.hash)
+    }
+}
+
+impl Entry {
+    /// Encodes and signs. `header.content` is set from `content`.
+    #[must_use]
+    pub fn sign(mut header: Header, content: Content, key: &SigningKey) -> Self {
+        let content_bytes = if content.ops.is_empty() { Vec::new() } else { encode(&content) };
+        header.content = if content_bytes.is_empty() { Hash::default() } else { Hash::of(&content_bytes) };
+        let header_bytes = encode(&header);
+        let hash = Hash::of(&header_bytes);
+        let signature = key.sign(&signed_bytes(&hash)).to_bytes().to_vec();
+        let wire = Wire { header: header_bytes, signature, content: content_bytes };
+        let mut bytes = vec![FORMAT];
+        bytes.extend(encode(&wire));
+        Self { header, content, hash, signature: wire.signature, bytes }
+    }
+
+    /// Decodes and checks everything that needs no state: version, lengths, encoding, the content's hash. The
+    /// signature is checked by [`Entry::verify`], once the author's key is known.
+    ///
+    /// # Errors
+    /// [`BadEntry`]; nothing is kept.
+    pub fn decode(bytes: &[u8]) -> Result<Self, BadEntry> {
+        if bytes.len() > MAX_ENTRY {
+            return Err(BadEntry::TooLong(bytes.len()));
+        }
+        let (format, rest) = bytes.split_first().ok_or(BadEntry::Format(0))?;
+        if *format != FORMAT {
+            return Err(BadEntry::Format(*format));
+        }
+        let wire: Wire = decode(rest, "frame")?;
+        let header: Header = decode(&wire.header, "header")?;
+        let content_hash = if wire.content.is_empty() { Hash::default() } else { Hash::of(&wire.content) };
+        if header.content != content_hash {
+            return Err(BadEntry::ContentHash);
+        }
+        let content = if wire.content.is_empty() { Content::default() } else { decode(&wire.content, "content")? };
+        let hash = Hash::of(&wire.header);
+        Ok(Self { header, content, hash, signature: wire.signature, bytes: bytes.to_vec() })
+    }
+
+    /// Checks the author's signature.
+    ///
+    /// # Errors
+    /// [`BadEntry::Signature`] if `public_key` did not sign it.
+    pub fn verify(&self, public_key: &[u8; 32]) -> Result<(), BadEntry> {
+        let key = VerifyingKey::from_bytes(public_key).map_err(|_| BadEntry::Signature)?;
+        let signature = Signature::from_slice(&self.signature).map_err(|_| BadEntry::Signature)?;
+        key.verify(&signed_bytes(&self.hash), &signature).map_err(|_| BadEntry::Signature)
+    }
+
+    /// Author and number.
+    #[must_use]
+    pub fn id(&self) -> EntryId {
+        EntryId { author: self.header.author, number: self.header.number }
+    }
+
+    /// Hash of the header.
+    #[must_use]
+    pub fn hash(&self) -> Hash {
+        self.hash
+    }
+
+    /// Number and short hash, as frontiers name it.
+    #[must_use]
+    pub fn tip(&self) -> Tip {
+        Tip { number: self.header.number, hash: self.hash.short() }
+    }
+
+    /// As it travels and rests.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+fn signed_bytes(hash: &Hash) -> Vec<u8> {
+    let mut bytes = b"luc/entry/1\0".to_vec();
+    bytes.extend(hash.0);
+    bytes
+}
+
+/// Encodes one of our own types. They hold nothing that MessagePack cannot.
+pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    rmp_serde::to_vec(value).unwrap_or_default()
+}
+
+fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8], part: &'static str) -> Result<T, BadEntry> {
+    rmp_serde::from_slice(bytes).map_err(|error| BadEntry::Encoding { part, reason: error.to_string() })
+}
