@@ -1,5 +1,533 @@
-//! amounts (rest follows)
+//! Ledgers: what can run out, spent without asking anyone (`PROTOCOL.md`, A1–A4).
+//!
+//! A pool's rights are shares that exactly one replica may spend. Rights are minted by the pool's root, move by
+//! grants, are spent by claims and come back by releases. An **account** (one pool, one replica) is a function of its
+//! owner's own chain and of the grants to it that the owner's frontier covers; it never goes below zero. So every
+//! judge computes the same account for an entry, whatever else it holds, and no claim needs a message: the sum of all
+//! accounts and live claims is what was minted, minus what was burnt.
+//!
+//! The source is the escrow method (O'Neil 1986) in its replicated form, the bounded counter of Balegas et al.,
+//! "Extending Eventually Consistent Cloud Databases for Enforcing Numeric Invariants" (2015), with vectors for numbers
+//! and signed entries for messages.
+
+use std::fmt;
+
+use imbl::{OrdMap, Vector};
 use serde::{Deserialize, Serialize};
-/// vector
+use uuid::Uuid;
+
+use crate::entry::{Frontier, LedgerOp, Subject};
+use crate::id::{ClaimId, EntryId, HostId, PoolId, ReplicaId};
+use crate::record::RecordId;
+
+/// What an amount counts. The numbers are part of the formats: never reuse one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum Dimension {
+    /// vCPU, after overcommit (hosts); vCPU of servers (quota: `cores`).
+    Vcpus = 1,
+    /// MiB of memory (quota: `ram`).
+    MemoryMib = 2,
+    /// GiB of disk.
+    DiskGib = 3,
+    /// Servers.
+    Instances = 4,
+}
+
+impl fmt::Display for Dimension {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vcpus => "vCPU",
+            Self::MemoryMib => "MiB of memory",
+            Self::DiskGib => "GiB of disk",
+            Self::Instances => "instances",
+        })
+    }
+}
+
+/// A vector of unsigned amounts, claimed all or nothing. Dimensions that are zero are left out, so that equal amounts
+/// are equal bytes.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Amount(pub std::collections::BTreeMap<u8, u64>);
+#[serde(try_from = "Vec<(Dimension, u64)>", into = "Vec<(Dimension, u64)>")]
+pub struct Amount(Vec<(Dimension, u64)>);
+
+/// An amount that is not in canonical form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an amount names its dimensions once, in order, and none that is zero")]
+pub struct BadAmount;
+
+impl TryFrom<Vec<(Dimension, u64)>> for Amount {
+    type Error = BadAmount;
+    fn try_from(parts: Vec<(Dimension, u64)>) -> Result<Self, BadAmount> {
+        let sorted = parts.windows(2).all(|pair| pair[0].0 < pair[1].0);
+        if sorted && parts.iter().all(|(_, n)| *n > 0) { Ok(Self(parts)) } else { Err(BadAmount) }
+    }
+}
+impl From<Amount> for Vec<(Dimension, u64)> {
+    fn from(amount: Amount) -> Self {
+        amount.0
+    }
+}
+impl FromIterator<(Dimension, u64)> for Amount {
+    /// Adds up; amounts beyond `u64` stay at its maximum.
+    fn from_iter<I: IntoIterator<Item = (Dimension, u64)>>(parts: I) -> Self {
+        let mut sum = std::collections::BTreeMap::<Dimension, u64>::new();
+        for (dimension, n) in parts {
+            let slot = sum.entry(dimension).or_default();
+            *slot = slot.saturating_add(n);
+        }
+        Self(sum.into_iter().filter(|(_, n)| *n > 0).collect())
+    }
+}
+impl fmt::Display for Amount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("nothing");
+        }
+        for (i, (dimension, n)) in self.0.iter().enumerate() {
+            write!(f, "{}{n} {dimension}", if i == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+impl Amount {
+    /// How much of one dimension.
+    #[must_use]
+    pub fn get(&self, dimension: Dimension) -> u64 {
+        self.0.iter().find(|(d, _)| *d == dimension).map_or(0, |(_, n)| *n)
+    }
+
+    /// The dimensions that are not zero, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (Dimension, u64)> + '_ {
+        self.0.iter().copied()
+    }
+
+    /// Nothing at all.
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether every dimension is at least that of `other`.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        other.iter().all(|(dimension, n)| self.get(dimension) >= n)
+    }
+
+    /// The sum; none on overflow.
+    #[must_use]
+    pub fn checked_add(&self, other: &Self) -> Option<Self> {
+        self.zip(other, u64::checked_add)
+    }
+
+    /// The difference; none where `other` is more than this in any dimension.
+    #[must_use]
+    pub fn checked_sub(&self, other: &Self) -> Option<Self> {
+        self.zip(other, u64::checked_sub)
+    }
+
+    /// The sum, at most `u64::MAX` in each dimension.
+    #[must_use]
+    pub fn saturating_add(&self, other: &Self) -> Self {
+        self.zip(other, |a, b| Some(a.saturating_add(b))).unwrap_or_default()
+    }
+
+    /// What of this is over `other`, dimension by dimension.
+    #[must_use]
+    pub fn saturating_sub(&self, other: &Self) -> Self {
+        self.zip(other, |a, b| Some(a.saturating_sub(b))).unwrap_or_default()
+    }
+
+    /// The lesser, dimension by dimension.
+    #[must_use]
+    pub fn min(&self, other: &Self) -> Self {
+        self.zip(other, |a, b| Some(a.min(b))).unwrap_or_default()
+    }
+
+    /// The greater, dimension by dimension.
+    #[must_use]
+    pub fn max(&self, other: &Self) -> Self {
+        self.zip(other, |a, b| Some(a.max(b))).unwrap_or_default()
+    }
+
+    /// Each dimension times `n`; none on overflow.
+    #[must_use]
+    pub fn checked_mul(&self, n: u64) -> Option<Self> {
+        self.iter().map(|(d, a)| a.checked_mul(n).map(|a| (d, a))).collect()
+    }
+
+    /// Each dimension divided by `n`, rounded down; nothing if `n` is zero.
+    #[must_use]
+    pub fn divided_by(&self, n: u64) -> Self {
+        self.iter().filter_map(|(d, a)| a.checked_div(n).map(|a| (d, a))).collect()
+    }
+
+    fn zip(&self, other: &Self, f: impl Fn(u64, u64) -> Option<u64>) -> Option<Self> {
+        let mut dimensions: Vec<Dimension> = self.iter().chain(other.iter()).map(|(d, _)| d).collect();
+        dimensions.sort_unstable();
+        dimensions.dedup();
+        let sums = dimensions.into_iter().map(|d| f(self.get(d), other.get(d)).map(|n| (d, n)));
+        Some(Self(sums.collect::<Option<Vec<_>>>()?.into_iter().filter(|(_, n)| *n > 0).collect()))
+    }
+}
+
+/// What one replica holds of one pool.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Account {
+    /// Free rights as of the owner's last entry that used this pool.
+    free: Amount,
+    /// Grants to the owner that this `free` does not contain yet, by the entries that made them.
+    incoming: Vec<(EntryId, Amount)>,
+}
+
+impl Account {
+    /// Free rights, all grants included: what the owner can spend once it holds what we hold.
+    #[must_use]
+    pub fn total(&self) -> Amount {
+        self.incoming.iter().fold(self.free.clone(), |sum, (_, amount)| sum.saturating_add(amount))
+    }
+
+    /// Takes up the grants that the owner's frontier covers (A1). Frontiers only grow, so it does not matter at which
+    /// of the owner's entries this is done.
+    fn settle(&mut self, frontier: &Frontier) {
+        let (seen, unseen) =
+            std::mem::take(&mut self.incoming).into_iter().partition::<Vec<_>, _>(|(entry, _)| frontier.holds(*entry));
+        self.incoming = unseen;
+        self.free = seen.iter().fold(std::mem::take(&mut self.free), |sum, (_, amount)| sum.saturating_add(amount));
+    }
+}
+
+/// What can run out.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Pool {
+    /// What it is the capacity of.
+    pub subject: Subject,
+    /// Everything ever minted into it.
+    pub minted: Amount,
+    /// Everything ever burnt. Capacity is `minted - burnt` (A2).
+    pub burnt: Amount,
+    /// Sum of the live claims.
+    pub claimed: Amount,
+    accounts: OrdMap<ReplicaId, Account>,
+}
+
+impl Pool {
+    /// Minted and not burnt.
+    #[must_use]
+    pub fn capacity(&self) -> Amount {
+        self.minted.saturating_sub(&self.burnt)
+    }
+
+    /// Every replica that has an account, with its free rights.
+    pub fn accounts(&self) -> impl Iterator<Item = (ReplicaId, Amount)> + '_ {
+        self.accounts.iter().map(|(replica, account)| (*replica, account.total()))
+    }
+
+    /// The free rights of one replica, as far as we know.
+    #[must_use]
+    pub fn free(&self, replica: ReplicaId) -> Amount {
+        self.accounts.get(&replica).map(Account::total).unwrap_or_default()
+    }
+}
+
+/// A right that has been spent on one record.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Claim {
+    /// The pool.
+    pub pool: PoolId,
+    /// How much.
+    pub amount: Amount,
+    /// What for.
+    pub record: RecordId,
+    /// Placement epoch, for claims on hosts.
+    pub epoch: u64,
+    /// Entries that hold the agent's statement that its domain is gone and will never be started for this claim (A3).
+    pub gone: Vec<EntryId>,
+}
+
+/// Why a change of a ledger is void. Nothing of its entry is applied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadLedgerOp {
+    /// A pool that the author cannot have seen.
+    #[error("pool {0} is not in the entry's past")]
+    UnknownPool(PoolId),
+    /// Only the root mints.
+    #[error("only the root of pool {0} can mint into it")]
+    NotRoot(PoolId),
+    /// The author does not hold that much (rule `authority`).
+    #[error("the author holds {held} of pool {pool}, not {wanted}")]
+    NotHeld {
+        /// The pool.
+        pool: PoolId,
+        /// What its account has.
+        held: Amount,
+        /// What the operation needs.
+        wanted: Amount,
+    },
+    /// Claims, releases and grants of nothing are noise.
+    #[error("an operation on pool {0} moves nothing")]
+    Nothing(PoolId),
+    /// More than can be counted.
+    #[error("pool {0} would overflow")]
+    Overflow(PoolId),
+    /// Grants go to members only.
+    #[error("a grant of pool {pool} goes to {to}, which is no member in the entry's past")]
+    NotMember {
+        /// The pool.
+        pool: PoolId,
+        /// To whom.
+        to: ReplicaId,
+    },
+    /// Only its holder releases a claim, once.
+    #[error("claim {0} is not the author's, or was released before")]
+    NotHolder(ClaimId),
+    /// A host claim is released with its agent's statement only (A3).
+    #[error("claim {0} has no statement of its host's agent in the entry's past")]
+    NoEvidence(ClaimId),
+}
+
+/// All pools and live claims. A persistent value: a clone is cheap and independent.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    pools: OrdMap<PoolId, Pool>,
+    claims: OrdMap<ClaimId, Claim>,
+    quota_pools: OrdMap<Uuid, Vector<PoolId>>,
+    host_pools: OrdMap<HostId, Vector<PoolId>>,
+    claims_by_record: OrdMap<RecordId, Vector<ClaimId>>,
+    claims_by_host: OrdMap<(HostId, ClaimId), ()>,
+}
+
+/// Which rows of the ledger an operation changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Touched {
+    /// A pool or one of its accounts.
+    Pool(PoolId),
+    /// A claim: made, released, or stated gone.
+    Claim(ClaimId),
+}
+
+/// Who wrote an entry, and what it had seen, itself included.
+#[derive(Clone, Copy)]
+pub struct Judged<'a> {
+    /// The entry.
+    pub entry: EntryId,
+    /// Its author's full frontier, this entry included.
+    pub frontier: &'a Frontier,
+    /// Whether a replica is a member in the entry's past.
+    pub is_member: &'a dyn Fn(ReplicaId) -> bool,
+}
+
+impl Ledger {
+    /// A pool.
+    #[must_use]
+    pub fn pool(&self, id: PoolId) -> Option<&Pool> {
+        self.pools.get(&id)
+    }
+
+    /// All pools, in order of their ids.
+    pub fn pools(&self) -> impl Iterator<Item = (&PoolId, &Pool)> {
+        self.pools.iter()
+    }
+
+    /// A live claim.
+    #[must_use]
+    pub fn claim(&self, id: ClaimId) -> Option<&Claim> {
+        self.claims.get(&id)
+    }
+
+    /// All live claims.
+    pub fn claims(&self) -> impl Iterator<Item = (&ClaimId, &Claim)> {
+        self.claims.iter()
+    }
+
+    /// The pools of a project's quota. More than one only if two sites made them apart (A2): they count together.
+    pub fn quota_pools(&self, project: Uuid) -> impl Iterator<Item = (PoolId, &Pool)> {
+        pools_of(&self.pools, self.quota_pools.get(&project))
+    }
+
+    /// The pools of a host.
+    pub fn host_pools(&self, host: HostId) -> impl Iterator<Item = (PoolId, &Pool)> {
+        pools_of(&self.pools, self.host_pools.get(&host))
+    }
+
+    /// Every host that has a pool.
+    pub fn hosts(&self) -> impl Iterator<Item = HostId> + '_ {
+        self.host_pools.keys().copied()
+    }
+
+    /// The live claims of a record.
+    pub fn claims_of(&self, record: RecordId) -> impl Iterator<Item = (ClaimId, &Claim)> {
+        let ids = self.claims_by_record.get(&record);
+        ids.into_iter().flatten().filter_map(|id| self.claims.get(id).map(|claim| (*id, claim)))
+    }
+
+    /// The live claims on a host.
+    pub fn claims_on(&self, host: HostId) -> impl Iterator<Item = (ClaimId, &Claim)> {
+        let lowest = EntryId { author: ReplicaId(Uuid::nil()), number: 0 };
+        let from = (host, ClaimId { entry: lowest, index: 0 });
+        let ids = self.claims_by_host.range(from..).map(|(key, ())| *key).take_while(move |(h, _)| *h == host);
+        ids.filter_map(|(_, id)| self.claims.get(&id).map(|claim| (id, claim)))
+    }
+
+    /// The host that a claim is on, if it is on one.
+    #[must_use]
+    pub fn host_of(&self, claim: &Claim) -> Option<HostId> {
+        match &self.pools.get(&claim.pool)?.subject {
+            Subject::Host { host, .. } => Some(*host),
+            Subject::Quota { .. } => None,
+        }
+    }
+
+    /// Whether rights and claims add up: minted = free + claimed + burnt, in every dimension of every pool. Holds at
+    /// every causally closed set of entries (rule `conservation`).
+    #[must_use]
+    pub fn is_conserved(&self) -> bool {
+        self.pools.values().all(|pool| {
+            let free = pool.accounts().try_fold(Amount::default(), |sum, (_, free)| sum.checked_add(&free));
+            let used = pool.claimed.checked_add(&pool.burnt);
+            free.and_then(|free| free.checked_add(&used?)).is_some_and(|sum| sum == pool.minted)
+        })
+    }
+
+    /// Applies one operation of an entry, in its order. On an error the ledger may have been changed by earlier
+    /// operations: the caller drops this clone.
+    ///
+    /// # Errors
+    /// [`BadLedgerOp`], judged at the entry's own past: every replica gives the same answer (E3).
+    pub fn apply(&mut self, judged: Judged<'_>, index: u32, op: &LedgerOp) -> Result<Touched, BadLedgerOp> {
+        let author = judged.entry.author;
+        match op {
+            LedgerOp::Mint { subject, amount } => {
+                let id = PoolId { entry: judged.entry, index };
+                self.insert_pool(id, mint(author, subject.clone(), amount.clone()));
+                Ok(Touched::Pool(id))
+            }
+            LedgerOp::Grow { pool: id, amount } => {
+                let pool = self.pool_mut(judged, *id)?;
+                if id.entry.author != author {
+                    return Err(BadLedgerOp::NotRoot(*id));
+                }
+                pool.minted = pool.minted.checked_add(amount).ok_or(BadLedgerOp::Overflow(*id))?;
+                let account = pool.accounts.entry(author).or_default();
+                account.free = account.free.checked_add(amount).ok_or(BadLedgerOp::Overflow(*id))?;
+                Ok(Touched::Pool(*id))
+            }
+            LedgerOp::Burn { pool: id, amount } => {
+                let pool = self.spend(judged, *id, amount)?;
+                pool.burnt = pool.burnt.saturating_add(amount);
+                Ok(Touched::Pool(*id))
+            }
+            LedgerOp::Grant { pool: id, to, amount } => {
+                if !(judged.is_member)(*to) || *to == author {
+                    return Err(BadLedgerOp::NotMember { pool: *id, to: *to });
+                }
+                let pool = self.spend(judged, *id, amount)?;
+                pool.accounts.entry(*to).or_default().incoming.push((judged.entry, amount.clone()));
+                Ok(Touched::Pool(*id))
+            }
+            LedgerOp::Claim { pool: id, amount, record, epoch } => {
+                let pool = self.spend(judged, *id, amount)?;
+                pool.claimed = pool.claimed.saturating_add(amount);
+                let claim = ClaimId { entry: judged.entry, index };
+                let row = Claim { pool: *id, amount: amount.clone(), record: *record, epoch: *epoch, gone: Vec::new() };
+                self.insert_claim(claim, row);
+                Ok(Touched::Claim(claim))
+            }
+            LedgerOp::Release { claim } => self.release(judged, *claim).map(|()| Touched::Claim(*claim)),
+        }
+    }
+
+    /// Notes that `entry` holds the agent's statement for a claim. Void for claims that are settled.
+    pub fn note_gone(&mut self, claim: ClaimId, entry: EntryId) {
+        if let Some(row) = self.claims.get_mut(&claim) {
+            if !row.gone.contains(&entry) {
+                row.gone.push(entry);
+                row.gone.sort_unstable();
+            }
+        }
+    }
+
+    /// Puts a stored pool back.
+    pub fn insert_pool(&mut self, id: PoolId, pool: Pool) {
+        match &pool.subject {
+            Subject::Host { host, .. } => insert_sorted(self.host_pools.entry(*host).or_default(), id),
+            Subject::Quota { project } => insert_sorted(self.quota_pools.entry(*project).or_default(), id),
+        }
+        self.pools.insert(id, pool);
+    }
+
+    /// Puts a stored claim back. Its pool must be there.
+    pub fn insert_claim(&mut self, id: ClaimId, claim: Claim) {
+        if let Some(host) = self.host_of(&claim) {
+            self.claims_by_host.insert((host, id), ());
+        }
+        insert_sorted(self.claims_by_record.entry(claim.record).or_default(), id);
+        self.claims.insert(id, claim);
+    }
+
+    /// Takes free rights from the author's account, after the grants that its frontier covers.
+    fn spend(&mut self, judged: Judged<'_>, id: PoolId, amount: &Amount) -> Result<&mut Pool, BadLedgerOp> {
+        if amount.is_zero() {
+            return Err(BadLedgerOp::Nothing(id));
+        }
+        let pool = self.pool_mut(judged, id)?;
+        let account = pool.accounts.entry(judged.entry.author).or_default();
+        account.settle(judged.frontier);
+        let Some(rest) = account.free.checked_sub(amount) else {
+            return Err(BadLedgerOp::NotHeld { pool: id, held: account.free.clone(), wanted: amount.clone() });
+        };
+        account.free = rest;
+        Ok(pool)
+    }
+
+    fn release(&mut self, judged: Judged<'_>, id: ClaimId) -> Result<(), BadLedgerOp> {
+        let Some(claim) = self.claims.get(&id).filter(|_| id.entry.author == judged.entry.author).cloned() else {
+            return Err(BadLedgerOp::NotHolder(id));
+        };
+        let host = self.host_of(&claim);
+        if host.is_some() && !claim.gone.iter().any(|entry| judged.frontier.holds(*entry)) {
+            return Err(BadLedgerOp::NoEvidence(id));
+        }
+        let pool = self.pool_mut(judged, claim.pool)?;
+        pool.claimed = pool.claimed.saturating_sub(&claim.amount);
+        let account = pool.accounts.entry(judged.entry.author).or_default();
+        account.free = account.free.checked_add(&claim.amount).ok_or(BadLedgerOp::Overflow(claim.pool))?;
+        self.claims.remove(&id);
+        if let Some(host) = host {
+            self.claims_by_host.remove(&(host, id));
+        }
+        if let Some(ids) = self.claims_by_record.get_mut(&claim.record) {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.claims_by_record.remove(&claim.record);
+            }
+        }
+        Ok(())
+    }
+
+    fn pool_mut(&mut self, judged: Judged<'_>, id: PoolId) -> Result<&mut Pool, BadLedgerOp> {
+        let seen = judged.frontier.holds(id.entry);
+        self.pools.get_mut(&id).filter(|_| seen).ok_or(BadLedgerOp::UnknownPool(id))
+    }
+}
+
+/// The pool that a mint makes: its root holds all of it.
+fn mint(root: ReplicaId, subject: Subject, amount: Amount) -> Pool {
+    let account = Account { free: amount.clone(), incoming: Vec::new() };
+    let accounts = OrdMap::unit(root, account);
+    Pool { subject, minted: amount, burnt: Amount::default(), claimed: Amount::default(), accounts }
+}
+
+fn pools_of<'a>(
+    pools: &'a OrdMap<PoolId, Pool>,
+    ids: Option<&'a Vector<PoolId>>,
+) -> impl Iterator<Item = (PoolId, &'a Pool)> {
+    ids.into_iter().flatten().filter_map(|id| pools.get(id).map(|pool| (*id, pool)))
+}
+
+fn insert_sorted<T: Ord + Copy>(ids: &mut Vector<T>, id: T) {
+    if let Err(at) = ids.binary_search(&id) {
+        ids.insert(at, id);
+    }
+}

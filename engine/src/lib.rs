@@ -2,7 +2,14 @@
 //! arguments, and I/O goes through [`store::Store`] alone.
 
 pub mod agent;
+mod apply;
+mod document;
 pub mod entry;
 pub mod id;
 pub mod ledger;
 pub mod record;
+pub mod replica;
+pub mod schedule;
+pub mod store;
+pub mod tx;
+pub mod view;

@@ -1,7 +1,7 @@
 //! The kinds of record, each a typed struct mapped to its Automerge document by `autosurgeon`.
 //!
 //! A document holds **wishes** only: what users and operators want. Concurrent writers of one field are merged by
-//! Automerge: of two scalars one wins, alike everywhere; maps merge key by key; counters add. What an agent **sees**
+//! Automerge: of two scalars one wins, alike everywhere; maps merge key by key. What an agent **sees**
 //! (status, power, progress) is not in the document: it changes too often for a history that is never dropped
 //! (applying a change costs more with every change before it), and its order is not Automerge's but the agent's
 //! (`PROTOCOL.md`, S4). It is kept beside the document, see [`crate::agent::Observation`]. What a server **holds**
@@ -10,6 +10,7 @@
 //! Deletion is in the entry's header, never in the document, so that judges who do not hold the content know it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use autosurgeon::{Hydrate, Reconcile};
 use serde::{Deserialize, Serialize};
@@ -92,8 +93,6 @@ pub struct Host {
     pub name: String,
     /// The site it belongs to; never changes. Only replicas of this site may write this record (E7).
     pub site: String,
-    /// Ed25519 public key of its agent: statements about claims are signed with it (A3).
-    pub agent_key: Vec<u8>,
     /// `QEMU`, `KVM`, `test`: as libvirt names it.
     pub hypervisor_type: String,
     /// libvirt's number for the hypervisor's version, e.g. 7002000.
@@ -142,7 +141,7 @@ pub struct User {
     pub default_project: Option<Uuid>,
 }
 
-/// A role of a user in a project. Its id is UUIDv5 of (user, project, role), so that granting twice is granting once.
+/// A role of a user in a project. Two sites may grant the same role apart: taking it away deletes every one of them.
 #[derive(Clone, Debug, PartialEq, Default, Reconcile, Hydrate, Serialize, Deserialize)]
 pub struct Assignment {
     /// The user.
@@ -376,7 +375,7 @@ pub enum Record {
     Flavor(Flavor),
     Image(Image),
     Keypair(Keypair),
-    Server(Box<Server>),
+    Server(Arc<Server>),
     Revocation(Revocation),
 }
 
@@ -412,11 +411,4 @@ pub fn site_record(name: &str) -> RecordId {
 #[must_use]
 pub fn host_record(host: HostId) -> RecordId {
     RecordId { kind: Kind::Host, id: host.0 }
-}
-
-/// The id of the assignment of `role` to `user` in `project`.
-#[must_use]
-pub fn assignment_record(user: Uuid, project: Uuid, role: &str) -> RecordId {
-    let key = format!("assignment/{user}/{project}/{role}");
-    RecordId { kind: Kind::Assignment, id: Uuid::new_v5(&NAMESPACE, key.as_bytes()) }
 }

@@ -1,0 +1,413 @@
+//! Applying an entry: who may write what (`PROTOCOL.md`, E7), and what each part does to a view.
+//!
+//! Every check here is a function of the entry and of its causal past, never of what else the receiver holds, so that
+//! all replicas judge alike (E3). Where a part of an entry meets something that is already settled here (a change of
+//! a record that is gone, a statement about a released claim), it is void, not wrong: whether it is settled depends
+//! on what the receiver holds.
+
+use crate::agent::{Observation, Statement};
+use crate::document::{self, BadDocument};
+use crate::entry::{ContentOp, Created, Entry, Frontier, LedgerOp, Member, MemberOp, Name, Subject};
+use crate::id::{ClaimId, CloudId, EntryId, HostId, PoolId, ReplicaId};
+use crate::ledger::{BadLedgerOp, Judged, Touched};
+use crate::record::{Kind, Record, RecordId, site_record};
+use crate::store::StoreError;
+use crate::view::{Held, MemberState, View};
+
+/// Why an entry is refused (rule `authority`). Nothing of it is applied; later entries of its author cannot be either.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    /// Its author was not admitted in its past.
+    #[error("its author is no member in its past")]
+    NotMember,
+    /// See [`BadLedgerOp`].
+    #[error("ledger operation {index}: {source}")]
+    Ledger {
+        /// Which.
+        index: usize,
+        /// Why.
+        source: BadLedgerOp,
+    },
+    /// The author may not write this (E7).
+    #[error("its author, of site {site}, may not {what}")]
+    Authority {
+        /// The author's site.
+        site: String,
+        /// What it tried.
+        what: String,
+    },
+    /// A part names something that is not in the entry's past.
+    #[error("{0} is not in its past")]
+    Unknown(String),
+    /// A member's id does not follow from its key, or the like.
+    #[error("the member {0} is malformed")]
+    BadMember(ReplicaId),
+    /// See [`BadDocument`].
+    #[error("record {record:?}: {source}")]
+    Document {
+        /// Which.
+        record: RecordId,
+        /// Why.
+        source: BadDocument,
+    },
+}
+
+/// Why an entry could not be applied.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum ApplyError {
+    /// It is refused, here and everywhere.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// The store could not be read: nothing is said about the entry.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Saved documents: read from the store, written with the entry.
+pub(crate) trait Documents {
+    fn load(&mut self, id: RecordId) -> Result<Option<Vec<u8>>, StoreError>;
+    /// Puts a document in saved form, or takes it away.
+    fn save(&mut self, id: RecordId, saved: Option<Vec<u8>>);
+}
+
+/// The cloud that the replica with this key founded. Whoever knows the cloud's id thus knows who may admit itself.
+#[must_use]
+pub fn founded_by(public_key: &[u8; 32]) -> CloudId {
+    let mut bytes = b"luc/cloud/1\0".to_vec();
+    bytes.extend(public_key);
+    let mut id = [0; 16];
+    id.copy_from_slice(&blake3::hash(&bytes).as_bytes()[..16]);
+    CloudId(uuid::Uuid::from_bytes(id))
+}
+
+/// What an entry is judged by, besides the view.
+#[derive(Clone, Copy)]
+pub(crate) struct Author<'a> {
+    pub(crate) entry: EntryId,
+    pub(crate) member: &'a Member,
+    /// Its full frontier, this entry included.
+    pub(crate) frontier: &'a Frontier,
+}
+
+/// Applies a whole entry. On an error the view is half changed: the caller drops it.
+pub(crate) fn apply(
+    view: &mut View,
+    entry: &Entry,
+    frontier: &Frontier,
+    documents: &mut impl Documents,
+) -> Result<(), ApplyError> {
+    let header = &entry.header;
+    let member = author_of(view, entry, frontier)?;
+    let author = Author { entry: entry.id(), member: &member, frontier };
+    for op in &header.members {
+        apply_member(view, author, op)?;
+    }
+    for (index, op) in header.ledger.iter().enumerate() {
+        apply_ledger(view, author, index, op)?;
+    }
+    for created in &header.created {
+        apply_created(view, author, created)?;
+    }
+    for statement in &header.statements {
+        apply_statement(view, author, statement);
+    }
+    for op in &entry.content.ops {
+        apply_content(view, author, op, documents)?;
+    }
+    for record in &header.deleted {
+        apply_deleted(view, author, *record)?;
+    }
+    sweep(view, header.deleted.iter().copied().chain(released(header)), documents);
+    view.frontier.set(header.author, entry.tip());
+    Ok(())
+}
+
+/// Servers whose fate an entry's statements may have settled.
+fn released(header: &crate::entry::Header) -> impl Iterator<Item = RecordId> + '_ {
+    header.statements.iter().map(|statement| RecordId { kind: Kind::Server, id: statement.server })
+}
+
+/// The author as admitted in the entry's past; the founder admits itself.
+fn author_of(view: &View, entry: &Entry, frontier: &Frontier) -> Result<Member, Invalid> {
+    let header = &entry.header;
+    if let Some(state) = view.members.get(&header.author) {
+        return if frontier.holds(state.joined) { Ok(state.member.clone()) } else { Err(Invalid::NotMember) };
+    }
+    match header.members.first() {
+        Some(MemberOp::Join(member))
+            if header.number == 1
+                && member.replica == header.author
+                && founded_by(&member.public_key) == header.cloud =>
+        {
+            Ok(member.clone())
+        }
+        _ => Err(Invalid::NotMember),
+    }
+}
+
+pub(crate) fn apply_member(view: &mut View, author: Author<'_>, op: &MemberOp) -> Result<(), Invalid> {
+    match op {
+        MemberOp::Join(member) => {
+            let founder = author.entry.number == 1 && member.replica == author.entry.author;
+            let exceeds = (member.identity_authority && !author.member.identity_authority)
+                || (member.sponsor && !author.member.sponsor);
+            if !founder && (!author.member.sponsor || exceeds) {
+                return Err(refused(author, "admit a member with these powers"));
+            }
+            if ReplicaId::of_key(&member.public_key) != member.replica {
+                return Err(Invalid::BadMember(member.replica));
+            }
+            // Admitted twice, in two halves of a split: the lower entry stands, whichever came first here.
+            let known = view.members.get(&member.replica);
+            if known.is_none_or(|state| author.entry < state.joined) {
+                let revoked = known.is_some_and(|state| state.revoked);
+                let state = MemberState { member: member.clone(), joined: author.entry, readdressed: None, revoked };
+                view.set_member(state);
+            }
+        }
+        MemberOp::Readdress { addresses } => {
+            if let Some(mut state) = view.members.get(&author.entry.author).cloned() {
+                state.member.addresses.clone_from(addresses);
+                state.readdressed = Some(author.entry);
+                view.set_member(state);
+            }
+        }
+        MemberOp::Revoke { replica } => {
+            if !author.member.sponsor {
+                return Err(refused(author, "revoke a certificate"));
+            }
+            let known = view.members.get(replica).filter(|state| author.frontier.holds(state.joined));
+            let mut state = known.cloned().ok_or_else(|| Invalid::Unknown(format!("member {replica}")))?;
+            state.revoked = true;
+            view.set_member(state);
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn apply_ledger(view: &mut View, author: Author<'_>, index: usize, op: &LedgerOp) -> Result<(), Invalid> {
+    if let LedgerOp::Mint { subject, .. } = op {
+        match subject {
+            Subject::Host { site, .. } if *site != author.member.site => {
+                return Err(refused(author, "make the pool of another site's host"));
+            }
+            Subject::Quota { .. } if !author.member.identity_authority => {
+                return Err(refused(author, "make a quota"));
+            }
+            Subject::Host { .. } | Subject::Quota { .. } => {}
+        }
+    }
+    let number = u32::try_from(index).unwrap_or(u32::MAX);
+    let touches = match op {
+        LedgerOp::Mint { .. } => None,
+        LedgerOp::Grow { pool, .. } | LedgerOp::Burn { pool, .. } => Some(Touched::Pool(*pool)),
+        LedgerOp::Grant { pool, .. } | LedgerOp::Claim { pool, .. } => Some(Touched::Pool(*pool)),
+        LedgerOp::Release { claim } => Some(Touched::Claim(*claim)),
+    };
+    let members = view.members.clone();
+    let is_member = |replica| members.get(&replica).is_some_and(|state| author.frontier.holds(state.joined));
+    let judged = Judged { entry: author.entry, frontier: author.frontier, is_member: &is_member };
+    view.edit_ledger(touches, |ledger| ledger.apply(judged, number, op))
+        .map_err(|source| Invalid::Ledger { index, source })
+}
+
+pub(crate) fn apply_created(view: &mut View, author: Author<'_>, created: &Created) -> Result<(), Invalid> {
+    check_writer(view, author, created.record)?;
+    let (id, by) = (created.record, author.entry);
+    if view.tombstones.contains_key(&id) {
+        return Ok(());
+    }
+    if view.records.contains_key(&id) {
+        view.edit_record(id, |held| {
+            held.created.push(by);
+            held.created.sort_unstable();
+        });
+    } else {
+        let references = created.references.clone();
+        let held = Held { record: None, created: vec![by], references, deleted: false, observation: None };
+        view.set_record(id, Some(held));
+    }
+    Ok(())
+}
+
+/// A statement counts where its claim is live, on that host and in the entry's past, and the host's key signed it.
+pub(crate) fn apply_statement(view: &mut View, author: Author<'_>, statement: &Statement) {
+    if is_evidence(view, author.frontier, statement) {
+        let noted = view.edit_ledger(Some(Touched::Claim(statement.claim)), |ledger| {
+            ledger.note_gone(statement.claim, author.entry);
+            Ok::<_, std::convert::Infallible>(Touched::Claim(statement.claim))
+        });
+        match noted {
+            Ok(()) => {}
+        }
+    }
+}
+
+/// Whether a statement settles its claim.
+pub(crate) fn is_evidence(view: &View, frontier: &Frontier, statement: &Statement) -> bool {
+    let claim = view.ledger.claim(statement.claim).filter(|_| frontier.holds(statement.claim.entry));
+    let Some(claim) = claim else { return false };
+    let Some(pool) = view.ledger.pool(claim.pool) else { return false };
+    match &pool.subject {
+        Subject::Host { host, agent_key, .. } => {
+            *host == statement.host && claim.record.id == statement.server && statement.verify(view.cloud, agent_key)
+        }
+        Subject::Quota { .. } => false,
+    }
+}
+
+fn apply_content(
+    view: &mut View,
+    author: Author<'_>,
+    op: &ContentOp,
+    documents: &mut impl Documents,
+) -> Result<(), ApplyError> {
+    match op {
+        ContentOp::Change { record, bytes } => {
+            check_writer(view, author, *record)?;
+            if !is_present(view, author, *record)? {
+                return Ok(());
+            }
+            let saved = documents.load(*record)?;
+            let (saved, value) = document::apply(saved.as_deref(), author.entry.author, record.kind, bytes)
+                .map_err(|source| Invalid::Document { record: *record, source })?;
+            set_value(view, *record, value);
+            documents.save(*record, Some(saved));
+        }
+        ContentOp::Observe(observation) => apply_observation(view, author, observation)?,
+        ContentOp::Bind { .. } | ContentOp::Unbind { .. } => apply_name_op(view, author, op)?,
+    }
+    Ok(())
+}
+
+/// Whether the author may change this record's content.
+pub(crate) fn apply_writable(view: &mut View, author: Author<'_>, id: RecordId) -> Result<(), Invalid> {
+    check_writer(view, author, id)
+}
+
+pub(crate) fn apply_name_op(view: &mut View, author: Author<'_>, op: &ContentOp) -> Result<(), Invalid> {
+    match op {
+        ContentOp::Change { .. } | ContentOp::Observe(_) => {}
+        ContentOp::Bind { name, generation, bearer } => {
+            apply_name(view, author, name, *bearer, |state| {
+                let taken_back = state.unbound.contains(&(*generation, *bearer));
+                if !taken_back && !state.bound.iter().any(|(_, g, b)| (*g, *b) == (*generation, *bearer)) {
+                    state.bound.push((author.entry, *generation, *bearer));
+                }
+            })?;
+        }
+        ContentOp::Unbind { name, generation, bearer } => {
+            apply_name(view, author, name, *bearer, |state| {
+                state.bound.retain(|(_, g, b)| (*g, *b) != (*generation, *bearer));
+                if !state.unbound.contains(&(*generation, *bearer)) {
+                    state.unbound.push((*generation, *bearer));
+                }
+            })?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn set_value(view: &mut View, id: RecordId, value: Option<Record>) {
+    view.edit_record(id, |held| held.record = value);
+}
+
+/// The newest by placement epoch, incarnation and counter wins, whichever replica wrote it down (S4).
+pub(crate) fn apply_observation(view: &mut View, author: Author<'_>, seen: &Observation) -> Result<(), Invalid> {
+    if !is_host_of(view, author, seen.host) {
+        return Err(refused(author, "report what a host of another site sees"));
+    }
+    let id = RecordId { kind: Kind::Server, id: seen.server };
+    if is_present(view, author, id)? {
+        let newest = view.records.get(&id).and_then(|held| held.observation.as_ref());
+        // Of two that claim the same place, which only a broken agent makes, the one with the higher bytes stands.
+        let rank = |o: &Observation| (o.order(), crate::entry::encode(o));
+        if newest.is_none_or(|newest| rank(newest) < rank(seen)) {
+            view.edit_record(id, |held| held.observation = Some(seen.clone()));
+        }
+    }
+    Ok(())
+}
+
+fn apply_name(
+    view: &mut View,
+    author: Author<'_>,
+    name: &Name,
+    bearer: RecordId,
+    edit: impl FnOnce(&mut crate::view::NameState),
+) -> Result<(), Invalid> {
+    check_writer(view, author, bearer)?;
+    if bearer.kind != name.kind {
+        return Err(refused(author, "give a name to a record of another kind"));
+    }
+    view.edit_name(name, edit);
+    Ok(())
+}
+
+pub(crate) fn apply_deleted(view: &mut View, author: Author<'_>, id: RecordId) -> Result<(), Invalid> {
+    check_writer(view, author, id)?;
+    if is_present(view, author, id)? {
+        view.edit_record(id, |held| held.deleted = true);
+    }
+    Ok(())
+}
+
+/// Takes away what is deleted and no longer kept, and then what was only kept by that (R1).
+pub(crate) fn sweep(view: &mut View, from: impl Iterator<Item = RecordId>, documents: &mut impl Documents) {
+    let mut check: Vec<RecordId> = from.collect();
+    while let Some(id) = check.pop() {
+        let Some(held) = view.records.get(&id).filter(|held| held.deleted).cloned() else { continue };
+        if view.is_kept(id) {
+            continue;
+        }
+        view.tombstones.insert(id, held.created.clone());
+        view.set_record(id, None);
+        documents.save(id, None);
+        check.extend(held.references.iter().copied());
+    }
+}
+
+/// Whether a record is held, in the entry's past. False if it is gone.
+fn is_present(view: &View, author: Author<'_>, id: RecordId) -> Result<bool, Invalid> {
+    let seen = |created: &[EntryId]| created.iter().any(|entry| author.frontier.holds(*entry));
+    if let Some(created) = view.tombstones.get(&id) {
+        return if seen(created) { Ok(false) } else { Err(Invalid::Unknown(format!("{id:?}"))) };
+    }
+    match view.records.get(&id) {
+        Some(held) if seen(&held.created) => Ok(true),
+        _ => Err(Invalid::Unknown(format!("{id:?}"))),
+    }
+}
+
+/// Who may write a record of this kind (E7). `ARCHITECTURE.md` lists what this leaves a hostile site to do.
+fn check_writer(view: &View, author: Author<'_>, id: RecordId) -> Result<(), Invalid> {
+    let allowed = match id.kind {
+        Kind::Project | Kind::User | Kind::Assignment => author.member.identity_authority,
+        Kind::Site => id == site_record(author.member.site.as_str()),
+        Kind::Host => is_host_of(view, author, HostId(id.id)),
+        Kind::Flavor | Kind::Image | Kind::Keypair | Kind::Server | Kind::Revocation => true,
+    };
+    if allowed { Ok(()) } else { Err(refused(author, &format!("write records of kind {:?} ({})", id.kind, id.id))) }
+}
+
+/// Whether a host's pool was minted by the author's site, in the entry's past.
+fn is_host_of(view: &View, author: Author<'_>, host: HostId) -> bool {
+    let minted_here = |id: PoolId, subject: &Subject| {
+        author.frontier.holds(id.entry) && matches!(subject, Subject::Host { site, .. } if *site == author.member.site)
+    };
+    view.ledger.host_pools(host).any(|(id, pool)| minted_here(id, &pool.subject))
+}
+
+fn refused(author: Author<'_>, what: &str) -> Invalid {
+    Invalid::Authority { site: author.member.site.to_string(), what: what.into() }
+}
+
+/// The claims that `holder` can release: stated gone, of servers that are deleted; with the claims of the same server
+/// on its quota (A3).
+pub(crate) fn releasable(view: &View, holder: ReplicaId, server: RecordId) -> Vec<ClaimId> {
+    let mine: Vec<_> = view.ledger.claims_of(server).filter(|(id, _)| id.entry.author == holder).collect();
+    let on_host = |claim| view.ledger.host_of(claim).is_some();
+    let deleted = view.records.get(&server).is_none_or(|held| held.deleted);
+    let settled = mine.iter().all(|(_, claim)| !on_host(claim) || !claim.gone.is_empty());
+    if deleted && settled { mine.into_iter().map(|(id, _)| id).collect() } else { Vec::new() }
+}

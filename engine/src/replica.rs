@@ -1,0 +1,623 @@
+//! One replica: a pure state machine over a store.
+//!
+//! Time and random bits come in as arguments; nothing is sent. Changes gather until [`Replica::flush`] makes them
+//! durable in one commit, and only what `flush` returned may be shown, sent or acted on (`PROTOCOL.md`, E2). The same
+//! code runs in production, in property tests and in simulation.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ed25519_dalek::SigningKey;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use crate::apply::{self, ApplyError, Documents};
+pub use crate::apply::{Invalid, founded_by};
+use crate::entry::{BadEntry, Entry, Frontier, Hash, Header, Member, MemberOp, Tip, encode};
+use crate::id::{ClaimId, CloudId, EntryId, Millis, ReplicaId};
+use crate::record::RecordId;
+use crate::store::{Batch, FORMAT, Reader, Store, StoreError, Table};
+use crate::tx::{Refusal, Tx};
+use crate::view::{Dirty, Rows, View};
+
+/// Who a replica is.
+#[derive(Clone)]
+pub struct Identity {
+    /// The cloud.
+    pub cloud: CloudId,
+    /// Signs its entries.
+    pub key: SigningKey,
+}
+
+impl Identity {
+    /// The replica's id, which follows from its key.
+    #[must_use]
+    pub fn replica(&self) -> ReplicaId {
+        ReplicaId::of_key(&self.public_key())
+    }
+
+    /// The public key.
+    #[must_use]
+    pub fn public_key(&self) -> [u8; 32] {
+        self.key.verifying_key().to_bytes()
+    }
+}
+
+/// Why a store does not open as a replica. It is left as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// See [`StoreError`].
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Written by another version.
+    #[error("the store has format {0}; this version reads format {FORMAT}")]
+    Format(u64),
+    /// The store has no state: neither founded nor joined.
+    #[error("the store is empty: `luc init` or `luc join` first")]
+    Empty,
+    /// The store has state already.
+    #[error("the store already belongs to a cloud")]
+    NotEmpty,
+    /// A row does not decode.
+    #[error("a row of table {table} does not decode: {reason}")]
+    Row {
+        /// Which table.
+        table: &'static str,
+        /// What the decoder said.
+        reason: String,
+    },
+    /// The store belongs to another replica or cloud.
+    #[error("the store has no member with this key: it belongs to another replica")]
+    NotMember,
+    /// The founder may not found.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+/// What became of an entry that was received.
+#[derive(Debug, Clone)]
+pub enum Received {
+    /// Applied; durable after the next flush.
+    Applied,
+    /// Held before.
+    Known,
+    /// Its past is not held yet: this entry must come first.
+    Waiting(EntryId),
+    /// Refused. If it is refused for what it is, its author is in quarantine: nothing after it can be applied.
+    Refused(Rejection),
+}
+
+/// Why an entry was refused.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Rejection {
+    /// It is no entry of this cloud's.
+    #[error(transparent)]
+    Bad(#[from] BadEntry),
+    /// Its author's previous entry is another one than it names.
+    #[error("entry {0} does not follow its author's previous entry")]
+    Chain(EntryId),
+    /// Two entries with one number exist: its author forked (M3).
+    #[error("entry {named} exists in two forms: its author has forked")]
+    Fork {
+        /// The entry that exists twice.
+        named: EntryId,
+    },
+    /// It breaks a rule.
+    #[error("entry {entry}: {reason}")]
+    Invalid {
+        /// Which.
+        entry: EntryId,
+        /// Why.
+        reason: Invalid,
+    },
+    /// An earlier entry of the same author was refused.
+    #[error("its author {0} is in quarantine")]
+    Quarantined(ReplicaId),
+    /// Others hold an entry of this replica's that its own store has not: the store is an old copy (M4).
+    #[error("others hold entry {0} of this replica, which its store lacks: the store is an old copy")]
+    OldStore(EntryId),
+    /// The store failed; nothing is said about the entry.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The last entry of an author, as far as held.
+#[derive(Clone, Debug, Default)]
+struct Chain {
+    last: Hash,
+    /// The full frontier of that entry, itself included.
+    frontier: Arc<Frontier>,
+}
+
+/// What a flush has made durable. From now on it may be seen.
+#[derive(Debug, Default)]
+pub struct Flushed {
+    /// The entries, in the order in which they were applied.
+    pub entries: Vec<Arc<Entry>>,
+    /// Records that changed.
+    pub records: Vec<RecordId>,
+    /// Claims that were made, released, or stated gone.
+    pub claims: Vec<ClaimId>,
+    /// Whether membership changed.
+    pub members: bool,
+}
+
+/// One replica.
+pub struct Replica {
+    identity: Identity,
+    me: ReplicaId,
+    view: View,
+    chains: imbl::OrdMap<ReplicaId, Chain>,
+    store: Box<dyn Store>,
+    pending: Pending,
+    quarantine: BTreeMap<ReplicaId, Rejection>,
+    old_store: Option<EntryId>,
+}
+
+/// What the next flush writes, besides the view's dirty rows; and how documents are read meanwhile.
+struct Pending {
+    reader: Box<dyn Reader>,
+    documents: BTreeMap<RecordId, Option<Vec<u8>>>,
+    entries: Vec<Arc<Entry>>,
+}
+
+impl Documents for Pending {
+    fn load(&mut self, id: RecordId) -> Result<Option<Vec<u8>>, StoreError> {
+        match self.documents.get(&id) {
+            Some(saved) => Ok(saved.clone()),
+            None => self.reader.get(Table::Document, &encode(&id)),
+        }
+    }
+    fn save(&mut self, id: RecordId, saved: Option<Vec<u8>>) {
+        self.documents.insert(id, saved);
+    }
+}
+
+impl Replica {
+    /// Founds a cloud in an empty store: entry 1 admits `member`, which is this replica.
+    ///
+    /// # Errors
+    /// [`OpenError`]; the store is left empty.
+    pub fn found(
+        identity: Identity,
+        mut store: Box<dyn Store>,
+        member: Member,
+        now: Millis,
+    ) -> Result<Self, OpenError> {
+        if founded_by(&identity.public_key()) != identity.cloud {
+            return Err(OpenError::NotMember);
+        }
+        if store.reader()?.get(Table::Meta, b"format")?.is_some() {
+            return Err(OpenError::NotEmpty);
+        }
+        Self::prepare(store.as_mut())?;
+        let view = View::new(identity.cloud);
+        let mut replica = Self::over(identity, view, imbl::OrdMap::new(), store)?;
+        replica.write(now, Some(member.clone()), |tx| tx.membership(MemberOp::Join(member)))?;
+        replica.flush()?;
+        Ok(replica)
+    }
+
+    /// Marks a store as one of this format. A newcomer does this, then puts the rows of a snapshot, then opens.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn prepare(store: &mut dyn Store) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        batch.put(Table::Meta, b"format".to_vec(), FORMAT.to_be_bytes().to_vec());
+        store.commit(&batch)
+    }
+
+    /// Opens a store that was founded or joined.
+    ///
+    /// # Errors
+    /// [`OpenError`]; the store is left as it was.
+    pub fn open(identity: Identity, store: Box<dyn Store>) -> Result<Self, OpenError> {
+        let reader = store.reader()?;
+        let format = reader.get(Table::Meta, b"format")?.ok_or(OpenError::Empty)?;
+        let format = format.try_into().map(u64::from_be_bytes).unwrap_or_default();
+        if format != FORMAT {
+            return Err(OpenError::Format(format));
+        }
+        let chains = load_chains(&*reader)?;
+        let mut view = View::new(identity.cloud);
+        view.restore(load_rows(&*reader, &chains)?);
+        if view.member(identity.replica()).is_none_or(|state| state.member.public_key != identity.public_key()) {
+            return Err(OpenError::NotMember);
+        }
+        Ok(Self::over(identity, view, chains, store)?)
+    }
+
+    fn over(
+        identity: Identity,
+        view: View,
+        chains: imbl::OrdMap<ReplicaId, Chain>,
+        store: Box<dyn Store>,
+    ) -> Result<Self, StoreError> {
+        let me = identity.replica();
+        let pending = Pending { reader: store.reader()?, documents: BTreeMap::new(), entries: Vec::new() };
+        Ok(Self { identity, me, view, chains, store, pending, quarantine: BTreeMap::new(), old_store: None })
+    }
+
+    /// Who it is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The state, including what is not flushed yet: to be published only after [`Replica::flush`].
+    #[must_use]
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Authors whose entries are refused, and why.
+    #[must_use]
+    pub fn quarantine(&self) -> &BTreeMap<ReplicaId, Rejection> {
+        &self.quarantine
+    }
+
+    /// The entry that others hold of this replica and its store lacks, if one was met: it writes no more (M4).
+    #[must_use]
+    pub fn old_store(&self) -> Option<EntryId> {
+        self.old_store
+    }
+
+    /// Runs a transaction. If it changed anything, it is one entry, durable after the next flush.
+    ///
+    /// # Errors
+    /// What `f` says, or a [`Refusal`]; the replica is as before.
+    pub fn transact<T, E: From<Refusal>>(
+        &mut self,
+        now: Millis,
+        f: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
+    ) -> Result<(T, Option<EntryId>), E> {
+        self.write(now, None, f)
+    }
+
+    /// Takes an entry that came from elsewhere.
+    #[must_use]
+    pub fn receive(&mut self, bytes: &[u8]) -> Received {
+        match self.accept(bytes) {
+            Ok(received) => received,
+            Err(rejection) => {
+                if let Rejection::Invalid { entry: EntryId { author, .. }, .. }
+                | Rejection::Fork { named: EntryId { author, .. } }
+                | Rejection::Chain(EntryId { author, .. }) = &rejection
+                {
+                    self.quarantine.insert(*author, rejection.clone());
+                }
+                Received::Refused(rejection)
+            }
+        }
+    }
+
+    /// Releases the claims of this replica's whose servers are deleted and stated gone: of the records that hold
+    /// `claims`, or of all if none is given. Says how many claims were released.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing is released.
+    pub fn release_settled(&mut self, now: Millis, claims: Option<&[ClaimId]>) -> Result<usize, Refusal> {
+        let me = self.me;
+        let ledger = self.view.ledger();
+        let mine = |id: &ClaimId| id.entry.author == me;
+        let mut records: Vec<RecordId> = match claims {
+            Some(ids) => ids.iter().filter(|id| mine(id)).filter_map(|id| Some(ledger.claim(*id)?.record)).collect(),
+            None => ledger.claims().filter(|(id, _)| mine(id)).map(|(_, claim)| claim.record).collect(),
+        };
+        records.sort_unstable();
+        records.dedup();
+        let settled: Vec<ClaimId> =
+            records.into_iter().flat_map(|record| apply::releasable(&self.view, me, record)).collect();
+        if settled.is_empty() {
+            return Ok(0);
+        }
+        let count = settled.len();
+        self.transact(now, |tx| settled.into_iter().try_for_each(|claim| tx.release(claim)))?;
+        Ok(count)
+    }
+
+    /// Makes everything since the last flush durable, in one commit.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then the replica must be opened anew from its store, and nothing of this batch may be shown.
+    pub fn flush(&mut self) -> Result<Flushed, StoreError> {
+        if self.pending.entries.is_empty() {
+            return Ok(Flushed::default());
+        }
+        let dirty = std::mem::take(&mut self.view.dirty);
+        let batch = self.batch(&dirty);
+        self.store.commit(&batch)?;
+        self.pending.reader = self.store.reader()?;
+        self.pending.documents.clear();
+        let entries = std::mem::take(&mut self.pending.entries);
+        let members = !dirty.members.is_empty();
+        let records = dirty.records.into_iter().collect();
+        Ok(Flushed { entries, records, claims: dirty.claims.into_iter().collect(), members })
+    }
+
+    /// A reader of what is durable: logs for others, snapshots.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
+        self.store.reader()
+    }
+
+    fn write<T, E: From<Refusal>>(
+        &mut self,
+        now: Millis,
+        founder: Option<Member>,
+        f: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
+    ) -> Result<(T, Option<EntryId>), E> {
+        let chain = self.chains.get(&self.me).cloned().unwrap_or_default();
+        let number = chain.frontier.number(self.me) + 1;
+        let id = EntryId { author: self.me, number };
+        if let Some(theirs) = self.old_store {
+            return Err(Refusal::Invalid(Invalid::Unknown(format!("own entry {theirs}"))).into());
+        }
+        let member = founder.or_else(|| self.view.member(self.me).map(|state| state.member.clone()));
+        let member = member.ok_or(Refusal::Invalid(Invalid::NotMember))?;
+        let mut frontier = self.view.frontier.clone();
+        frontier.set(self.me, Tip { number, hash: 0 });
+        let mut tx = Tx::new(self.view.clone(), id, frontier.clone(), member, now, &mut self.pending);
+        let value = f(&mut tx)?;
+        let finished = tx.finish();
+        if finished.parts.is_empty() {
+            return Ok((value, None));
+        }
+        let differs = |(replica, tip): &(&ReplicaId, &Tip)| chain.frontier.0.get(replica) != Some(*tip);
+        let others = self.view.frontier.0.iter().filter(|(replica, _)| **replica != self.me);
+        let base = Header {
+            cloud: self.identity.cloud,
+            author: self.me,
+            number,
+            previous: chain.last,
+            seen: others.filter(differs).map(|(replica, tip)| (*replica, *tip)).collect(),
+            time: now,
+            scope: crate::entry::Scope::Everywhere,
+            created: Vec::new(),
+            deleted: Vec::new(),
+            ledger: Vec::new(),
+            members: Vec::new(),
+            statements: Vec::new(),
+            content: Hash::default(),
+        };
+        let (header, content) = finished.parts.into_entry(base);
+        let entry = Entry::sign(header, content, &self.identity.key);
+        let mut view = finished.view;
+        view.frontier.set(self.me, entry.tip());
+        #[cfg(debug_assertions)]
+        self.check_like_a_receiver(&entry, &frontier, &view);
+        frontier.set(self.me, entry.tip());
+        self.view = view;
+        self.pending.documents.extend(finished.documents);
+        self.took(Arc::new(entry), frontier);
+        Ok((value, Some(id)))
+    }
+
+    /// In debug builds, every own entry is applied once more as a receiver would, and every ledger is added up.
+    #[cfg(debug_assertions)]
+    fn check_like_a_receiver(&mut self, entry: &Entry, frontier: &Frontier, expected: &View) {
+        let mut view = self.view.clone();
+        let mut documents = crate::tx::Overlay { base: &mut self.pending, changed: BTreeMap::new() };
+        let applied = apply::apply(&mut view, entry, frontier, &mut documents);
+        assert!(applied.is_ok(), "others would refuse own entry {entry:?}: {applied:?}");
+        assert_eq!(view.digest(), expected.digest(), "others would see another state after {entry:?}");
+        assert!(view.ledger().is_conserved(), "rights do not add up after {entry:?}");
+    }
+
+    fn accept(&mut self, bytes: &[u8]) -> Result<Received, Rejection> {
+        let entry = Entry::decode(bytes)?;
+        let header = &entry.header;
+        let id = entry.id();
+        if header.cloud != self.identity.cloud {
+            return Err(BadEntry::Cloud.into());
+        }
+        let chain = self.chains.get(&id.author).cloned().unwrap_or_default();
+        let held = chain.frontier.number(id.author);
+        if id.number <= held {
+            return self.compare(id, entry.hash());
+        }
+        if let Some(before) = self.missing(&entry, held) {
+            return Ok(Received::Waiting(before));
+        }
+        if self.quarantine.contains_key(&id.author) {
+            return Err(Rejection::Quarantined(id.author));
+        }
+        let key = match self.view.member(id.author) {
+            Some(state) => state.member.public_key,
+            None => founder_key(header).ok_or(Rejection::Invalid { entry: id, reason: Invalid::NotMember })?,
+        };
+        entry.verify(&key)?;
+        if id.author == self.me {
+            self.old_store = Some(id);
+            return Err(Rejection::OldStore(id));
+        }
+        if header.previous != chain.last {
+            return Err(Rejection::Chain(id));
+        }
+        let mut frontier = Frontier::clone(&chain.frontier);
+        for (replica, tip) in &header.seen {
+            let named = EntryId { author: *replica, number: tip.number };
+            if self.short_hash(named)? != Some(tip.hash) {
+                return Err(Rejection::Fork { named });
+            }
+            // A frontier never falls.
+            if *replica == id.author || tip.number < frontier.number(*replica) {
+                return Err(Rejection::Chain(id));
+            }
+            frontier.set(*replica, *tip);
+        }
+        frontier.set(id.author, entry.tip());
+        let mut view = self.view.clone();
+        let mut documents = crate::tx::Overlay { base: &mut self.pending, changed: BTreeMap::new() };
+        match apply::apply(&mut view, &entry, &frontier, &mut documents) {
+            Ok(()) => {}
+            Err(ApplyError::Invalid(reason)) => return Err(Rejection::Invalid { entry: id, reason }),
+            Err(ApplyError::Store(error)) => return Err(error.into()),
+        }
+        let changed = documents.changed;
+        debug_assert!(view.ledger().is_conserved(), "rights do not add up after {entry:?}");
+        self.view = view;
+        self.pending.documents.extend(changed);
+        self.took(Arc::new(entry), frontier);
+        Ok(Received::Applied)
+    }
+
+    /// An entry of a number that is held: the same one, or a fork.
+    fn compare(&self, id: EntryId, hash: Hash) -> Result<Received, Rejection> {
+        if self.short_hash(id)? == Some(hash.short()) {
+            Ok(Received::Known)
+        } else {
+            Err(Rejection::Fork { named: id })
+        }
+    }
+
+    /// The first entry of this one's past that is not held.
+    fn missing(&self, entry: &Entry, held: u64) -> Option<EntryId> {
+        let EntryId { author, number } = entry.id();
+        if number > held + 1 {
+            return Some(EntryId { author, number: held + 1 });
+        }
+        let mine = |replica| self.view.frontier.number(replica);
+        let lacking = entry.header.seen.iter().find(|(replica, tip)| tip.number > mine(*replica));
+        lacking.map(|(replica, _)| EntryId { author: *replica, number: mine(*replica) + 1 })
+    }
+
+    /// The first bytes of the hash of an entry that is held.
+    fn short_hash(&self, id: EntryId) -> Result<Option<u64>, StoreError> {
+        if let Some(tip) = self.view.frontier.0.get(&id.author).filter(|tip| tip.number == id.number) {
+            return Ok(Some(tip.hash));
+        }
+        if let Some(entry) = self.pending.entries.iter().find(|entry| entry.id() == id) {
+            return Ok(Some(entry.hash().short()));
+        }
+        let bytes = self.pending.reader.get(Table::Log, &log_key(id))?;
+        Ok(bytes.and_then(|bytes| Entry::decode(&bytes).ok()).map(|entry| entry.hash().short()))
+    }
+
+    fn took(&mut self, entry: Arc<Entry>, frontier: Frontier) {
+        let chain = Chain { last: entry.hash(), frontier: Arc::new(frontier) };
+        self.chains.insert(entry.header.author, chain);
+        self.pending.entries.push(entry);
+    }
+
+    fn batch(&self, dirty: &Dirty) -> Batch {
+        let mut batch = Batch::default();
+        for entry in &self.pending.entries {
+            let author = entry.header.author;
+            batch.put(Table::Log, log_key(entry.id()), entry.bytes().to_vec());
+            if let Some(chain) = self.chains.get(&author) {
+                batch.put(Table::Author, encode(&author), encode(&(chain.last, &*chain.frontier)));
+            }
+        }
+        for (id, saved) in &self.pending.documents {
+            put_or_delete(&mut batch, Table::Document, encode(id), saved.clone());
+        }
+        let view = &self.view;
+        for id in &dirty.records {
+            put_or_delete(&mut batch, Table::Record, encode(id), view.records.get(id).map(|held| encode(&**held)));
+            if let Some(created) = view.tombstones.get(id) {
+                batch.put(Table::Tombstone, encode(id), encode(created));
+            }
+        }
+        for name in &dirty.names {
+            put_or_delete(&mut batch, Table::Name, encode(name), view.names.get(name).map(encode));
+        }
+        for id in &dirty.members {
+            put_or_delete(&mut batch, Table::Member, encode(id), view.members.get(id).map(encode));
+        }
+        for id in &dirty.pools {
+            put_or_delete(&mut batch, Table::Pool, encode(id), view.ledger.pool(*id).map(encode));
+        }
+        for id in &dirty.claims {
+            put_or_delete(&mut batch, Table::Claim, encode(id), view.ledger.claim(*id).map(encode));
+        }
+        batch
+    }
+}
+
+/// The key of an entry in [`Table::Log`]: an author's entries are neighbours, in order.
+#[must_use]
+pub fn log_key(id: EntryId) -> Vec<u8> {
+    let mut key = id.author.0.as_bytes().to_vec();
+    key.extend(id.number.to_be_bytes());
+    key
+}
+
+/// Up to `limit` entries of `author` from `from` on, as they travel, at most about `bytes` in all (but at least one).
+///
+/// # Errors
+/// [`StoreError`].
+pub fn read_log(reader: &dyn Reader, from: EntryId, limit: usize, bytes: usize) -> Result<Vec<Vec<u8>>, StoreError> {
+    let mut entries = Vec::new();
+    let mut size = 0;
+    reader.scan(Table::Log, &log_key(from), &mut |key, value| {
+        let full = entries.len() >= limit || (size > 0 && size + value.len() > bytes);
+        if full || !key.starts_with(from.author.0.as_bytes()) {
+            return false;
+        }
+        size += value.len();
+        entries.push(value.to_vec());
+        true
+    })?;
+    Ok(entries)
+}
+
+fn founder_key(header: &Header) -> Option<[u8; 32]> {
+    match header.members.first() {
+        Some(MemberOp::Join(member)) if founded_by(&member.public_key) == header.cloud => Some(member.public_key),
+        _ => None,
+    }
+}
+
+fn put_or_delete(batch: &mut Batch, table: Table, key: Vec<u8>, value: Option<Vec<u8>>) {
+    match value {
+        Some(value) => batch.put(table, key, value),
+        None => batch.delete(table, key),
+    }
+}
+
+fn load_chains(reader: &dyn Reader) -> Result<imbl::OrdMap<ReplicaId, Chain>, OpenError> {
+    let rows: Vec<(ReplicaId, (Hash, Frontier))> = load(reader, Table::Author)?;
+    let chain = |(last, frontier)| Chain { last, frontier: Arc::new(frontier) };
+    Ok(rows.into_iter().map(|(author, row)| (author, chain(row))).collect())
+}
+
+fn load_rows(reader: &dyn Reader, chains: &imbl::OrdMap<ReplicaId, Chain>) -> Result<Rows, OpenError> {
+    let mut frontier = Frontier::default();
+    for (author, chain) in chains {
+        if let Some(tip) = chain.frontier.0.get(author) {
+            frontier.set(*author, *tip);
+        }
+    }
+    Ok(Rows {
+        frontier,
+        tombstones: load(reader, Table::Tombstone)?,
+        members: load::<ReplicaId, _>(reader, Table::Member)?.into_iter().map(|(_, state)| state).collect(),
+        records: load(reader, Table::Record)?,
+        names: load(reader, Table::Name)?,
+        pools: load(reader, Table::Pool)?,
+        claims: load(reader, Table::Claim)?,
+    })
+}
+
+fn load<K: DeserializeOwned, V: DeserializeOwned>(reader: &dyn Reader, table: Table) -> Result<Vec<(K, V)>, OpenError> {
+    let mut rows = Vec::new();
+    let mut bad = None;
+    reader.scan(table, &[], &mut |key, value| {
+        match (rmp_serde::from_slice(key), rmp_serde::from_slice(value)) {
+            (Ok(key), Ok(value)) => rows.push((key, value)),
+            (Err(error), _) | (_, Err(error)) => bad = Some(error.to_string()),
+        }
+        bad.is_none()
+    })?;
+    match bad {
+        Some(reason) => Err(OpenError::Row { table: table.name(), reason }),
+        None => Ok(rows),
+    }
+}
+
+/// The nil UUID: the parent of names that are unique in the whole cloud.
+pub const WHOLE_CLOUD: Uuid = Uuid::nil();

@@ -1,0 +1,495 @@
+//! What a replica shows: typed records with their observations, names, members and ledgers, indexed.
+//!
+//! A view is a persistent value. A clone costs a few reference counts and never changes, so readers hold a consistent
+//! state without a lock, a transaction works on a clone of its own, and one that fails is dropped. What is visible is
+//! a function of the entries held and of nothing else (`PROTOCOL.md`, R1); equal frontiers have equal digests.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use imbl::{OrdMap, OrdSet};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::agent::Observation;
+use crate::entry::{Frontier, Member, Name, encode};
+use crate::id::{ClaimId, CloudId, EntryId, HostId, PoolId, ReplicaId, SiteName};
+use crate::ledger::{Claim, Ledger, Touched};
+use crate::record::{
+    Assignment, Flavor, Host, Image, Keypair, Kind, Project, Record, RecordId, Revocation, Server, Site, User,
+};
+
+/// A record as it is held.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Held {
+    /// The typed value; none while its content is not held or does not make a record of its kind.
+    pub record: Option<Record>,
+    /// The entries that created it: one, but for kinds whose ids follow from names.
+    pub created: Vec<EntryId>,
+    /// What it refers to.
+    pub references: Vec<RecordId>,
+    /// Deleted, and kept only because something refers to it or still runs.
+    pub deleted: bool,
+    /// What its host's agent saw last (servers).
+    pub observation: Option<Observation>,
+}
+
+/// A member as it is held.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemberState {
+    /// As admitted, with its newest addresses.
+    pub member: Member,
+    /// The entry that admitted it.
+    pub joined: EntryId,
+    /// The entry that gave its present addresses, if not the admitting one.
+    pub readdressed: Option<EntryId>,
+    /// Its certificate is revoked.
+    pub revoked: bool,
+}
+
+/// The bearers of one name.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct NameState {
+    /// Live bindings: entry, generation, bearer.
+    pub bound: Vec<(EntryId, u64, RecordId)>,
+    /// Bindings that were taken back. Their number is the next generation (R3).
+    pub unbound: Vec<(u64, RecordId)>,
+}
+
+/// A digest of canonical live state: a sum over its items, so that it is kept up to date at the cost of a change and
+/// does not depend on order. It tells honest replicas apart; it is no defence against forged collisions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub struct Digest([u64; 4]);
+
+impl std::fmt::Display for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|lane| write!(f, "{lane:016x}"))
+    }
+}
+
+/// A type of record, as views and transactions name it.
+pub trait RecordType: Sized {
+    /// Its kind.
+    const KIND: Kind;
+    /// The record, if it is of this type.
+    fn of(record: &Record) -> Option<&Self>;
+    /// Changes the record, if it is of this type.
+    fn of_mut(record: &mut Record) -> Option<&mut Self>;
+    /// The record.
+    fn into_record(self) -> Record;
+}
+
+macro_rules! record_type {
+    ($($name:ident),*) => {$(
+        impl RecordType for $name {
+            const KIND: Kind = Kind::$name;
+            fn of(record: &Record) -> Option<&Self> {
+                if let Record::$name(value) = record { Some(value) } else { None }
+            }
+            fn of_mut(record: &mut Record) -> Option<&mut Self> {
+                if let Record::$name(value) = record { Some(value) } else { None }
+            }
+            fn into_record(self) -> Record {
+                Record::$name(self)
+            }
+        }
+    )*};
+}
+record_type!(Site, Host, Project, User, Assignment, Flavor, Image, Keypair, Revocation);
+
+impl RecordType for Server {
+    const KIND: Kind = Kind::Server;
+    fn of(record: &Record) -> Option<&Self> {
+        if let Record::Server(value) = record { Some(value) } else { None }
+    }
+    fn of_mut(record: &mut Record) -> Option<&mut Self> {
+        if let Record::Server(value) = record { Some(Arc::make_mut(value)) } else { None }
+    }
+    fn into_record(self) -> Record {
+        Record::Server(Arc::new(self))
+    }
+}
+
+/// Rows that have changed since they were last written to the store.
+#[derive(Clone, Debug, Default)]
+pub struct Dirty {
+    pub(crate) records: BTreeSet<RecordId>,
+    pub(crate) names: BTreeSet<Name>,
+    pub(crate) members: BTreeSet<ReplicaId>,
+    pub(crate) pools: BTreeSet<PoolId>,
+    pub(crate) claims: BTreeSet<ClaimId>,
+}
+
+/// The state of the cloud, as one replica holds it.
+#[derive(Clone, Debug)]
+pub struct View {
+    pub(crate) cloud: CloudId,
+    pub(crate) frontier: Frontier,
+    pub(crate) records: OrdMap<RecordId, Arc<Held>>,
+    pub(crate) tombstones: OrdMap<RecordId, Vec<EntryId>>,
+    pub(crate) names: OrdMap<Name, NameState>,
+    pub(crate) members: OrdMap<ReplicaId, MemberState>,
+    pub(crate) ledger: Ledger,
+    pub(crate) dirty: Dirty,
+    referrers: OrdMap<RecordId, OrdSet<RecordId>>,
+    children: OrdMap<(Kind, Uuid), OrdSet<Uuid>>,
+    digest: Digest,
+}
+
+impl View {
+    /// An empty view of a cloud.
+    #[must_use]
+    pub fn new(cloud: CloudId) -> Self {
+        Self {
+            cloud,
+            frontier: Frontier::default(),
+            records: OrdMap::new(),
+            tombstones: OrdMap::new(),
+            names: OrdMap::new(),
+            members: OrdMap::new(),
+            ledger: Ledger::default(),
+            dirty: Dirty::default(),
+            referrers: OrdMap::new(),
+            children: OrdMap::new(),
+            digest: Digest::default(),
+        }
+    }
+
+    /// The cloud.
+    #[must_use]
+    pub fn cloud(&self) -> CloudId {
+        self.cloud
+    }
+
+    /// The entries that this view is a function of.
+    #[must_use]
+    pub fn frontier(&self) -> &Frontier {
+        &self.frontier
+    }
+
+    /// The digest of everything visible, and of all ledgers.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// All pools and claims.
+    #[must_use]
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// All members ever admitted, revoked ones too.
+    pub fn members(&self) -> impl Iterator<Item = (&ReplicaId, &MemberState)> {
+        self.members.iter()
+    }
+
+    /// A member.
+    #[must_use]
+    pub fn member(&self, replica: ReplicaId) -> Option<&MemberState> {
+        self.members.get(&replica)
+    }
+
+    /// The sites of all members, in order.
+    #[must_use]
+    pub fn sites(&self) -> BTreeSet<SiteName> {
+        self.members.values().map(|state| state.member.site.clone()).collect()
+    }
+
+    /// A record that is not deleted.
+    #[must_use]
+    pub fn get<T: RecordType>(&self, id: Uuid) -> Option<&T> {
+        let held = self.records.get(&RecordId { kind: T::KIND, id }).filter(|held| !held.deleted)?;
+        held.record.as_ref().and_then(T::of)
+    }
+
+    /// A record with all that belongs to it, deleted or not.
+    #[must_use]
+    pub fn held(&self, id: RecordId) -> Option<&Arc<Held>> {
+        self.records.get(&id)
+    }
+
+    /// All records of a type that are not deleted, in order of their ids.
+    pub fn all<'a, T: RecordType + 'a>(&'a self) -> impl Iterator<Item = (Uuid, &'a T)> {
+        let held = self.held_all(T::KIND).filter(|(_, held)| !held.deleted);
+        held.filter_map(|(id, held)| Some((id, held.record.as_ref().and_then(T::of)?)))
+    }
+
+    /// All records of a kind, those being deleted too.
+    pub fn held_all(&self, kind: Kind) -> impl Iterator<Item = (Uuid, &Arc<Held>)> {
+        let from = RecordId { kind, id: Uuid::nil() };
+        self.records.range(from..).take_while(move |(id, _)| id.kind == kind).map(|(id, held)| (id.id, held))
+    }
+
+    /// Ids of the records of a kind that belong to `parent`: servers and images of a project, keypairs and
+    /// assignments of a user. Those being deleted too.
+    pub fn children(&self, kind: Kind, parent: Uuid) -> impl Iterator<Item = Uuid> + '_ {
+        self.children.get(&(kind, parent)).into_iter().flatten().copied()
+    }
+
+    /// How many servers there are, those being deleted too.
+    #[must_use]
+    pub fn count(&self, kind: Kind) -> usize {
+        self.held_all(kind).count()
+    }
+
+    /// The bearer of a name: of several live ones that of the highest generation, then of the lowest (author, number).
+    #[must_use]
+    pub fn named(&self, kind: Kind, parent: Uuid, name: &str) -> Option<Uuid> {
+        self.bearers(&Name { kind, parent, name: name.into() }).first().map(|bearer| bearer.id)
+    }
+
+    /// Every live bearer of a name, the winner first: more than one is a conflict that people must settle by renaming.
+    #[must_use]
+    pub fn bearers(&self, name: &Name) -> Vec<RecordId> {
+        let Some(state) = self.names.get(name) else { return Vec::new() };
+        let live = |bearer: &RecordId| self.records.get(bearer).is_some_and(|held| !held.deleted);
+        let mut bound: Vec<_> = state.bound.iter().filter(|(_, _, bearer)| live(bearer)).collect();
+        bound.sort_by_key(|(entry, generation, _)| (std::cmp::Reverse(*generation), *entry));
+        bound.into_iter().map(|(_, _, bearer)| *bearer).collect()
+    }
+
+    /// The names that a record bears.
+    pub fn names_of(&self, bearer: RecordId) -> impl Iterator<Item = (&Name, u64)> {
+        let bears = move |state: &NameState| state.bound.iter().find(|(_, _, b)| *b == bearer).map(|(_, g, _)| *g);
+        let of_kind = self.names.range(Name { kind: bearer.kind, parent: Uuid::nil(), name: String::new() }..);
+        let of_kind = of_kind.take_while(move |(name, _)| name.kind == bearer.kind);
+        of_kind.filter_map(move |(name, state)| bears(state).map(|generation| (name, generation)))
+    }
+
+    /// The generation of a new binding of `name`.
+    #[must_use]
+    pub fn generation(&self, name: &Name) -> u64 {
+        self.names.get(name).map_or(0, |state| u64::try_from(state.unbound.len()).unwrap_or(u64::MAX))
+    }
+
+    /// Where a server is: its live claim on a host, the highest epoch first.
+    #[must_use]
+    pub fn placement(&self, server: Uuid) -> Option<Placement<'_>> {
+        let on_hosts = self.ledger.claims_of(RecordId { kind: Kind::Server, id: server });
+        let on_hosts = on_hosts.filter_map(|(id, claim)| {
+            let host = self.ledger.host_of(claim)?;
+            Some(Placement { claim: id, host, epoch: claim.epoch, amount: &claim.amount, gone: !claim.gone.is_empty() })
+        });
+        on_hosts.max_by_key(|placement| (placement.epoch, placement.claim))
+    }
+
+    /// Whether the site of `host`'s pool is `site`.
+    #[must_use]
+    pub fn site_of_host(&self, host: HostId) -> Option<SiteName> {
+        self.ledger.host_pools(host).find_map(|(_, pool)| match &pool.subject {
+            crate::entry::Subject::Host { site, .. } => Some(site.clone()),
+            crate::entry::Subject::Quota { .. } => None,
+        })
+    }
+}
+
+/// Where a server is.
+#[derive(Clone, Debug)]
+pub struct Placement<'a> {
+    /// Its claim there.
+    pub claim: ClaimId,
+    /// The host.
+    pub host: HostId,
+    /// The server's placement epoch.
+    pub epoch: u64,
+    /// What it holds of the host.
+    pub amount: &'a crate::ledger::Amount,
+    /// The agent has stated that its domain is gone for good.
+    pub gone: bool,
+}
+
+/// Changing a view. Every change goes through these, so that digest, indexes and dirty rows follow.
+impl View {
+    /// Puts a record, or takes it away.
+    pub(crate) fn set_record(&mut self, id: RecordId, held: Option<Held>) {
+        if let Some(old) = self.records.get(&id).cloned() {
+            self.digest_item(&("record", id, &*old), false);
+            self.index(id, &old, false);
+        }
+        match held {
+            Some(held) => {
+                self.digest_item(&("record", id, &held), true);
+                self.index(id, &held, true);
+                self.records.insert(id, Arc::new(held));
+            }
+            None => {
+                self.records.remove(&id);
+            }
+        }
+        self.dirty.records.insert(id);
+    }
+
+    /// Changes a record in place.
+    pub(crate) fn edit_record(&mut self, id: RecordId, edit: impl FnOnce(&mut Held)) {
+        if let Some(old) = self.records.get(&id) {
+            let mut held = Held::clone(old);
+            edit(&mut held);
+            self.set_record(id, Some(held));
+        }
+    }
+
+    pub(crate) fn edit_name(&mut self, name: &Name, edit: impl FnOnce(&mut NameState)) {
+        let mut state = self.names.get(name).cloned().unwrap_or_default();
+        self.digest_name(name, &state, false);
+        edit(&mut state);
+        state.bound.sort_unstable();
+        state.unbound.sort_unstable();
+        self.digest_name(name, &state, true);
+        self.names.insert(name.clone(), state);
+        self.dirty.names.insert(name.clone());
+    }
+
+    pub(crate) fn set_member(&mut self, state: MemberState) {
+        let id = state.member.replica;
+        if let Some(old) = self.members.get(&id).cloned() {
+            self.digest_item(&("member", &old), false);
+        }
+        self.digest_item(&("member", &state), true);
+        self.members.insert(id, state);
+        self.dirty.members.insert(id);
+    }
+
+    /// Changes the ledger. `touches` names the existing row that `edit` will change, `edit` the one that it did.
+    pub(crate) fn edit_ledger<E>(
+        &mut self,
+        touches: Option<Touched>,
+        edit: impl FnOnce(&mut Ledger) -> Result<Touched, E>,
+    ) -> Result<(), E> {
+        let before = self.with_pool(touches);
+        for item in &before {
+            self.digest_ledger(*item, false);
+        }
+        let after = edit(&mut self.ledger)?;
+        for item in before.into_iter().chain(self.with_pool(Some(after))).collect::<BTreeSet<_>>() {
+            self.digest_ledger(item, true);
+            match item {
+                Touched::Pool(id) => self.dirty.pools.insert(id),
+                Touched::Claim(id) => self.dirty.claims.insert(id),
+            };
+        }
+        Ok(())
+    }
+
+    /// A claim's change changes its pool too.
+    fn with_pool(&self, touched: Option<Touched>) -> BTreeSet<Touched> {
+        let pool = touched.and_then(|item| match item {
+            Touched::Claim(id) => self.ledger.claim(id).map(|claim| Touched::Pool(claim.pool)),
+            Touched::Pool(_) => None,
+        });
+        pool.into_iter().chain(touched).collect()
+    }
+
+    fn digest_ledger(&mut self, item: Touched, add: bool) {
+        match item {
+            Touched::Pool(id) => {
+                if let Some(pool) = self.ledger.pool(id) {
+                    let accounts: Vec<_> = pool.accounts().filter(|(_, free)| !free.is_zero()).collect();
+                    let bytes =
+                        encode(&("pool", id, &pool.subject, &pool.minted, &pool.burnt, &pool.claimed, accounts));
+                    self.digest.add(&bytes, add);
+                }
+            }
+            Touched::Claim(id) => {
+                if let Some(claim) = self.ledger.claim(id) {
+                    let bytes = encode(&("claim", id, claim));
+                    self.digest.add(&bytes, add);
+                }
+            }
+        }
+    }
+
+    fn digest_name(&mut self, name: &Name, state: &NameState, add: bool) {
+        if !state.bound.is_empty() {
+            self.digest_item(&("name", name, &state.bound), add);
+        }
+    }
+
+    fn digest_item(&mut self, item: &impl Serialize, add: bool) {
+        self.digest.add(&encode(item), add);
+    }
+
+    fn index(&mut self, id: RecordId, held: &Held, add: bool) {
+        for to in &held.references {
+            change_set(&mut self.referrers, *to, id, add);
+        }
+        if let Some(parent) = held.record.as_ref().and_then(parent) {
+            change_set(&mut self.children, (id.kind, parent), id.id, add);
+        }
+    }
+
+    /// Whether something keeps a deleted record: a record that refers to it, or a claim whose host's agent has not
+    /// said that the domain is gone.
+    pub(crate) fn is_kept(&self, id: RecordId) -> bool {
+        let runs = |(_, claim): (ClaimId, &Claim)| claim.gone.is_empty() && self.ledger.host_of(claim).is_some();
+        self.referrers.contains_key(&id) || self.ledger.claims_of(id).any(runs)
+    }
+
+    /// Puts back rows from the store: digest and indexes are made anew, and nothing is dirty.
+    pub(crate) fn restore(&mut self, rows: Rows) {
+        self.frontier = rows.frontier;
+        self.tombstones = rows.tombstones.into_iter().collect();
+        rows.members.into_iter().for_each(|state| self.set_member(state));
+        rows.records.into_iter().for_each(|(id, held)| self.set_record(id, Some(held)));
+        for (name, state) in rows.names {
+            self.edit_name(&name, |empty| *empty = state);
+        }
+        for (id, pool) in rows.pools {
+            self.ledger.insert_pool(id, pool);
+            self.digest_ledger(Touched::Pool(id), true);
+        }
+        for (id, claim) in rows.claims {
+            self.ledger.insert_claim(id, claim);
+            self.digest_ledger(Touched::Claim(id), true);
+        }
+        self.dirty = Dirty::default();
+    }
+}
+
+/// What the store holds of a view.
+#[derive(Default)]
+pub(crate) struct Rows {
+    pub(crate) frontier: Frontier,
+    pub(crate) tombstones: Vec<(RecordId, Vec<EntryId>)>,
+    pub(crate) members: Vec<MemberState>,
+    pub(crate) records: Vec<(RecordId, Held)>,
+    pub(crate) names: Vec<(Name, NameState)>,
+    pub(crate) pools: Vec<(PoolId, crate::ledger::Pool)>,
+    pub(crate) claims: Vec<(ClaimId, Claim)>,
+}
+
+impl Digest {
+    fn add(&mut self, bytes: &[u8], add: bool) {
+        let hash = blake3::hash(bytes);
+        for (lane, part) in self.0.iter_mut().zip(hash.as_bytes().chunks_exact(8)) {
+            let mut word = [0; 8];
+            word.copy_from_slice(part);
+            let word = u64::from_le_bytes(word);
+            *lane = if add { lane.wrapping_add(word) } else { lane.wrapping_sub(word) };
+        }
+    }
+}
+
+fn parent(record: &Record) -> Option<Uuid> {
+    match record {
+        Record::Server(server) => Some(server.project),
+        Record::Image(image) => Some(image.project),
+        Record::Keypair(keypair) => Some(keypair.user),
+        Record::Assignment(assignment) => Some(assignment.user),
+        _ => None,
+    }
+}
+
+fn change_set<K: Ord + Clone, V: Ord + Clone>(map: &mut OrdMap<K, OrdSet<V>>, key: K, value: V, add: bool) {
+    let mut set = map.get(&key).cloned().unwrap_or_default();
+    if add {
+        set.insert(value);
+    } else {
+        set.remove(&value);
+    }
+    if set.is_empty() {
+        map.remove(&key)
+    } else {
+        map.insert(key, set)
+    };
+}
