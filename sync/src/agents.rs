@@ -1,0 +1,348 @@
+//! The agents attached to a replica: their orders, their soft state.
+//!
+//! What an agent is ordered follows from the durable view alone, and is the whole wish for a server. So orders to one
+//! agent gather in a map, the newest of each server, and a slow agent costs at most one order a server.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use luc_engine::agent::{DomainState, FromAgent, Heartbeat, HostFacts, Observation, Order, ToAgent, Wanted};
+use luc_engine::entry::Subject;
+use luc_engine::id::{HostId, ReplicaId};
+use luc_engine::ledger::{Amount, Claim, Dimension};
+use luc_engine::record::{Host, Kind, Project, Record, RecordId, host_record};
+use luc_engine::replica::Flushed;
+use luc_engine::tx::{Refusal, Tx};
+use luc_engine::view::View;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, oneshot};
+use uuid::Uuid;
+
+use crate::node::Node;
+use crate::wire::HostStatus;
+
+/// Messages on the way to or from an agent.
+pub const CHANNEL: usize = 1024;
+/// Observations and statements that become one entry at most.
+const BATCH: usize = 256;
+/// After how long without a heartbeat a host counts as down.
+const DOWN: std::time::Duration = std::time::Duration::from_secs(15);
+
+/// The agents attached to one replica.
+#[derive(Default)]
+pub struct Agents {
+    attached: Mutex<BTreeMap<HostId, Arc<Attached>>>,
+    heard: Mutex<BTreeMap<HostId, (Instant, Heartbeat)>>,
+}
+
+struct Attached {
+    orders: Mutex<BTreeMap<Uuid, Order>>,
+    wake: Notify,
+    console: mpsc::Sender<(Uuid, Option<u64>, oneshot::Sender<Result<String, String>>)>,
+}
+
+/// Why an agent was turned away.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// It said something else than hello first, or went away before.
+    #[error("the agent did not introduce itself")]
+    NoHello,
+    /// Of another site than this replica.
+    #[error("the host belongs to site {0}")]
+    OtherSite(String),
+    /// The host's pool names another key.
+    #[error("host {0} is known with another agent's key")]
+    OtherKey(HostId),
+    /// The host could not be written down.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The agent went away.
+    #[error("the agent went away")]
+    Gone,
+}
+
+impl Agents {
+    /// The orders that follow from a change go to the hosts that they are for.
+    pub(crate) fn changed(&self, view: &View, flushed: &Flushed) {
+        let attached = self.attached.lock();
+        if attached.is_empty() {
+            return;
+        }
+        let of_claim = |id| view.ledger().claim(id).map(|claim| claim.record);
+        let claimed = flushed.claims.iter().filter_map(|id| of_claim(*id));
+        let mut servers: Vec<RecordId> = flushed.records.iter().copied().chain(claimed).collect();
+        servers.retain(|id| id.kind == Kind::Server);
+        servers.sort_unstable();
+        servers.dedup();
+        for id in servers {
+            for (claim_id, claim) in view.ledger().claims_of(id) {
+                let host = view.ledger().host_of(claim).and_then(|host| attached.get(&host));
+                if let Some((host, order)) = host.zip(order(view, claim_id, claim)) {
+                    host.orders.lock().insert(order.server, order);
+                    host.wake.notify_one();
+                }
+            }
+        }
+    }
+
+    /// How a host is, as heard here.
+    #[must_use]
+    pub fn status(&self, host: HostId) -> Option<HostStatus> {
+        let heard = self.heard.lock();
+        let (at, heartbeat) = heard.get(&host)?;
+        let age = u64::try_from(at.elapsed().as_millis()).ok();
+        Some(HostStatus { host, age, heartbeat: heartbeat.clone() })
+    }
+
+    /// All hosts heard here.
+    #[must_use]
+    pub fn statuses(&self) -> Vec<HostStatus> {
+        let hosts: Vec<HostId> = self.heard.lock().keys().copied().collect();
+        hosts.into_iter().filter_map(|host| self.status(host)).collect()
+    }
+
+    /// Whether a host's agent was heard lately, here.
+    #[must_use]
+    pub fn is_up(&self, host: HostId) -> bool {
+        self.heard.lock().get(&host).is_some_and(|(at, beat)| at.elapsed() < DOWN && beat.hypervisor_up)
+    }
+
+    /// Asks a host's agent for the end of a console.
+    ///
+    /// # Errors
+    /// A text for the user, if the agent is not attached here or has none.
+    pub async fn console(&self, host: HostId, server: Uuid, lines: Option<u64>) -> Result<String, String> {
+        let attached = self.attached.lock().get(&host).cloned();
+        let attached = attached.ok_or_else(|| "the host's agent is not connected".to_owned())?;
+        let (reply, answer) = oneshot::channel();
+        let gone = || "the host's agent went away".to_owned();
+        attached.console.send((server, lines, reply)).await.map_err(|_| gone())?;
+        let answer = tokio::time::timeout(std::time::Duration::from_secs(10), answer).await;
+        answer.map_err(|_| "the host's agent does not answer".to_owned())?.map_err(|_| gone())?
+    }
+}
+
+/// Serves one agent until it goes away.
+///
+/// # Errors
+/// [`AgentError`] says why it was turned away, or that it went.
+pub async fn serve(
+    node: Node,
+    mut from: mpsc::Receiver<FromAgent>,
+    to: mpsc::Sender<ToAgent>,
+    certified: Option<([u8; 32], HostId)>,
+) -> Result<(), AgentError> {
+    let Some(FromAgent::Hello(facts)) = from.recv().await else { return Err(AgentError::NoHello) };
+    if facts.site != *node.site() {
+        return Err(AgentError::OtherSite(facts.site.to_string()));
+    }
+    if certified.is_some_and(|certified| certified != (facts.agent_key, facts.host)) {
+        return Err(AgentError::OtherKey(facts.host));
+    }
+    let host = facts.host;
+    register(&node, *facts).await?;
+    let (console, mut questions) = mpsc::channel(64);
+    let attached = Arc::new(Attached { orders: Mutex::default(), wake: Notify::new(), console });
+    // From here on, changes gather as orders; the full list below may repeat some, which does no harm.
+    node.agents().attached.lock().insert(host, attached.clone());
+    let _detach = Detach { node: node.clone(), host, attached: attached.clone() };
+    let view = node.view();
+    let all = view.ledger().claims_on(host).filter_map(|(id, claim)| order(&view, id, claim)).collect();
+    drop(view);
+    to.send(ToAgent::Orders(all)).await.map_err(|_| AgentError::Gone)?;
+    let mut asked: BTreeMap<u64, oneshot::Sender<Result<String, String>>> = BTreeMap::new();
+    let mut request = 0;
+    loop {
+        tokio::select! {
+            message = from.recv() => {
+                let mut messages = vec![message.ok_or(AgentError::Gone)?];
+                while messages.len() < BATCH && let Ok(message) = from.try_recv() {
+                    messages.push(message);
+                }
+                heard(&node, host, messages, &to, &mut asked).await?;
+            }
+            () = attached.wake.notified() => {
+                for order in std::mem::take(&mut *attached.orders.lock()).into_values().collect::<Vec<_>>() {
+                    to.send(ToAgent::Order(Box::new(order))).await.map_err(|_| AgentError::Gone)?;
+                }
+            }
+            Some((server, lines, reply)) = questions.recv() => {
+                request += 1;
+                asked.retain(|_, reply| !reply.is_closed());
+                asked.insert(request, reply);
+                to.send(ToAgent::Console { request, server, lines }).await.map_err(|_| AgentError::Gone)?;
+            }
+        }
+    }
+}
+
+struct Detach {
+    node: Node,
+    host: HostId,
+    attached: Arc<Attached>,
+}
+
+impl Drop for Detach {
+    fn drop(&mut self) {
+        let mut attached = self.node.agents().attached.lock();
+        // A newer connection of the same agent may have taken the place.
+        if attached.get(&self.host).is_some_and(|current| Arc::ptr_eq(current, &self.attached)) {
+            attached.remove(&self.host);
+        }
+    }
+}
+
+/// Deals with what an agent said: what it saw and promised becomes one entry.
+async fn heard(
+    node: &Node,
+    host: HostId,
+    messages: Vec<FromAgent>,
+    to: &mpsc::Sender<ToAgent>,
+    asked: &mut BTreeMap<u64, oneshot::Sender<Result<String, String>>>,
+) -> Result<(), AgentError> {
+    let (mut seen, mut stated) = (Vec::new(), Vec::new());
+    for message in messages {
+        match message {
+            FromAgent::Hello(_) => return Err(AgentError::NoHello),
+            FromAgent::Observed(observation) if observation.host == host => seen.push(*observation),
+            FromAgent::Observed(_) => {}
+            FromAgent::Stated(statement) => stated.push(statement),
+            FromAgent::Heartbeat(heartbeat) => {
+                node.agents().heard.lock().insert(host, (Instant::now(), heartbeat));
+            }
+            FromAgent::ConsoleOutput { request, output } => {
+                if let Some(reply) = asked.remove(&request) {
+                    let _ = reply.send(output);
+                }
+            }
+        }
+    }
+    if seen.is_empty() && stated.is_empty() {
+        return Ok(());
+    }
+    let held: Vec<_> = stated.iter().map(|statement| statement.claim).collect();
+    node.transact::<_, Refusal, _>(move |tx| {
+        for observation in seen {
+            observe(tx, observation)?;
+        }
+        for statement in stated {
+            tx.state(statement);
+        }
+        Ok(())
+    })
+    .await?;
+    for claim in held {
+        to.send(ToAgent::StatementHeld(claim)).await.map_err(|_| AgentError::Gone)?;
+    }
+    Ok(())
+}
+
+/// An observation of a server that is gone says nothing any more.
+fn observe(tx: &mut Tx<'_>, observation: Observation) -> Result<(), Refusal> {
+    let id = RecordId { kind: Kind::Server, id: observation.server };
+    let Some(held) = tx.view().held(id) else { return Ok(()) };
+    // "Not defined yet", before anything else was seen and without news, is what everybody assumes anyway.
+    let news = observation.fault.is_some() || observation.task.is_some();
+    if held.observation.is_none() && observation.state == DomainState::Missing && !news {
+        return Ok(());
+    }
+    tx.observe(observation).map(|_| ())
+}
+
+/// The order that a claim stands for; none once it is settled.
+fn order(view: &View, id: luc_engine::id::ClaimId, claim: &Claim) -> Option<Order> {
+    if !claim.gone.is_empty() {
+        return None;
+    }
+    let order = |wanted| Order { server: claim.record.id, claim: id, epoch: claim.epoch, wanted };
+    let Some(held) = view.held(claim.record).filter(|held| !held.deleted) else { return Some(order(Wanted::Absent)) };
+    match &held.record {
+        Some(Record::Server(server)) => {
+            let project_name = view.get::<Project>(server.project).map(|project| project.name.clone());
+            let project_name = project_name.unwrap_or_default();
+            Some(order(Wanted::Present { server: server.clone(), project_name }))
+        }
+        _ => None,
+    }
+}
+
+/// Writes down a host that is new or has changed. Its pool is minted by the replica that first meets it.
+async fn register(node: &Node, facts: HostFacts) -> Result<(), AgentError> {
+    let subject = Subject::Host { host: facts.host, site: facts.site.clone(), agent_key: facts.agent_key };
+    let view = node.view();
+    let known = view.ledger().host_pools(facts.host).next();
+    if known.as_ref().is_some_and(|(_, pool)| pool.subject != subject) {
+        return Err(AgentError::OtherKey(facts.host));
+    }
+    node.transact::<_, Refusal, _>(move |tx| {
+        let capacity = capacity(&facts);
+        let known = tx.view().ledger().host_pools(facts.host).map(|(id, pool)| (id, pool.capacity())).next();
+        match known {
+            None => {
+                let pool = tx.mint(subject, capacity.clone())?;
+                share_host(tx, pool, &capacity)?;
+            }
+            Some((pool, old)) => resize(tx, pool, &old, &capacity)?,
+        }
+        let host = Host {
+            name: facts.name.clone(),
+            site: facts.site.to_string(),
+            hypervisor_type: facts.hypervisor_type.clone(),
+            hypervisor_version: facts.hypervisor_version,
+            cpus: facts.cpus,
+            memory_mib: facts.memory_mib,
+            disk_gib: facts.disk_gib,
+            ..Host::default()
+        };
+        if tx.view().held(host_record(facts.host)).is_none() {
+            return tx.create(facts.host.0, host, &[]).map(|_| ());
+        }
+        tx.update::<Host, Refusal>(facts.host.0, |old| {
+            let (disabled, reason) = (old.disabled, std::mem::take(&mut old.disabled_reason));
+            *old = Host { disabled, disabled_reason: reason, ..host };
+            Ok(())
+        })
+    })
+    .await
+    .map_err(AgentError::from)
+}
+
+/// What a host can promise.
+fn capacity(facts: &HostFacts) -> Amount {
+    let vcpus = facts.cpus.saturating_mul(facts.cpu_overcommit);
+    [(Dimension::Vcpus, vcpus), (Dimension::MemoryMib, facts.memory_mib), (Dimension::DiskGib, facts.disk_gib)]
+        .into_iter()
+        .collect()
+}
+
+/// A host's own site keeps three quarters; the rest is spread over the other members, so that a cut site can still
+/// place a little elsewhere. Who needs more asks.
+fn share_host(tx: &mut Tx<'_>, pool: luc_engine::id::PoolId, capacity: &Amount) -> Result<(), Refusal> {
+    let others: Vec<ReplicaId> = others(tx.view(), tx.me());
+    let count = u64::try_from(others.len()).unwrap_or(u64::MAX);
+    let share = capacity.divided_by(4).divided_by(count);
+    for to in others {
+        if !share.is_zero() {
+            tx.grant(pool, to, share.clone())?;
+        }
+    }
+    Ok(())
+}
+
+/// All members but this one whose certificates stand.
+#[must_use]
+pub fn others(view: &View, me: ReplicaId) -> Vec<ReplicaId> {
+    view.members().filter(|(id, state)| **id != me && !state.revoked).map(|(id, _)| *id).collect()
+}
+
+/// A host that grew gives rights; one that shrank burns free ones, at most those held here, and never a claim.
+fn resize(tx: &mut Tx<'_>, pool: luc_engine::id::PoolId, old: &Amount, new: &Amount) -> Result<(), Refusal> {
+    let more = new.saturating_sub(old);
+    if !more.is_zero() && pool.entry.author == tx.me() {
+        tx.grow(pool, more)?;
+    }
+    let free = tx.view().ledger().pool(pool).map(|pool| pool.free(tx.me())).unwrap_or_default();
+    let less = old.saturating_sub(new).min(&free);
+    if less.is_zero() { Ok(()) } else { tx.burn(pool, less) }
+}

@@ -1,0 +1,318 @@
+//! Image data: content-addressed blobs on disk.
+//!
+//! A blob is named by the BLAKE3 hash of its **manifest**, the list of the BLAKE3 hashes of its 1 MiB chunks. So data
+//! from anybody is verified chunk by chunk while it streams, and a transfer that was cut goes on at the chunk where it
+//! stopped. A blob is either whole or absent; what is under way lies in a partial file of its own. At no time are more
+//! than a few chunks in memory.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use luc_engine::entry::Hash;
+use md5::Md5;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha512};
+use tokio::fs::File;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+
+/// Bytes in a chunk; the last of a blob may be shorter.
+pub const CHUNK: u64 = 1 << 20;
+/// Largest manifest taken from a peer: 4 TiB of data.
+const MAX_CHUNKS: usize = 4 << 20;
+
+/// What a blob is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Bytes in all.
+    pub size: u64,
+    /// BLAKE3 of each chunk, in order.
+    pub chunks: Vec<Hash>,
+}
+
+impl Manifest {
+    /// The blob's name: hex of the BLAKE3 hash of the manifest.
+    #[must_use]
+    pub fn root(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"luc/blob/1\0");
+        hasher.update(&self.size.to_be_bytes());
+        self.chunks.iter().for_each(|chunk| {
+            hasher.update(&chunk.0);
+        });
+        hasher.finalize().to_hex().to_string()
+    }
+
+    fn is_sound(&self) -> bool {
+        self.chunks.len() <= MAX_CHUNKS
+            && u64::try_from(self.chunks.len()).is_ok_and(|count| count == self.size.div_ceil(CHUNK))
+    }
+}
+
+/// What an upload turned out to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The blob's name.
+    pub blob: String,
+    /// Bytes.
+    pub size: u64,
+    /// MD5, hex.
+    pub md5: String,
+    /// SHA-512, hex.
+    pub sha512: String,
+}
+
+/// Why a blob could not be stored, opened or fetched. What was there before still is.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum BlobError {
+    /// The disk failed or is full.
+    #[error("the image store cannot {doing}: {reason}")]
+    Disk {
+        /// What was being done.
+        doing: &'static str,
+        /// What the system said.
+        reason: String,
+    },
+    /// Larger than allowed.
+    #[error("the data is larger than the limit of {0} bytes")]
+    TooLarge(u64),
+    /// The sender stopped in the middle.
+    #[error("the upload broke off: {0}")]
+    Broken(String),
+    /// Not a blob's name.
+    #[error("{0:?} is not the name of a blob")]
+    Name(String),
+    /// Not here.
+    #[error("blob {0} is not held here")]
+    Absent(String),
+    /// A peer sent other data than the name stands for.
+    #[error("the data of blob {0} is not what its name says")]
+    Corrupt(String),
+    /// Nobody who has it could be reached. What was fetched so far is kept.
+    #[error("the data is not held here, and nobody who has it can be reached now: {0}")]
+    OutOfReach(String),
+}
+
+fn disk(doing: &'static str) -> impl Fn(std::io::Error) -> BlobError {
+    move |error| BlobError::Disk { doing, reason: error.to_string() }
+}
+
+/// Fetches under way: blob, and (bytes done, bytes in all).
+pub type Progress = Arc<Mutex<BTreeMap<String, (u64, u64)>>>;
+
+/// The blobs of one replica or agent.
+#[derive(Clone, Debug)]
+pub struct Blobs {
+    dir: Arc<PathBuf>,
+    progress: Progress,
+    fetching: Arc<Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+}
+
+impl Blobs {
+    /// Opens the directory, or makes it. Uploads that a crash broke off are removed.
+    ///
+    /// # Errors
+    /// [`BlobError::Disk`].
+    pub fn open(dir: &Path) -> Result<Self, BlobError> {
+        std::fs::create_dir_all(dir).map_err(disk("open"))?;
+        for file in std::fs::read_dir(dir).map_err(disk("open"))?.flatten() {
+            if file.file_name().to_string_lossy().starts_with("upload-") {
+                std::fs::remove_file(file.path()).map_err(disk("clean up"))?;
+            }
+        }
+        Ok(Self { dir: Arc::new(dir.to_owned()), progress: Arc::default(), fetching: Arc::default() })
+    }
+
+    /// Fetches under way.
+    #[must_use]
+    pub fn transfers(&self) -> Vec<(String, u64, u64)> {
+        self.progress.lock().iter().map(|(blob, (done, size))| (blob.clone(), *done, *size)).collect()
+    }
+
+    /// The file of a blob, whole and verified, if it is held.
+    #[must_use]
+    pub fn path(&self, blob: &str) -> Option<PathBuf> {
+        let path = self.file(blob, "").ok()?;
+        path.exists().then_some(path)
+    }
+
+    /// Stores what `reader` gives, at most `limit` bytes. `unique` names the upload's temporary file.
+    ///
+    /// # Errors
+    /// [`BlobError`]; nothing is left behind.
+    pub async fn put(&self, mut reader: impl AsyncRead + Unpin, limit: u64, unique: u64) -> Result<Stored, BlobError> {
+        let temporary = self.dir.join(format!("upload-{unique:016x}"));
+        let stored = self.write(&temporary, &mut reader, limit).await;
+        let (manifest, stored) = match stored {
+            Ok(stored) => stored,
+            Err(error) => {
+                let _ = tokio::fs::remove_file(&temporary).await;
+                return Err(error);
+            }
+        };
+        self.finish(&temporary, &manifest).await?;
+        Ok(stored)
+    }
+
+    async fn write(
+        &self,
+        temporary: &Path,
+        reader: &mut (impl AsyncRead + Unpin),
+        limit: u64,
+    ) -> Result<(Manifest, Stored), BlobError> {
+        let mut file = File::create(temporary).await.map_err(disk("store an upload"))?;
+        let (mut md5, mut sha512) = (Md5::new(), Sha512::new());
+        let mut manifest = Manifest { size: 0, chunks: Vec::new() };
+        loop {
+            let mut chunk = Vec::new();
+            let read = (&mut *reader).take(CHUNK).read_to_end(&mut chunk).await;
+            let read = read.map_err(|error| BlobError::Broken(error.to_string()))?;
+            if read == 0 {
+                break;
+            }
+            manifest.size += u64::try_from(read).unwrap_or(u64::MAX);
+            if manifest.size > limit {
+                return Err(BlobError::TooLarge(limit));
+            }
+            md5.update(&chunk);
+            sha512.update(&chunk);
+            manifest.chunks.push(Hash::of(&chunk));
+            file.write_all(&chunk).await.map_err(disk("store an upload"))?;
+        }
+        file.flush().await.map_err(disk("store an upload"))?;
+        file.sync_all().await.map_err(disk("store an upload"))?;
+        let (md5, sha512) = (hex::encode(md5.finalize()), hex::encode(sha512.finalize()));
+        let stored = Stored { blob: manifest.root(), size: manifest.size, md5, sha512 };
+        Ok((manifest, stored))
+    }
+
+    /// The manifest first, then the data under its name: a blob that is there has its manifest.
+    async fn finish(&self, data: &Path, manifest: &Manifest) -> Result<(), BlobError> {
+        let root = manifest.root();
+        let bytes = rmp_serde::to_vec(manifest).unwrap_or_default();
+        let beside = self.file(&root, ".manifest.new")?;
+        tokio::fs::write(&beside, bytes).await.map_err(disk("store a manifest"))?;
+        tokio::fs::rename(&beside, self.file(&root, ".manifest")?).await.map_err(disk("store a manifest"))?;
+        tokio::fs::rename(data, self.file(&root, "")?).await.map_err(disk("store a blob"))
+    }
+
+    /// The manifest of a blob that is held.
+    ///
+    /// # Errors
+    /// [`BlobError::Absent`] or [`BlobError::Disk`].
+    pub async fn manifest(&self, blob: &str) -> Result<Manifest, BlobError> {
+        if self.path(blob).is_none() {
+            return Err(BlobError::Absent(blob.into()));
+        }
+        let bytes = tokio::fs::read(self.file(blob, ".manifest")?).await.map_err(disk("read a manifest"))?;
+        rmp_serde::from_slice(&bytes).map_err(|_| BlobError::Corrupt(blob.into()))
+    }
+
+    /// A blob that is held, open at chunk `from`.
+    ///
+    /// # Errors
+    /// [`BlobError::Absent`] or [`BlobError::Disk`].
+    pub async fn read(&self, blob: &str, from: u64) -> Result<File, BlobError> {
+        let path = self.path(blob).ok_or_else(|| BlobError::Absent(blob.into()))?;
+        let mut file = File::open(path).await.map_err(disk("read a blob"))?;
+        file.seek(std::io::SeekFrom::Start(from.saturating_mul(CHUNK))).await.map_err(disk("read a blob"))?;
+        Ok(file)
+    }
+
+    /// Removes a blob. No error if it is not held.
+    ///
+    /// # Errors
+    /// [`BlobError::Disk`].
+    pub async fn remove(&self, blob: &str) -> Result<(), BlobError> {
+        for suffix in ["", ".manifest", ".partial"] {
+            match tokio::fs::remove_file(self.file(blob, suffix)?).await {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(disk("remove a blob")(error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds the right to fetch a blob: of many that wait for one, one fetches and the others find it.
+    pub async fn turn(&self, blob: &str) -> tokio::sync::OwnedMutexGuard<()> {
+        let lock = self.fetching.lock().entry(blob.to_owned()).or_default().clone();
+        lock.lock_owned().await
+    }
+
+    /// How many chunks of an earlier, broken fetch are there and sound. They are hashed again: after a power cut, a
+    /// file can be longer than what reached the disk.
+    ///
+    /// # Errors
+    /// [`BlobError::Disk`].
+    pub async fn resume(&self, blob: &str, manifest: &Manifest) -> Result<u64, BlobError> {
+        let Ok(mut file) = File::open(self.file(blob, ".partial")?).await else { return Ok(0) };
+        let mut sound = 0;
+        for expected in &manifest.chunks {
+            let mut chunk = Vec::new();
+            (&mut file).take(CHUNK).read_to_end(&mut chunk).await.map_err(disk("read a blob"))?;
+            if Hash::of(&chunk) != *expected {
+                break;
+            }
+            sound += 1;
+        }
+        Ok(sound)
+    }
+
+    /// Takes the chunks of `manifest` from `from` on off a stream, verifying each, and finishes the blob. What was
+    /// taken before an error stays for the next try.
+    ///
+    /// # Errors
+    /// [`BlobError::Corrupt`] if a chunk is not what the manifest says; [`BlobError::Broken`] if the stream ended.
+    pub async fn take(
+        &self,
+        blob: &str,
+        manifest: &Manifest,
+        from: u64,
+        stream: &mut (impl AsyncRead + Unpin),
+    ) -> Result<PathBuf, BlobError> {
+        if manifest.root() != blob || !manifest.is_sound() {
+            return Err(BlobError::Corrupt(blob.into()));
+        }
+        let partial = self.file(blob, ".partial")?;
+        let mut file = File::options().create(true).truncate(false).write(true).open(&partial).await;
+        let file = file.as_mut().map_err(|error| disk("store a blob")(std::io::Error::other(error.to_string())))?;
+        file.set_len(from * CHUNK).await.map_err(disk("store a blob"))?;
+        file.seek(std::io::SeekFrom::Start(from * CHUNK)).await.map_err(disk("store a blob"))?;
+        let _progress = Reporting { progress: &self.progress, blob };
+        let first = usize::try_from(from).unwrap_or(usize::MAX);
+        let mut done = from * CHUNK;
+        for chunk in manifest.chunks.iter().skip(first) {
+            self.progress.lock().insert(blob.into(), (done, manifest.size));
+            let length = CHUNK.min(manifest.size - done);
+            let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+            stream.read_exact(&mut bytes).await.map_err(|error| BlobError::Broken(error.to_string()))?;
+            if Hash::of(&bytes) != *chunk {
+                return Err(BlobError::Corrupt(blob.into()));
+            }
+            file.write_all(&bytes).await.map_err(disk("store a blob"))?;
+            // The next try counts whole chunks by the file's length: it must not be ahead of what was written.
+            file.flush().await.map_err(disk("store a blob"))?;
+            done += length;
+        }
+        file.sync_all().await.map_err(disk("store a blob"))?;
+        self.finish(&partial, manifest).await?;
+        self.path(blob).ok_or_else(|| BlobError::Absent(blob.into()))
+    }
+
+    fn file(&self, blob: &str, suffix: &str) -> Result<PathBuf, BlobError> {
+        let name = blob.len() == 64 && blob.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if name { Ok(self.dir.join(format!("{blob}{suffix}"))) } else { Err(BlobError::Name(blob.into())) }
+    }
+}
+
+struct Reporting<'a> {
+    progress: &'a Progress,
+    blob: &'a str,
+}
+
+impl Drop for Reporting<'_> {
+    fn drop(&mut self) {
+        self.progress.lock().remove(self.blob);
+    }
+}

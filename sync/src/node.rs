@@ -1,0 +1,366 @@
+//! The driver of one replica: a thread that owns it and its store, and what everybody else sees of it.
+//!
+//! Jobs queue up while a flush is under way; the thread then runs all of them and makes them durable in one commit, so
+//! one flush serves many requests. Only after it are views published, replies given, entries pushed and orders sent
+//! (`PROTOCOL.md`, E2): every one of those leaves through the one place below the flush.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use luc_engine::entry::{Entry, Frontier};
+use luc_engine::id::{ClaimId, EntryId, Millis, ReplicaId, SiteName};
+use luc_engine::replica::{Flushed, Received, Rejection, Replica, read_log};
+use luc_engine::store::{Reader, StoreError};
+use luc_engine::tx::{Refusal, Tx};
+use luc_engine::view::View;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use crate::agents::Agents;
+
+/// Most jobs in the queue: further callers wait.
+const QUEUE: usize = 4096;
+/// Most jobs in one commit.
+const BATCH: usize = 512;
+/// Most entries that wait for their past.
+const WAITING: usize = 8192;
+/// Flushes that a subscriber may be behind before it misses some.
+const BACKLOG: usize = 4096;
+
+/// What the replica's thread does: run a job, then, after the flush, its second half.
+type Job = Box<dyn FnOnce(&mut Worker) -> After + Send>;
+type After = Box<dyn FnOnce(Result<(), &StoreError>) + Send>;
+
+/// One replica, running. Clones are the same one.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    me: ReplicaId,
+    site: SiteName,
+    jobs: mpsc::Sender<Job>,
+    view: ArcSwap<View>,
+    quarantine: ArcSwap<BTreeMap<ReplicaId, Rejection>>,
+    frontier: watch::Sender<Arc<Frontier>>,
+    flushed: broadcast::Sender<Arc<Flushed>>,
+    agents: Agents,
+    counters: Counters,
+    failure: watch::Sender<Option<String>>,
+}
+
+/// What the thread has done since it started.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Commits.
+    pub flushes: AtomicU64,
+    /// Entries in them.
+    pub entries: AtomicU64,
+    /// Time spent in commits, microseconds.
+    pub flush_micros: AtomicU64,
+}
+
+/// What the thread owns.
+struct Worker {
+    replica: Replica,
+    /// Entries whose past is not held yet.
+    waiting: BTreeMap<EntryId, Vec<u8>>,
+}
+
+impl Node {
+    /// Starts the thread. Claims that could be released before the last end are released now.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the first flush fails.
+    pub fn start(replica: Replica) -> Result<Self, StoreError> {
+        let (jobs, queue) = mpsc::channel::<Job>(QUEUE);
+        let me = replica.identity().replica();
+        let view = Arc::new(replica.view().clone());
+        let site = view.member(me).map(|state| state.member.site.clone()).ok_or(StoreError::Poisoned)?;
+        let inner = Arc::new(Inner {
+            me,
+            site,
+            jobs,
+            frontier: watch::Sender::new(Arc::new(view.frontier().clone())),
+            view: ArcSwap::new(view),
+            quarantine: ArcSwap::default(),
+            flushed: broadcast::Sender::new(BACKLOG),
+            agents: Agents::default(),
+            counters: Counters::default(),
+            failure: watch::Sender::new(None),
+        });
+        let node = Self { inner: inner.clone() };
+        let worker = Worker { replica, waiting: BTreeMap::new() };
+        let weak = Arc::downgrade(&inner);
+        let thread = std::thread::Builder::new().name("replica".into());
+        let failed = |error: std::io::Error| StoreError::Failed { doing: "start", reason: error.to_string() };
+        thread.spawn(move || worker.run(queue, &weak)).map_err(failed)?;
+        Ok(node)
+    }
+
+    /// This replica.
+    #[must_use]
+    pub fn me(&self) -> ReplicaId {
+        self.inner.me
+    }
+
+    /// Its site.
+    #[must_use]
+    pub fn site(&self) -> &SiteName {
+        &self.inner.site
+    }
+
+    /// The durable state. A snapshot: it does not change under its reader.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        self.inner.view.load_full()
+    }
+
+    /// The agents attached here.
+    #[must_use]
+    pub fn agents(&self) -> &Agents {
+        &self.inner.agents
+    }
+
+    /// What the thread has done.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.inner.counters
+    }
+
+    /// Authors whose entries are refused, and why.
+    #[must_use]
+    pub fn quarantine(&self) -> Arc<BTreeMap<ReplicaId, Rejection>> {
+        self.inner.quarantine.load_full()
+    }
+
+    /// Why the store takes no more writes, if it does not. Reads go on.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        self.inner.failure.borrow().clone()
+    }
+
+    /// Every flush from now on. A subscriber that is too far behind is told that it missed some.
+    #[must_use]
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Flushed>> {
+        self.inner.flushed.subscribe()
+    }
+
+    /// Runs a transaction; when this returns, it is durable and visible here.
+    ///
+    /// # Errors
+    /// What `f` says, or a [`Refusal`]; nothing of it happened, except after [`Refusal::Store`], when it is unknown.
+    pub async fn transact<T, E, F>(&self, f: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Refusal> + Send + 'static,
+        F: FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let job = move |worker: &mut Worker| {
+            let result = worker.replica.transact(now(), f).map(|(value, _)| value);
+            after(reply, result, |error| Err(E::from(Refusal::Store(error.clone()))))
+        };
+        self.run(Box::new(job)).await.map_err(|error| E::from(Refusal::Store(error)))?;
+        answer.await.unwrap_or_else(|_| Err(E::from(Refusal::Store(StoreError::Poisoned))))
+    }
+
+    /// Takes entries from elsewhere; when this returns, those that were applied are durable and visible here.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing is said about the entries.
+    pub async fn receive(&self, entries: Vec<Vec<u8>>) -> Result<Vec<Received>, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let job = move |worker: &mut Worker| {
+            let received = worker.receive(entries);
+            after(reply, Ok(received), |error| Err(error.clone()))
+        };
+        self.run(Box::new(job)).await?;
+        answer.await.unwrap_or(Err(StoreError::Poisoned))
+    }
+
+    /// A reader of what is durable.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let job = move |worker: &mut Worker| {
+            let reader = worker.replica.reader();
+            after(reply, reader, |error| Err(error.clone()))
+        };
+        self.run(Box::new(job)).await?;
+        answer.await.unwrap_or(Err(StoreError::Poisoned))
+    }
+
+    /// Entries from these places on, oldest first by their authors' clocks, about `limit` bytes in all; and whether
+    /// there are more.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn read_log(&self, from: Vec<EntryId>, limit: usize) -> Result<(Vec<Entry>, bool), StoreError> {
+        let reader = self.reader().await?;
+        let read = move || {
+            let mut entries = Vec::new();
+            let mut more = false;
+            let share = (limit / from.len().max(1)).max(1);
+            for start in from {
+                let (mut next, mut size) = (start, 0);
+                while let Some(bytes) = read_log(&*reader, next, 1, 1)?.pop() {
+                    if size > 0 && size + bytes.len() > share {
+                        more = true;
+                        break;
+                    }
+                    size += bytes.len();
+                    next.number += 1;
+                    entries.extend(Entry::decode(&bytes).ok());
+                }
+            }
+            entries.sort_by_key(|entry| (entry.header.time, entry.id()));
+            Ok((entries, more))
+        };
+        tokio::task::spawn_blocking(read).await.unwrap_or(Err(StoreError::Poisoned))
+    }
+
+    /// Waits until this replica holds all of `wanted`.
+    ///
+    /// # Errors
+    /// What is still missing when `limit` has passed: author, and the number that was wanted.
+    pub async fn wait_for(&self, wanted: &Frontier, limit: Duration) -> Result<(), Vec<EntryId>> {
+        let mut frontier = self.inner.frontier.subscribe();
+        let reached = tokio::time::timeout(limit, frontier.wait_for(|held| held.covers(wanted))).await;
+        if matches!(reached, Ok(Ok(_))) {
+            return Ok(());
+        }
+        let held = self.inner.frontier.borrow().clone();
+        let lacks = wanted.0.iter().filter(|(replica, tip)| held.number(**replica) < tip.number);
+        Err(lacks.map(|(replica, tip)| EntryId { author: *replica, number: tip.number }).collect())
+    }
+
+    async fn run(&self, job: Job) -> Result<(), StoreError> {
+        self.inner.jobs.send(job).await.map_err(|_| StoreError::Poisoned)
+    }
+}
+
+/// A reply that is given after the flush: nobody hears of what is not durable.
+fn after<T: Send + 'static>(
+    reply: oneshot::Sender<T>,
+    value: T,
+    failed: impl FnOnce(&StoreError) -> T + Send + 'static,
+) -> After {
+    Box::new(move |flushed| {
+        let _ = reply.send(match flushed {
+            Ok(()) => value,
+            Err(error) => failed(error),
+        });
+    })
+}
+
+impl Worker {
+    fn run(mut self, mut queue: mpsc::Receiver<Job>, node: &std::sync::Weak<Inner>) {
+        let mut settled = self.replica.release_settled(now(), None);
+        while let Some(first) = queue.blocking_recv() {
+            let mut replies = vec![first(&mut self)];
+            while replies.len() < BATCH
+                && let Ok(job) = queue.try_recv()
+            {
+                replies.push(job(&mut self));
+            }
+            let Some(inner) = node.upgrade() else { return };
+            if let Err(error) = std::mem::replace(&mut settled, Ok(0)) {
+                tracing::error!(%error, "claims could not be released");
+            }
+            let started = std::time::Instant::now();
+            let flushed = self.replica.flush();
+            let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+            match flushed {
+                Ok(flushed) => {
+                    let claims = inner.publish(&self.replica, flushed, micros);
+                    settled = self.replica.release_settled(now(), Some(&claims));
+                    replies.into_iter().for_each(|reply| reply(Ok(())));
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the store failed: no more writes until a restart");
+                    inner.failure.send_replace(Some(error.to_string()));
+                    replies.into_iter().for_each(|reply| reply(Err(&error)));
+                    Self::refuse_all(queue);
+                    return;
+                }
+            }
+            // What was released must not wait for the next request.
+            if matches!(settled, Ok(count) if count > 0) {
+                let _ = inner.jobs.try_send(Box::new(|_| Box::new(|_| ())));
+            }
+        }
+    }
+
+    /// After a failed flush the state in memory is ahead of the disk: nothing of it may be used.
+    fn refuse_all(mut queue: mpsc::Receiver<Job>) {
+        queue.close();
+        while queue.blocking_recv().is_some() {}
+    }
+
+    fn receive(&mut self, entries: Vec<Vec<u8>>) -> Vec<Received> {
+        let mut results = Vec::with_capacity(entries.len());
+        for bytes in entries {
+            let received = self.replica.receive(&bytes);
+            match &received {
+                Received::Waiting(_) if self.waiting.len() < WAITING => {
+                    if let Ok(entry) = Entry::decode(&bytes) {
+                        self.waiting.insert(entry.id(), bytes);
+                    }
+                }
+                Received::Applied => self.retry(),
+                Received::Refused(rejection) => tracing::warn!(%rejection, "an entry was refused"),
+                Received::Waiting(_) | Received::Known => {}
+            }
+            results.push(received);
+        }
+        results
+    }
+
+    /// Tries the entries again whose past may have come.
+    fn retry(&mut self) {
+        loop {
+            let before = self.waiting.len();
+            let replica = &mut self.replica;
+            self.waiting.retain(|_, bytes| matches!(replica.receive(bytes), Received::Waiting(_)));
+            if self.waiting.is_empty() || self.waiting.len() == before {
+                return;
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Everything that leaves the replica, after the flush. Says which claims changed.
+    fn publish(&self, replica: &Replica, flushed: Flushed, micros: u64) -> Vec<ClaimId> {
+        if flushed.entries.is_empty() {
+            return Vec::new();
+        }
+        self.counters.flushes.fetch_add(1, Ordering::Relaxed);
+        self.counters.flush_micros.fetch_add(micros, Ordering::Relaxed);
+        let count = u64::try_from(flushed.entries.len()).unwrap_or(0);
+        self.counters.entries.fetch_add(count, Ordering::Relaxed);
+        let view = Arc::new(replica.view().clone());
+        self.view.store(view.clone());
+        if self.quarantine.load().len() != replica.quarantine().len() {
+            self.quarantine.store(Arc::new(replica.quarantine().clone()));
+        }
+        self.frontier.send_replace(Arc::new(view.frontier().clone()));
+        self.agents.changed(&view, &flushed);
+        let claims = flushed.claims.clone();
+        let _ = self.flushed.send(Arc::new(flushed));
+        claims
+    }
+}
+
+/// The wall clock, Unix milliseconds.
+#[must_use]
+pub fn now() -> Millis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,237 @@
+//! The protocol core: who is sent which entries when. Pure: no clock, randomness, socket or runtime.
+//!
+//! Entries are **pushed** as they become durable: own ones to every connected peer, others' only to peers that are not
+//! connected to the author (they would get everything twice). An entry is pushed to a peer only if it follows the last
+//! one that the peer has of that author, so what was skipped, dropped or lost is never half-filled; **anti-entropy**
+//! fills it: peers tell each other their frontiers, and each sends what the other lacks, a bounded batch at a time,
+//! the next when the receiver has answered. So catching up costs what is missing, never the state, and a slow peer is
+//! slowed instead of growing anybody's memory.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use luc_engine::entry::{Entry, Frontier, Tip};
+use luc_engine::id::{EntryId, Millis, ReplicaId};
+
+use crate::wire::{Msg, Status};
+
+/// How often a peer is told our frontier and our status, milliseconds.
+const HEARTBEAT: Millis = 1_000;
+/// After how long a batch that was never answered is given up, milliseconds.
+const STALLED: Millis = 5_000;
+/// Most bytes of entries in one pushed message.
+const PUSH_BYTES: usize = 1 << 20;
+
+/// What happens to the core.
+#[derive(Debug)]
+pub enum Input {
+    /// A connection to a peer stands.
+    Connected(ReplicaId),
+    /// It is gone.
+    Disconnected(ReplicaId),
+    /// The peer said something.
+    Message(ReplicaId, Msg),
+    /// Entries became durable here, in the order in which they were applied.
+    Flushed(Vec<Arc<Entry>>),
+    /// The log was read for a peer, as [`Output::ReadLog`] asked.
+    LogRead {
+        /// For whom.
+        peer: ReplicaId,
+        /// The entries, as they travel, with their places.
+        entries: Vec<(EntryId, Tip, Vec<u8>)>,
+        /// Whether there were more than fit.
+        more: bool,
+    },
+    /// Entries of a peer have been dealt with and what was taken is durable.
+    Received {
+        /// From whom.
+        peer: ReplicaId,
+        /// Whether it waits for our frontier.
+        answer: bool,
+    },
+    /// A message to a peer was dropped, since its queue was full.
+    Dropped(ReplicaId),
+    /// Time passed.
+    Tick(Status),
+}
+
+/// What the driver shall do.
+#[derive(Debug)]
+pub enum Output {
+    /// Send it, or say [`Input::Dropped`].
+    Send(ReplicaId, Msg),
+    /// Give these entries to the replica, then say [`Input::Received`].
+    Receive {
+        /// From whom they are.
+        peer: ReplicaId,
+        /// As they travel.
+        entries: Vec<Vec<u8>>,
+        /// To be repeated.
+        answer: bool,
+    },
+    /// Read a bounded batch of the log from these places on, then say [`Input::LogRead`].
+    ReadLog {
+        /// For whom.
+        peer: ReplicaId,
+        /// The first entry wanted of each author.
+        from: Vec<EntryId>,
+    },
+}
+
+/// What is known of a connected peer.
+#[derive(Debug, Default)]
+pub struct Peer {
+    /// What it said that it holds.
+    pub reported: Frontier,
+    /// What it said of itself last.
+    pub status: Status,
+    /// When it was heard last, by our clock.
+    pub heard: Millis,
+    /// What it will hold when it has taken everything that was sent.
+    sent: Frontier,
+    /// When the batch that it is catching up with was sent, if it is.
+    catching_up: Option<Millis>,
+    told: Millis,
+}
+
+/// The core.
+#[derive(Debug)]
+pub struct Proto {
+    me: ReplicaId,
+    peers: BTreeMap<ReplicaId, Peer>,
+}
+
+impl Proto {
+    /// A core without peers.
+    #[must_use]
+    pub fn new(me: ReplicaId) -> Self {
+        Self { me, peers: BTreeMap::new() }
+    }
+
+    /// The connected peers.
+    #[must_use]
+    pub fn peers(&self) -> &BTreeMap<ReplicaId, Peer> {
+        &self.peers
+    }
+
+    /// Deals with one input. `mine` is what is durable here.
+    pub fn handle(&mut self, input: Input, now: Millis, mine: &Frontier) -> Vec<Output> {
+        let mut out = Vec::new();
+        match input {
+            Input::Connected(peer) => {
+                self.peers.insert(peer, Peer { heard: now, told: now, ..Peer::default() });
+                out.push(Output::Send(peer, Msg::Frontier(mine.clone())));
+            }
+            Input::Disconnected(peer) => {
+                self.peers.remove(&peer);
+            }
+            Input::Message(peer, message) => self.message(peer, message, now, mine, &mut out),
+            Input::Flushed(entries) => self.push(&entries, &mut out),
+            Input::LogRead { peer, entries, more } => self.log_read(peer, entries, more, now, mine, &mut out),
+            Input::Received { peer, answer } => {
+                if answer && self.peers.contains_key(&peer) {
+                    out.push(Output::Send(peer, Msg::Frontier(mine.clone())));
+                }
+            }
+            Input::Dropped(peer) => {
+                if let Some(state) = self.peers.get_mut(&peer) {
+                    state.sent = state.reported.clone();
+                    state.catching_up = None;
+                }
+            }
+            Input::Tick(mut status) => {
+                status.connected = self.peers.keys().copied().collect();
+                for (peer, state) in &mut self.peers {
+                    if now.saturating_sub(state.told) >= HEARTBEAT {
+                        state.told = now;
+                        out.push(Output::Send(*peer, Msg::Heartbeat(status.clone())));
+                        out.push(Output::Send(*peer, Msg::Frontier(mine.clone())));
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    fn message(&mut self, peer: ReplicaId, message: Msg, now: Millis, mine: &Frontier, out: &mut Vec<Output>) {
+        let Some(state) = self.peers.get_mut(&peer) else { return };
+        state.heard = now;
+        match message {
+            Msg::Heartbeat(status) => state.status = status,
+            Msg::Entries { entries, more } => out.push(Output::Receive { peer, entries, answer: more }),
+            Msg::Frontier(frontier) => {
+                state.reported = frontier.clone();
+                // It answers a batch, or it was said on its own and what is still under way will be known there.
+                state.sent = frontier;
+                state.catching_up = None;
+                state.read_missing(peer, now, mine, out);
+            }
+        }
+    }
+
+    fn push(&mut self, entries: &[Arc<Entry>], out: &mut Vec<Output>) {
+        for (peer, state) in &mut self.peers {
+            let mut batch = Vec::new();
+            let mut size = 0;
+            for entry in entries {
+                let id = entry.id();
+                let direct = id.author == self.me || !state.status.connected.contains(&id.author);
+                if direct && id.author != *peer && state.sent.number(id.author) + 1 == id.number {
+                    state.sent.set(id.author, entry.tip());
+                    size += entry.bytes().len();
+                    batch.push(entry.bytes().to_vec());
+                    if size >= PUSH_BYTES {
+                        size = 0;
+                        let entries = std::mem::take(&mut batch);
+                        out.push(Output::Send(*peer, Msg::Entries { entries, more: false }));
+                    }
+                }
+            }
+            if !batch.is_empty() {
+                out.push(Output::Send(*peer, Msg::Entries { entries: batch, more: false }));
+            }
+        }
+    }
+
+    fn log_read(
+        &mut self,
+        peer: ReplicaId,
+        entries: Vec<(EntryId, Tip, Vec<u8>)>,
+        more: bool,
+        now: Millis,
+        mine: &Frontier,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(state) = self.peers.get_mut(&peer) else { return };
+        for (id, tip, _) in &entries {
+            state.sent.set(id.author, *tip);
+        }
+        let empty = entries.is_empty();
+        if !empty {
+            let entries = entries.into_iter().map(|(_, _, bytes)| bytes).collect();
+            out.push(Output::Send(peer, Msg::Entries { entries, more }));
+        }
+        state.catching_up = (more && !empty).then_some(now);
+        if !more && !empty {
+            // What became durable while the log was read.
+            state.read_missing(peer, now, mine, out);
+        }
+    }
+}
+
+impl Peer {
+    fn read_missing(&mut self, peer: ReplicaId, now: Millis, mine: &Frontier, out: &mut Vec<Output>) {
+        if self.catching_up.is_some_and(|since| now.saturating_sub(since) < STALLED) {
+            return;
+        }
+        let lacks = |(author, tip): (&ReplicaId, &Tip)| {
+            let next = self.sent.number(*author) + 1;
+            (tip.number >= next && *author != peer).then_some(EntryId { author: *author, number: next })
+        };
+        let from: Vec<EntryId> = mine.0.iter().filter_map(lacks).collect();
+        if !from.is_empty() {
+            self.catching_up = Some(now);
+            out.push(Output::ReadLog { peer, from });
+        }
+    }
+}

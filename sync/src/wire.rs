@@ -1,0 +1,228 @@
+//! Frames: what travels on a stream. A length, a version, then MessagePack; nothing is read past a limit.
+//!
+//! A hostile frame costs its sender the connection and this replica nothing: the length is checked before a byte is
+//! allocated for it, and whatever does not decode ends the stream.
+
+use luc_engine::entry::Frontier;
+use luc_engine::id::{HostId, Millis, PoolId, ReplicaId, SiteName};
+use luc_engine::ledger::Amount;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// Version of all frames.
+pub const VERSION: u8 = 1;
+/// Largest frame, bytes: one entry at its limit, with room for the rest of its batch.
+pub const MAX_FRAME: usize = 6 << 20;
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// The connection went away.
+    #[error("the stream ended: {0}")]
+    Io(#[from] std::io::Error),
+    /// Longer than allowed.
+    #[error("a frame of {0} bytes is over the limit")]
+    TooLong(usize),
+    /// Another version.
+    #[error("frame version {0} is not known here")]
+    Version(u8),
+    /// Does not decode.
+    #[error("a frame does not decode: {0}")]
+    Encoding(String),
+    /// Ended where a frame was due.
+    #[error("the peer closed the stream")]
+    Closed,
+}
+
+/// Between two replicas, on the control stream.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Msg {
+    /// What the sender holds: send me what I lack.
+    Frontier(Frontier),
+    /// Entries. If `more`, the sender waits for a [`Msg::Frontier`] before it goes on.
+    Entries {
+        /// As they travel.
+        #[serde(with = "entry_list")]
+        entries: Vec<Vec<u8>>,
+        /// Whether the receiver shall answer with its frontier.
+        more: bool,
+    },
+    /// Soft state, every second: never enters the log.
+    Heartbeat(Status),
+}
+
+mod entry_list {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use serde_bytes::{ByteBuf, Bytes};
+
+    pub(super) fn serialize<S: Serializer>(entries: &[Vec<u8>], s: S) -> Result<S::Ok, S::Error> {
+        entries.iter().map(|entry| Bytes::new(entry)).collect::<Vec<_>>().serialize(s)
+    }
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Vec<u8>>, D::Error> {
+        Ok(Vec::<ByteBuf>::deserialize(d)?.into_iter().map(ByteBuf::into_vec).collect())
+    }
+}
+
+/// What a replica tells of itself.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// Its clock, Unix milliseconds.
+    pub at: Millis,
+    /// The digest of its state at its frontier, as text.
+    pub digest: String,
+    /// Whom it is connected to: others need not forward their entries to it.
+    pub connected: Vec<ReplicaId>,
+    /// Its site's hosts, as heard from their agents.
+    pub hosts: Vec<HostStatus>,
+}
+
+/// Soft state of a host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// Which.
+    pub host: HostId,
+    /// How long ago its agent was heard, milliseconds; none if never since the replica started.
+    pub age: Option<u64>,
+    /// What it said.
+    pub heartbeat: luc_engine::agent::Heartbeat,
+}
+
+/// The first frame of every further stream: what is wanted.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// An agent attaches: `luc_engine::agent::FromAgent` go in, `ToAgent` come out.
+    Agent,
+    /// Rights are asked for. Answered by [`RightsAnswer`].
+    Rights {
+        /// Of this pool.
+        pool: PoolId,
+        /// At least so much.
+        amount: Amount,
+        /// What the asker holds, so that the answer can carry what it lacks (A6).
+        frontier: Frontier,
+    },
+    /// The manifest of a blob. Answered by `Result<Manifest, String>`.
+    BlobManifest(String),
+    /// A blob's chunks from one on. Answered by a `Result<(), String>`, then the chunks, raw.
+    BlobChunks {
+        /// The blob.
+        blob: String,
+        /// The first chunk wanted.
+        from: u64,
+    },
+    /// The last lines of a server's console, from a host of the answering site. Answered by `Result<String, String>`.
+    Console {
+        /// The host.
+        host: HostId,
+        /// The server.
+        server: uuid::Uuid,
+        /// How many lines from the end; all that is kept if none.
+        lines: Option<u64>,
+    },
+    /// A snapshot for a new replica: rows, then one empty row.
+    Snapshot,
+}
+
+/// The answer to [`Request::Rights`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RightsAnswer {
+    /// What was granted.
+    pub granted: Amount,
+    /// The entries that the asker lacks to use it.
+    #[serde(with = "entry_list")]
+    pub entries: Vec<Vec<u8>>,
+    /// Why nothing was, if so.
+    pub refused: Option<String>,
+}
+
+/// A row of a snapshot. An empty table name ends it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SnapshotRow {
+    /// The table's name.
+    pub table: String,
+    /// The key.
+    #[serde(with = "serde_bytes")]
+    pub key: Vec<u8>,
+    /// The value.
+    #[serde(with = "serde_bytes")]
+    pub value: Vec<u8>,
+}
+
+/// What a newcomer says, on a connection of its own kind.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// The token's secret.
+    #[serde(with = "serde_bytes")]
+    pub secret: Vec<u8>,
+    /// The newcomer's Ed25519 public key.
+    #[serde(with = "serde_bytes")]
+    pub public_key: [u8; 32],
+    /// Its signature over this connection's exported keying material: proof that it has the key.
+    #[serde(with = "serde_bytes")]
+    pub proof: Vec<u8>,
+    /// Where others reach it (replicas).
+    pub addresses: Vec<String>,
+    /// Its id (agents).
+    pub host: Option<HostId>,
+}
+
+/// What a newcomer gets.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JoinAnswer {
+    /// The cloud.
+    pub cloud: luc_engine::id::CloudId,
+    /// The site that the token admits to.
+    pub site: SiteName,
+    /// The authority's certificate.
+    #[serde(with = "serde_bytes")]
+    pub authority: Vec<u8>,
+    /// The newcomer's certificate.
+    #[serde(with = "serde_bytes")]
+    pub certificate: Vec<u8>,
+    /// The authority's private key, PEM, for sponsors.
+    pub authority_key: Option<String>,
+}
+
+/// Encodes a frame.
+#[must_use]
+pub fn frame<T: Serialize>(value: &T) -> Vec<u8> {
+    let body = rmp_serde::to_vec(value).unwrap_or_default();
+    let length = u32::try_from(body.len() + 1).unwrap_or(u32::MAX);
+    let mut bytes = Vec::with_capacity(body.len() + 5);
+    bytes.extend(length.to_be_bytes());
+    bytes.push(VERSION);
+    bytes.extend(body);
+    bytes
+}
+
+/// Writes a frame.
+///
+/// # Errors
+/// [`WireError::Io`].
+pub async fn write<T: Serialize>(stream: &mut (impl AsyncWrite + Unpin), value: &T) -> Result<(), WireError> {
+    stream.write_all(&frame(value)).await.map_err(WireError::Io)
+}
+
+/// Reads a frame of at most `limit` bytes.
+///
+/// # Errors
+/// [`WireError`]; the stream is of no more use.
+pub async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin), limit: usize) -> Result<T, WireError> {
+    let mut length = [0; 4];
+    match stream.read_exact(&mut length).await {
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Err(WireError::Closed),
+        other => other?,
+    };
+    let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+    if length > limit || length == 0 {
+        return Err(WireError::TooLong(length));
+    }
+    let mut bytes = vec![0; length];
+    stream.read_exact(&mut bytes).await?;
+    match bytes.split_first() {
+        Some((&VERSION, body)) => rmp_serde::from_slice(body).map_err(|error| WireError::Encoding(error.to_string())),
+        Some((version, _)) => Err(WireError::Version(*version)),
+        None => Err(WireError::TooLong(0)),
+    }
+}
