@@ -5,4 +5,5 @@ pub mod blob;
 pub mod ca;
 pub mod node;
 pub mod proto;
+pub mod token;
 pub mod wire;
