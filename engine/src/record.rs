@@ -323,6 +323,10 @@ pub struct Server {
     pub config_drive: bool,
     /// Wanted power.
     pub power: Power,
+    /// Raised by every action that sets `power` (start, stop, pause, unpause, suspend, resume, hard reboot), also when
+    /// it sets what was set before: so a start of a server that powered itself off is a new wish. An agent brings the
+    /// pair of `power` and `power_changes` about once, and then leaves the machine to its guest.
+    pub power_changes: u64,
     /// How many soft reboots were asked for, ever.
     pub soft_reboots: u64,
     /// How many hard reboots were asked for, ever.
