@@ -163,7 +163,8 @@ pub async fn serve(
                 heard(&node, host, messages, &to, &mut asked).await?;
             }
             () = attached.wake.notified() => {
-                for order in std::mem::take(&mut *attached.orders.lock()).into_values().collect::<Vec<_>>() {
+                let orders = std::mem::take(&mut *attached.orders.lock());
+                for order in orders.into_values() {
                     to.send(ToAgent::Order(Box::new(order))).await.map_err(|_| AgentError::Gone)?;
                 }
             }

@@ -3,7 +3,9 @@
 pub mod agents;
 pub mod blob;
 pub mod ca;
+pub mod join;
+pub mod net;
 pub mod node;
 pub mod proto;
-pub mod token;
+pub mod rpc;
 pub mod wire;

@@ -91,6 +91,8 @@ pub struct HostStatus {
 /// The first frame of every further stream: what is wanted.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Request {
+    /// The control stream between two replicas: frames of [`Msg`] both ways.
+    Control,
     /// An agent attaches: `luc_engine::agent::FromAgent` go in, `ToAgent` come out.
     Agent,
     /// Rights are asked for. Answered by [`RightsAnswer`].

@@ -1,0 +1,652 @@
+//! The driver: QUIC connections to the other replicas and to agents, and the core between them and the node.
+//!
+//! One endpoint serves members (mutual TLS, protocol `luc/1`) and newcomers (`luc-join/1`, no certificate yet, one
+//! request). Of a pair of replicas the one with the lower id dials, so there is one connection a pair. While a peer
+//! cannot be reached a fresh attempt starts every half second, since attempts that began before a cut healed wait for
+//! ever longer retransmissions: a heal is noticed within a second however long the cut was.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use luc_engine::id::{HostId, ReplicaId, SiteName};
+use luc_engine::replica::Received;
+use parking_lot::Mutex;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{ClientConfig, Connection, Endpoint, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::CertificateDer;
+use tokio::sync::mpsc;
+
+use crate::blob::Blobs;
+use crate::ca::{Authority, CertificateError, Credentials, PeerIdentity, Pinned, Role, SERVER_NAME};
+use crate::join::Tokens;
+use crate::node::{Node, now};
+use crate::proto::{Input, Output, Proto};
+use crate::wire::{self, Msg, Request, Status};
+
+const MEMBER: &[u8] = b"luc/1";
+const JOIN: &[u8] = b"luc-join/1";
+/// Without a sign of life for so long, a connection is given up.
+const IDLE: Duration = Duration::from_secs(2);
+const KEEP_ALIVE: Duration = Duration::from_millis(400);
+/// How often a new attempt to reach a peer starts, and how long one may take.
+const DIAL_EVERY: Duration = Duration::from_millis(500);
+const DIAL_LIMIT: Duration = Duration::from_secs(3);
+/// Messages to one peer that may wait; more are dropped and made up for by anti-entropy.
+const QUEUE: usize = 256;
+/// Messages with entries that may wait for the node.
+const ARRIVALS: usize = 64;
+/// Bytes of log in one batch of anti-entropy.
+const LOG_BATCH: usize = 1 << 20;
+/// A peer that was not heard for so long is out of reach.
+const SILENT: Duration = Duration::from_millis(2_500);
+
+/// Why the network could not be started, or a peer not be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// The address cannot be used.
+    #[error("cannot listen on {address}: {source}")]
+    Bind {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// See [`CertificateError`].
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// The TLS library refused the configuration.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// Nobody answers there.
+    #[error("{0} cannot be reached: {1}")]
+    Unreachable(String, String),
+}
+
+fn tls<E: std::fmt::Display>(error: E) -> NetError {
+    NetError::Tls(error.to_string())
+}
+
+/// Entries that came from a peer, and whether it waits for an answer.
+type Arrival = (ReplicaId, Vec<Vec<u8>>, bool);
+
+/// A connected replica.
+#[derive(Clone)]
+struct Peer {
+    connection: Connection,
+    queue: mpsc::Sender<Msg>,
+    since: Instant,
+}
+
+/// How another replica is reached, as seen from here.
+#[derive(Clone, Debug)]
+pub struct Reach {
+    /// Which.
+    pub replica: ReplicaId,
+    /// Heard within the last seconds.
+    pub reachable: bool,
+    /// Since when it is reachable or not; none if it never was since this replica started.
+    pub since: Option<Duration>,
+    /// Round trip time.
+    pub rtt: Option<Duration>,
+    /// Entries that it holds and this replica lacks.
+    pub behind: u64,
+    /// Entries that this replica holds and it lacks, as it last said.
+    pub ahead: u64,
+    /// What it said of itself last.
+    pub status: Status,
+}
+
+/// The network of one replica. Clones are the same one.
+#[derive(Clone)]
+pub struct Net {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) node: Node,
+    pub(crate) credentials: Credentials,
+    pub(crate) authority: Option<Authority>,
+    pub(crate) tokens: Tokens,
+    pub(crate) blobs: Blobs,
+    endpoint: Endpoint,
+    peers: Mutex<BTreeMap<ReplicaId, Peer>>,
+    reach: Mutex<BTreeMap<ReplicaId, Seen>>,
+    inputs: mpsc::Sender<Input>,
+    arrivals: mpsc::Sender<Arrival>,
+}
+
+/// What was last known of a peer.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    heard: Option<Instant>,
+    lost: Option<Instant>,
+    reported: luc_engine::entry::Frontier,
+    status: Status,
+}
+
+impl Net {
+    /// Binds the endpoint and starts everything.
+    ///
+    /// # Errors
+    /// [`NetError`] if the address cannot be used or the credentials are malformed.
+    pub fn start(
+        node: Node,
+        credentials: Credentials,
+        authority: Option<Authority>,
+        tokens: Tokens,
+        blobs: Blobs,
+        bind: SocketAddr,
+    ) -> Result<Self, NetError> {
+        let mut endpoint = Endpoint::server(server_config(&credentials)?, bind)
+            .map_err(|source| NetError::Bind { address: bind, source })?;
+        endpoint.set_default_client_config(client_config(&credentials)?);
+        let (inputs, queue) = mpsc::channel(1024);
+        let (arrivals, arrived) = mpsc::channel(ARRIVALS);
+        let inner = Inner {
+            node,
+            credentials,
+            authority,
+            tokens,
+            blobs,
+            endpoint,
+            peers: Mutex::default(),
+            reach: Mutex::default(),
+            inputs,
+            arrivals,
+        };
+        let net = Self { inner: Arc::new(inner) };
+        tokio::spawn(net.clone().run_core(queue));
+        tokio::spawn(net.clone().take_arrivals(arrived));
+        tokio::spawn(net.clone().accept());
+        tokio::spawn(net.clone().dial_members());
+        Ok(net)
+    }
+
+    /// The address it listens on.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.inner.endpoint.local_addr()
+    }
+
+    /// This member's credentials.
+    #[must_use]
+    pub fn credentials(&self) -> &Credentials {
+        &self.inner.credentials
+    }
+
+    /// The node.
+    #[must_use]
+    pub fn node(&self) -> &Node {
+        &self.inner.node
+    }
+
+    /// Image data held here.
+    #[must_use]
+    pub fn blobs(&self) -> &Blobs {
+        &self.inner.blobs
+    }
+
+    /// How all other members are reached.
+    #[must_use]
+    pub fn reach(&self) -> Vec<Reach> {
+        let view = self.inner.node.view();
+        let peers = self.inner.peers.lock().clone();
+        let seen = self.inner.reach.lock().clone();
+        let others = view.members().filter(|(id, _)| **id != self.inner.node.me());
+        let reach = others.map(|(id, _)| {
+            let known = seen.get(id).cloned().unwrap_or_default();
+            let peer = peers.get(id);
+            let reachable = peer.is_some() && known.heard.is_some_and(|heard| heard.elapsed() < SILENT);
+            let since = if reachable { peer.map(|peer| peer.since) } else { known.lost.or(known.heard) };
+            Reach {
+                replica: *id,
+                reachable,
+                since: since.map(|since| since.elapsed()),
+                rtt: peer.filter(|_| reachable).map(|peer| peer.connection.rtt()),
+                behind: view.frontier().missing(&known.reported),
+                ahead: known.reported.missing(view.frontier()),
+                status: known.status,
+            }
+        });
+        reach.collect()
+    }
+
+    /// Whether a replica can be reached now.
+    #[must_use]
+    pub fn is_reachable(&self, replica: ReplicaId) -> bool {
+        let heard = self.inner.reach.lock().get(&replica).and_then(|seen| seen.heard);
+        replica == self.inner.node.me()
+            || (heard.is_some_and(|heard| heard.elapsed() < SILENT) && self.inner.peers.lock().contains_key(&replica))
+    }
+
+    /// The replicas of a site that can be reached now.
+    #[must_use]
+    pub fn reachable_in(&self, site: &SiteName) -> Vec<ReplicaId> {
+        let view = self.inner.node.view();
+        let there = view.members().filter(|(_, state)| state.member.site == *site && !state.revoked);
+        there.map(|(id, _)| *id).filter(|id| self.is_reachable(*id)).collect()
+    }
+
+    /// What is known of a host: from its agent here, or from what its site last told; with its age in milliseconds.
+    #[must_use]
+    pub fn host_status(&self, host: HostId) -> Option<wire::HostStatus> {
+        let here = self.inner.node.agents().status(host);
+        let told = || {
+            let reach = self.inner.reach.lock();
+            let statuses = reach.values().filter_map(|seen| {
+                let status = seen.status.hosts.iter().find(|status| status.host == host)?;
+                let since = u64::try_from(seen.heard?.elapsed().as_millis()).ok()?;
+                Some(wire::HostStatus { age: status.age.map(|age| age.saturating_add(since)), ..status.clone() })
+            });
+            statuses.min_by_key(|status| status.age.unwrap_or(u64::MAX))
+        };
+        here.or_else(told)
+    }
+
+    /// Whether a host may be given a new server: not if its site can be reached and says that it is silent.
+    #[must_use]
+    pub fn may_place_on(&self, host: HostId) -> bool {
+        if self.inner.node.agents().is_up(host) {
+            return true;
+        }
+        let view = self.inner.node.view();
+        let Some(site) = view.site_of_host(host) else { return false };
+        if site == *self.inner.node.site() && self.reachable_in(&site).iter().all(|id| *id == self.inner.node.me()) {
+            return false;
+        }
+        match self.host_status(host) {
+            Some(status) => {
+                let fresh = status.age.is_some_and(|age| age < 15_000) && status.heartbeat.hypervisor_up;
+                fresh || self.reachable_in(&site).is_empty()
+            }
+            None => self.reachable_in(&site).is_empty(),
+        }
+    }
+
+    /// The connection to a peer, if there is one.
+    pub(crate) fn connection(&self, replica: ReplicaId) -> Option<Connection> {
+        self.inner.peers.lock().get(&replica).map(|peer| peer.connection.clone())
+    }
+
+    async fn run_core(self, mut inputs: mpsc::Receiver<Input>) {
+        let node = &self.inner.node;
+        let mut proto = Proto::new(node.me());
+        let mut flushed = node.subscribe();
+        let mut tick = tokio::time::interval(Duration::from_millis(250));
+        loop {
+            let input = tokio::select! {
+                input = inputs.recv() => match input { Some(input) => input, None => return },
+                flush = flushed.recv() => match flush {
+                    Ok(flush) => {
+                        if flush.members {
+                            self.drop_revoked();
+                        }
+                        Input::Flushed(flush.entries.clone())
+                    }
+                    // What was missed is found by anti-entropy.
+                    Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => continue,
+                    Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+                },
+                _ = tick.tick() => Input::Tick(self.status()),
+            };
+            let mut todo = vec![input];
+            while let Some(input) = todo.pop() {
+                let outputs = proto.handle(input, now(), node.view().frontier());
+                todo.extend(outputs.into_iter().filter_map(|output| self.act(output)));
+            }
+            self.note(&proto);
+        }
+    }
+
+    /// Gives arrived entries to the node, everything that has queued up meanwhile in one commit.
+    async fn take_arrivals(self, mut arrivals: mpsc::Receiver<Arrival>) {
+        let mut batch = Vec::new();
+        while arrivals.recv_many(&mut batch, ARRIVALS).await > 0 {
+            let mut answers: BTreeMap<ReplicaId, bool> = BTreeMap::new();
+            let mut entries = Vec::new();
+            for (peer, more, answer) in batch.drain(..) {
+                *answers.entry(peer).or_default() |= answer;
+                entries.extend(more);
+            }
+            let received = self.inner.node.receive(entries).await;
+            // Something is missing before what came: say what is held, so that it is sent.
+            let gap = received.is_ok_and(|all| all.iter().any(|one| matches!(one, Received::Waiting(_))));
+            for (peer, answer) in answers {
+                let _ = self.inner.inputs.send(Input::Received { peer, answer: answer || gap }).await;
+            }
+        }
+    }
+
+    fn status(&self) -> Status {
+        let view = self.inner.node.view();
+        let hosts = self.inner.node.agents().statuses();
+        Status { at: now(), digest: view.digest().to_string(), connected: Vec::new(), hosts }
+    }
+
+    fn note(&self, proto: &Proto) {
+        let mut reach = self.inner.reach.lock();
+        for (id, peer) in proto.peers() {
+            let seen = reach.entry(*id).or_default();
+            let silent = Duration::from_millis(now().saturating_sub(peer.heard));
+            seen.heard = Instant::now().checked_sub(silent).or(seen.heard);
+            if !peer.reported.0.is_empty() {
+                seen.reported.clone_from(&peer.reported);
+            }
+            if peer.status.at > 0 {
+                seen.status = peer.status.clone();
+            }
+        }
+    }
+
+    fn act(&self, output: Output) -> Option<Input> {
+        match output {
+            Output::Send(peer, message) => {
+                let queue = self.inner.peers.lock().get(&peer).map(|peer| peer.queue.clone());
+                let sent = queue.is_some_and(|queue| queue.try_send(message).is_ok());
+                (!sent).then_some(Input::Dropped(peer))
+            }
+            // What does not fit is dropped: frontiers are told every second, and the peer sends it again.
+            Output::Receive { peer, entries, answer } => {
+                let _ = self.inner.arrivals.try_send((peer, entries, answer));
+                None
+            }
+            Output::ReadLog { peer, from } => {
+                let net = self.clone();
+                tokio::spawn(async move {
+                    let (entries, more) = net.inner.node.read_log(from, LOG_BATCH).await.unwrap_or_default();
+                    let entries = entries.into_iter().map(|entry| (entry.id(), entry.tip(), entry.bytes().to_vec()));
+                    let _ = net.inner.inputs.send(Input::LogRead { peer, entries: entries.collect(), more }).await;
+                });
+                None
+            }
+        }
+    }
+
+    /// Closes the connections of members whose certificates were revoked.
+    fn drop_revoked(&self) {
+        let view = self.inner.node.view();
+        for (id, peer) in self.inner.peers.lock().iter() {
+            if view.member(*id).is_some_and(|state| state.revoked) {
+                peer.connection.close(VarInt::from_u32(1), b"revoked");
+            }
+        }
+    }
+
+    async fn accept(self) {
+        while let Some(incoming) = self.inner.endpoint.accept().await {
+            let net = self.clone();
+            tokio::spawn(async move {
+                let connecting = incoming.accept().ok()?;
+                let connection = tokio::time::timeout(Duration::from_secs(5), connecting).await.ok()?.ok()?;
+                match protocol(&connection).as_deref() {
+                    Some(JOIN) => net.serve_join(connection).await,
+                    Some(MEMBER) => net.serve_member(connection).await,
+                    _ => connection.close(VarInt::from_u32(2), b"protocol"),
+                }
+                Some(())
+            });
+        }
+    }
+
+    async fn serve_member(&self, connection: Connection) {
+        match identity(&connection, &self.inner.credentials) {
+            Some(PeerIdentity { role: Role::Replica { replica, .. }, .. }) => {
+                if !self.is_revoked(replica) {
+                    self.serve_replica(replica, connection).await;
+                }
+            }
+            Some(PeerIdentity { role: Role::Agent { host, site }, key, .. }) if site == *self.inner.node.site() => {
+                while let Ok((send, recv)) = connection.accept_bi().await {
+                    tokio::spawn(self.clone().serve_agent_stream(host, key, send, recv));
+                }
+            }
+            _ => connection.close(VarInt::from_u32(3), b"certificate"),
+        }
+    }
+
+    fn is_revoked(&self, replica: ReplicaId) -> bool {
+        self.inner.node.view().member(replica).is_some_and(|state| state.revoked)
+    }
+
+    /// The accepting side of a connection between replicas: the first stream is the control stream.
+    async fn serve_replica(&self, peer: ReplicaId, connection: Connection) {
+        while let Ok((send, mut recv)) = connection.accept_bi().await {
+            let net = self.clone();
+            let connection = connection.clone();
+            tokio::spawn(async move {
+                let limit = Duration::from_secs(10);
+                match tokio::time::timeout(limit, wire::read::<Request>(&mut recv, 64 << 10)).await {
+                    Ok(Ok(Request::Control)) => net.control(peer, connection, send, recv).await,
+                    Ok(Ok(request)) => net.serve_request(Some(peer), request, send, recv).await,
+                    _ => connection.close(VarInt::from_u32(4), b"frame"),
+                }
+            });
+        }
+    }
+
+    /// Runs the control stream until it ends.
+    async fn control(
+        &self,
+        peer: ReplicaId,
+        connection: Connection,
+        mut send: quinn::SendStream,
+        mut recv: quinn::RecvStream,
+    ) {
+        let (queue, mut messages) = mpsc::channel::<Msg>(QUEUE);
+        let new = Peer { connection: connection.clone(), queue, since: Instant::now() };
+        let old = self.inner.peers.lock().insert(peer, new);
+        if let Some(old) = old {
+            old.connection.close(VarInt::from_u32(0), b"replaced");
+        }
+        tracing::info!(%peer, "connected");
+        let _ = self.inner.inputs.send(Input::Connected(peer)).await;
+        let write = async {
+            while let Some(message) = messages.recv().await {
+                if wire::write(&mut send, &message).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let read = async {
+            loop {
+                match wire::read::<Msg>(&mut recv, wire::MAX_FRAME).await {
+                    Ok(message) => {
+                        let _ = self.inner.inputs.send(Input::Message(peer, message)).await;
+                    }
+                    Err(error) => return error,
+                }
+            }
+        };
+        tokio::select! {
+            () = write => {}
+            error = read => tracing::info!(%peer, %error, "connection ended"),
+        }
+        connection.close(VarInt::from_u32(0), b"ended");
+        if self.forget(peer, &connection) {
+            self.inner.reach.lock().entry(peer).or_default().lost = Some(Instant::now());
+            let _ = self.inner.inputs.send(Input::Disconnected(peer)).await;
+        }
+    }
+
+    /// Drops a connection that ended, unless a newer one has taken its place.
+    fn forget(&self, peer: ReplicaId, connection: &Connection) -> bool {
+        let mut peers = self.inner.peers.lock();
+        let current = peers.get(&peer).is_some_and(|current| current.connection.stable_id() == connection.stable_id());
+        current && peers.remove(&peer).is_some()
+    }
+
+    /// Keeps a dialer for every member that is this replica's to dial.
+    async fn dial_members(self) {
+        let mut dialing = std::collections::BTreeSet::new();
+        let mut flushed = self.inner.node.subscribe();
+        loop {
+            let view = self.inner.node.view();
+            let me = self.inner.node.me();
+            for (id, state) in view.members() {
+                if me < *id && !state.revoked && dialing.insert(*id) {
+                    tokio::spawn(self.clone().dial(*id));
+                }
+            }
+            loop {
+                match flushed.recv().await {
+                    Ok(flush) if flush.members => break,
+                    Ok(_) => {}
+                    Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => break,
+                    Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+                }
+            }
+        }
+    }
+
+    async fn dial(self, peer: ReplicaId) {
+        loop {
+            if !self.is_revoked(peer) {
+                let connection = self.connect(peer).await;
+                if let Some((connection, send, recv)) = connection {
+                    let streams = self.serve_replica(peer, connection.clone());
+                    tokio::select! {
+                        () = self.control(peer, connection.clone(), send, recv) => {}
+                        () = streams => {}
+                    }
+                    connection.close(VarInt::from_u32(0), b"ended");
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Attempts overlap; the first that succeeds wins.
+    async fn connect(&self, peer: ReplicaId) -> Option<(Connection, quinn::SendStream, quinn::RecvStream)> {
+        let mut attempts = FuturesUnordered::new();
+        let mut every = tokio::time::interval(DIAL_EVERY);
+        loop {
+            tokio::select! {
+                _ = every.tick() => {
+                    if self.is_revoked(peer) {
+                        return None;
+                    }
+                    attempts.push(tokio::time::timeout(DIAL_LIMIT, self.attempt(peer)));
+                }
+                Some(Ok(Some(connected))) = attempts.next() => return Some(connected),
+            }
+        }
+    }
+
+    async fn attempt(&self, peer: ReplicaId) -> Option<(Connection, quinn::SendStream, quinn::RecvStream)> {
+        let addresses = self.inner.node.view().member(peer)?.member.addresses.clone();
+        for address in addresses {
+            let Some(address) = resolve(&address).await else { continue };
+            let Ok(connecting) = self.inner.endpoint.connect(address, SERVER_NAME) else { continue };
+            let Ok(connection) = connecting.await else { continue };
+            let theirs = identity(&connection, &self.inner.credentials);
+            if !theirs.is_some_and(|id| matches!(id.role, Role::Replica { replica, .. } if replica == peer)) {
+                connection.close(VarInt::from_u32(3), b"certificate");
+                continue;
+            }
+            let (mut send, recv) = connection.open_bi().await.ok()?;
+            wire::write(&mut send, &Request::Control).await.ok()?;
+            return Some((connection, send, recv));
+        }
+        None
+    }
+}
+
+/// Resolves `host:port`.
+pub(crate) async fn resolve(address: &str) -> Option<SocketAddr> {
+    tokio::net::lookup_host(address).await.ok()?.next()
+}
+
+fn protocol(connection: &Connection) -> Option<Vec<u8>> {
+    connection.handshake_data()?.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?.protocol
+}
+
+/// Who the other end is, by its certificate, if it is of this cloud.
+fn identity(connection: &Connection, credentials: &Credentials) -> Option<PeerIdentity> {
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    PeerIdentity::of(chain.first()?).ok().filter(|identity| identity.cloud == credentials.cloud)
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn transport() -> Arc<TransportConfig> {
+    let mut transport = TransportConfig::default();
+    transport.max_idle_timeout(IdleTimeout::try_from(IDLE).ok());
+    transport.keep_alive_interval(Some(KEEP_ALIVE));
+    transport.initial_rtt(Duration::from_millis(100));
+    transport.max_concurrent_bidi_streams(VarInt::from_u32(64));
+    transport.max_concurrent_uni_streams(VarInt::from_u32(0));
+    Arc::new(transport)
+}
+
+fn server_config(credentials: &Credentials) -> Result<ServerConfig, NetError> {
+    let roots = credentials.roots()?;
+    // Newcomers have no certificate yet; members without one are turned away after the handshake.
+    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(roots, provider())
+        .allow_unauthenticated()
+        .build()
+        .map_err(tls)?;
+    let chain = vec![credentials.certificate.clone(), credentials.authority.clone()];
+    let mut config = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(tls)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, credentials.private_key()?)
+        .map_err(tls)?;
+    config.alpn_protocols = vec![MEMBER.to_vec(), JOIN.to_vec()];
+    let mut server = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(config).map_err(tls)?));
+    server.transport_config(transport());
+    Ok(server)
+}
+
+fn client_config(credentials: &Credentials) -> Result<ClientConfig, NetError> {
+    let chain = vec![credentials.certificate.clone()];
+    let mut config = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(tls)?
+        .with_root_certificates(credentials.roots()?)
+        .with_client_auth_cert(chain, credentials.private_key()?)
+        .map_err(tls)?;
+    config.alpn_protocols = vec![MEMBER.to_vec()];
+    quic_client(config)
+}
+
+fn quic_client(config: rustls::ClientConfig) -> Result<ClientConfig, NetError> {
+    let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).map_err(tls)?));
+    client.transport_config(transport());
+    Ok(client)
+}
+
+/// An endpoint of a member that only dials (an agent, a newcomer taking its snapshot).
+pub(crate) fn client_endpoint(credentials: &Credentials) -> Result<Endpoint, NetError> {
+    let config = client_config(credentials)?;
+    dialing_endpoint(config)
+}
+
+/// An endpoint of a newcomer: no certificate, and only the pinned authority is trusted.
+pub(crate) fn join_endpoint(pin: [u8; 32]) -> Result<Endpoint, NetError> {
+    let verifier = Arc::new(Pinned { pin, provider: provider() });
+    let mut config = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(tls)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![JOIN.to_vec()];
+    dialing_endpoint(quic_client(config)?)
+}
+
+fn dialing_endpoint(config: ClientConfig) -> Result<Endpoint, NetError> {
+    let address = SocketAddr::from(([0, 0, 0, 0], 0));
+    let mut endpoint = Endpoint::client(address).map_err(|source| NetError::Bind { address, source })?;
+    endpoint.set_default_client_config(config);
+    Ok(endpoint)
+}

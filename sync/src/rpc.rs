@@ -1,0 +1,508 @@
+//! Requests between members: rights, image data, consoles, snapshots, joining; each on a stream of its own.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ed25519_dalek::SigningKey;
+use luc_engine::agent::{FromAgent, ToAgent};
+use luc_engine::entry::Frontier;
+use luc_engine::id::{EntryId, HostId, PoolId, ReplicaId, SiteName};
+use luc_engine::ledger::Amount;
+use luc_engine::store::{Batch, Store, Table};
+use luc_engine::tx::{Refusal, Shortage};
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use crate::agents::{self, CHANNEL};
+use crate::blob::{BlobError, Blobs, Manifest};
+use crate::ca::{Credentials, SERVER_NAME};
+use crate::join::{Admission, JoinError, Newcomer, Token, admit, prove};
+use crate::net::{Net, NetError, client_endpoint, join_endpoint, resolve};
+use crate::wire::{self, JoinAnswer, JoinRequest, Request, RightsAnswer, SnapshotRow, WireError};
+
+/// The longest answer that is not data.
+const ANSWER: usize = wire::MAX_FRAME;
+/// How long a holder of rights is waited for: far over two round trips on any link that is up.
+const RIGHTS_LIMIT: Duration = Duration::from_millis(1_500);
+/// How long one read of image data may stall before another source is tried.
+const STALL: Duration = Duration::from_secs(10);
+
+impl Net {
+    /// Asks others for the rights that are short: for each shortage the richest holder that can be reached, then the
+    /// next, until it is covered. Says whether anything came; then the transaction is worth another try.
+    pub async fn request_rights(&self, shortages: &[Shortage]) -> bool {
+        let mut any = false;
+        for shortage in shortages {
+            let mut missing = shortage.wanted.saturating_sub(&shortage.free_here);
+            let mut holders = shortage.elsewhere.clone();
+            holders.sort_by_key(|(_, _, free)| std::cmp::Reverse(covered(free, &missing)));
+            for (holder, pool, _) in holders {
+                if missing.is_zero() {
+                    break;
+                }
+                let asked = tokio::time::timeout(RIGHTS_LIMIT, self.ask_for_rights(holder, pool, missing.clone()));
+                if let Ok(Some(granted)) = asked.await {
+                    any |= !granted.is_zero();
+                    missing = missing.saturating_sub(&granted);
+                }
+            }
+            if missing.is_zero() {
+                return true;
+            }
+        }
+        any
+    }
+
+    async fn ask_for_rights(&self, holder: ReplicaId, pool: PoolId, amount: Amount) -> Option<Amount> {
+        let connection = self.connection(holder)?;
+        let frontier = self.node().view().frontier().clone();
+        let request = Request::Rights { pool, amount, frontier };
+        let answer: RightsAnswer = call(&connection, &request).await.ok()?;
+        if let Some(reason) = answer.refused {
+            tracing::info!(%holder, reason, "rights were not granted");
+        }
+        if !answer.entries.is_empty() {
+            self.node().receive(answer.entries).await.ok()?;
+        }
+        Some(answer.granted)
+    }
+
+    /// The end of a server's console, from wherever its host is.
+    ///
+    /// # Errors
+    /// A text for the user.
+    pub async fn console(&self, host: HostId, server: Uuid, lines: Option<u64>) -> Result<String, String> {
+        let site = self.node().view().site_of_host(host).ok_or("the host is not known")?;
+        if site == *self.node().site() {
+            let here = self.node().agents().console(host, server, lines).await;
+            let others = self.reachable_in(&site);
+            if here.is_ok() || others.iter().all(|id| *id == self.node().me()) {
+                return here;
+            }
+        }
+        for replica in self.reachable_in(&site) {
+            let Some(connection) = self.connection(replica) else { continue };
+            let request = Request::Console { host, server, lines };
+            let asked = call::<Result<String, String>>(&connection, &request);
+            if let Ok(Ok(answer)) = tokio::time::timeout(Duration::from_secs(12), asked).await {
+                return answer;
+            }
+        }
+        Err(format!("site {site} cannot be reached"))
+    }
+
+    /// The file of a blob: held already, or fetched from whoever has it, the site that took the upload first. Of many
+    /// who wait for one blob, one fetches.
+    ///
+    /// # Errors
+    /// [`BlobError::OutOfReach`] names whom was asked; what was fetched so far is kept for the next try.
+    pub async fn fetch_blob(&self, blob: &str, uploaded_at: &str) -> Result<PathBuf, BlobError> {
+        if let Some(path) = self.blobs().path(blob) {
+            return Ok(path);
+        }
+        let _turn = self.blobs().turn(blob).await;
+        if let Some(path) = self.blobs().path(blob) {
+            return Ok(path);
+        }
+        let view = self.node().view();
+        let mut sources: Vec<(bool, SiteName, ReplicaId)> = agents::others(&view, self.node().me())
+            .into_iter()
+            .filter_map(|id| view.member(id).map(|state| (state.member.site.clone(), id)))
+            .map(|(site, id)| (site.as_str() != uploaded_at, site, id))
+            .collect();
+        sources.sort();
+        drop(view);
+        let mut tried = Vec::new();
+        for (_, site, replica) in sources {
+            let Some(connection) = self.connection(replica).filter(|_| self.is_reachable(replica)) else {
+                tried.push(format!("{site} is out of reach"));
+                continue;
+            };
+            match fetch_over(&connection, self.blobs(), blob).await {
+                Ok(path) => return Ok(path),
+                Err(error @ BlobError::Disk { .. }) => return Err(error),
+                Err(error) => tried.push(format!("{site}: {error}")),
+            }
+        }
+        Err(BlobError::OutOfReach(tried.join("; ")))
+    }
+
+    pub(crate) async fn serve_request(
+        &self,
+        peer: Option<ReplicaId>,
+        request: Request,
+        mut send: SendStream,
+        _recv: RecvStream,
+    ) {
+        let served = match request {
+            Request::Control | Request::Agent => Err(WireError::Closed),
+            Request::Rights { pool, amount, frontier } => match peer {
+                Some(peer) => {
+                    let answer = self.grant(peer, pool, amount, frontier).await;
+                    wire::write(&mut send, &answer).await
+                }
+                None => Err(WireError::Closed),
+            },
+            Request::BlobManifest(blob) => {
+                let held = self.blobs().manifest(&blob).await.map_err(|error| error.to_string());
+                wire::write(&mut send, &held).await
+            }
+            Request::BlobChunks { blob, from } => self.send_chunks(&mut send, &blob, from).await,
+            Request::Console { host, server, lines } => {
+                let answer = self.node().agents().console(host, server, lines).await;
+                wire::write(&mut send, &answer).await
+            }
+            Request::Snapshot => self.send_snapshot(&mut send).await,
+        };
+        if let Err(error) = served {
+            tracing::debug!(%error, "a request could not be served");
+        }
+        let _ = send.finish();
+        // The stream must outlive what is still under way.
+        let _ = send.stopped().await;
+    }
+
+    /// Grants what is asked, or half of what is free if that is more: tiny transfers would come again and again.
+    async fn grant(&self, to: ReplicaId, pool: PoolId, amount: Amount, frontier: Frontier) -> RightsAnswer {
+        let granted = self
+            .node()
+            .transact::<_, Refusal, _>(move |tx| {
+                let me = tx.me();
+                let free = tx.view().ledger().pool(pool).map(|pool| pool.free(me)).unwrap_or_default();
+                let half: Amount = amount.iter().map(|(d, _)| (d, free.get(d) / 2)).collect();
+                let gift = amount.max(&half).min(&free);
+                if !gift.is_zero() {
+                    tx.grant(pool, to, gift.clone())?;
+                }
+                Ok(gift)
+            })
+            .await;
+        match granted {
+            Ok(granted) if granted.is_zero() => {
+                RightsAnswer { granted, entries: Vec::new(), refused: Some("nothing is free here".into()) }
+            }
+            Ok(granted) => {
+                let view = self.node().view();
+                let mine = view.frontier().0.iter();
+                let lacks = mine.filter(|(author, tip)| **author != to && frontier.number(**author) < tip.number);
+                let from = lacks.map(|(author, _)| EntryId { author: *author, number: frontier.number(*author) + 1 });
+                let entries = self.node().read_log(from.collect(), 4 << 20).await.unwrap_or_default().0;
+                let entries = entries.iter().map(|entry| entry.bytes().to_vec()).collect();
+                RightsAnswer { granted, entries, refused: None }
+            }
+            Err(error) => {
+                RightsAnswer { granted: Amount::default(), entries: Vec::new(), refused: Some(error.to_string()) }
+            }
+        }
+    }
+
+    async fn send_chunks(&self, send: &mut SendStream, blob: &str, from: u64) -> Result<(), WireError> {
+        match self.blobs().read(blob, from).await {
+            Err(error) => wire::write(send, &Err::<(), _>(error.to_string())).await,
+            Ok(mut file) => {
+                wire::write(send, &Ok::<(), String>(())).await?;
+                tokio::io::copy(&mut file, send).await?;
+                Ok(())
+            }
+        }
+    }
+
+    async fn send_snapshot(&self, send: &mut SendStream) -> Result<(), WireError> {
+        let reader = self.node().reader().await.map_err(|error| WireError::Encoding(error.to_string()))?;
+        let (rows, mut queue) = mpsc::channel::<SnapshotRow>(256);
+        let read = tokio::task::spawn_blocking(move || {
+            for table in Table::in_snapshot() {
+                let mut row = |key: &[u8], value: &[u8]| {
+                    let row = SnapshotRow { table: table.name().into(), key: key.to_vec(), value: value.to_vec() };
+                    rows.blocking_send(row).is_ok()
+                };
+                reader.scan(table, &[], &mut row)?;
+            }
+            let _ = rows.blocking_send(SnapshotRow::default());
+            Ok::<_, luc_engine::store::StoreError>(())
+        });
+        while let Some(row) = queue.recv().await {
+            wire::write(send, &row).await?;
+        }
+        // A reader that failed sent no last row: the newcomer sees that the snapshot is not whole.
+        let _ = read.await;
+        Ok(())
+    }
+
+    pub(crate) async fn serve_agent_stream(
+        self,
+        host: HostId,
+        key: [u8; 32],
+        mut send: SendStream,
+        mut recv: RecvStream,
+    ) {
+        match wire::read::<Request>(&mut recv, 64 << 10).await {
+            Ok(Request::Agent) => {
+                let served = self.serve_agent(host, key, send, recv).await;
+                tracing::info!(%host, error = ?served.err().map(|error| error.to_string()), "agent detached");
+            }
+            Ok(Request::BlobManifest(blob)) => {
+                let fetched = match self.fetch_blob(&blob, "").await {
+                    Ok(_) => self.blobs().manifest(&blob).await,
+                    Err(error) => Err(error),
+                };
+                let _ = wire::write(&mut send, &fetched.map_err(|error| error.to_string())).await;
+                let _ = send.finish();
+                let _ = send.stopped().await;
+            }
+            Ok(request @ Request::BlobChunks { .. }) => self.serve_request(None, request, send, recv).await,
+            _ => {}
+        }
+    }
+
+    async fn serve_agent(
+        &self,
+        host: HostId,
+        key: [u8; 32],
+        mut send: SendStream,
+        mut recv: RecvStream,
+    ) -> Result<(), agents::AgentError> {
+        let (to, mut outgoing) = mpsc::channel::<ToAgent>(CHANNEL);
+        let (incoming, from) = mpsc::channel::<FromAgent>(CHANNEL);
+        let write = async {
+            while let Some(message) = outgoing.recv().await {
+                if wire::write(&mut send, &message).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let read = async {
+            while let Ok(message) = wire::read::<FromAgent>(&mut recv, 4 << 20).await {
+                if incoming.send(message).await.is_err() {
+                    break;
+                }
+            }
+        };
+        tokio::select! {
+            served = agents::serve(self.node().clone(), from, to, Some((key, host))) => served,
+            () = write => Err(agents::AgentError::Gone),
+            () = read => Err(agents::AgentError::Gone),
+        }
+    }
+
+    pub(crate) async fn serve_join(&self, connection: Connection) {
+        let answer = async {
+            let (mut send, mut recv) = connection.accept_bi().await.ok()?;
+            let request: JoinRequest = wire::read(&mut recv, 64 << 10).await.ok()?;
+            let inner = &self.inner;
+            let exported = exported(&connection)?;
+            let admitted =
+                admit(&inner.node, &inner.credentials, inner.authority.as_ref(), &inner.tokens, request, &exported)
+                    .await;
+            if let Err(error) = &admitted {
+                tracing::warn!(from = %connection.remote_address(), %error, "a newcomer was turned away");
+            }
+            let answer: Result<JoinAnswer, String> = admitted.map_err(|error| error.to_string());
+            wire::write(&mut send, &answer).await.ok()?;
+            let _ = send.finish();
+            let _ = send.stopped().await;
+            Some(())
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(15), answer).await;
+    }
+}
+
+/// How much of what is missing an amount covers, for sorting: the count of dimensions covered, then the sum.
+fn covered(free: &Amount, missing: &Amount) -> (usize, u64) {
+    let dimensions = missing.iter().filter(|(dimension, n)| free.get(*dimension) >= *n).count();
+    (dimensions, missing.iter().map(|(dimension, _)| free.get(dimension)).fold(0, u64::saturating_add))
+}
+
+fn exported(connection: &Connection) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    connection.export_keying_material(&mut bytes, b"luc join", b"").ok()?;
+    Some(bytes)
+}
+
+/// Sends a request and reads its one answer.
+pub(crate) async fn call<T: serde::de::DeserializeOwned>(
+    connection: &Connection,
+    request: &Request,
+) -> Result<T, WireError> {
+    let (mut send, mut recv) = connection.open_bi().await.map_err(std::io::Error::other)?;
+    wire::write(&mut send, request).await?;
+    let _ = send.finish();
+    wire::read(&mut recv, ANSWER).await
+}
+
+/// Fetches a blob over a connection, from the chunk where an earlier fetch stopped.
+async fn fetch_over(connection: &Connection, blobs: &Blobs, blob: &str) -> Result<PathBuf, BlobError> {
+    let broken = |error: String| BlobError::Broken(error);
+    let manifest: Result<Manifest, String> =
+        call(connection, &Request::BlobManifest(blob.into())).await.map_err(|error| broken(error.to_string()))?;
+    let manifest = manifest.map_err(broken)?;
+    let from = blobs.resume(blob, &manifest).await?;
+    let (mut send, mut recv) = connection.open_bi().await.map_err(|error| broken(error.to_string()))?;
+    let request = Request::BlobChunks { blob: blob.into(), from };
+    wire::write(&mut send, &request).await.map_err(|error| broken(error.to_string()))?;
+    let _ = send.finish();
+    let granted = tokio::time::timeout(STALL, wire::read::<Result<(), String>>(&mut recv, 4096)).await;
+    let granted = granted.map_err(|_| broken("no answer".into()))?;
+    granted.map_err(|error| broken(error.to_string()))?.map_err(broken)?;
+    blobs.take(blob, &manifest, from, &mut recv).await
+}
+
+/// Joins a cloud by a token. What comes back is not on disk yet.
+///
+/// # Errors
+/// [`JoinError`].
+pub async fn join(token: &Token, newcomer: Newcomer) -> Result<Admission, JoinError> {
+    let failed = |error: NetError| JoinError::Sponsor(error.to_string());
+    let endpoint = join_endpoint(token.pin).map_err(failed)?;
+    let mut last = JoinError::Sponsor("the token names no address".into());
+    for address in &token.addresses {
+        let connection = match dial(&endpoint, address).await {
+            Ok(connection) => connection,
+            Err(error) => {
+                last = failed(error);
+                continue;
+            }
+        };
+        let unheard = |error: String| JoinError::Sponsor(format!("the sponsor at {address} did not answer: {error}"));
+        let exported = exported(&connection).ok_or_else(|| unheard("no keying material".into()))?;
+        let request = JoinRequest {
+            secret: token.secret.to_vec(),
+            public_key: newcomer.key.verifying_key().to_bytes(),
+            proof: prove(&newcomer.key, &exported),
+            addresses: newcomer.addresses.clone(),
+            host: newcomer.host,
+        };
+        let (mut send, mut recv) = connection.open_bi().await.map_err(|error| unheard(error.to_string()))?;
+        wire::write(&mut send, &request).await.map_err(|error| unheard(error.to_string()))?;
+        let _ = send.finish();
+        let answer: Result<JoinAnswer, String> =
+            wire::read(&mut recv, 64 << 10).await.map_err(|error| unheard(error.to_string()))?;
+        let answer = answer.map_err(JoinError::Sponsor)?;
+        return Admission::of(answer, newcomer.key, &token.pin);
+    }
+    Err(last)
+}
+
+/// Fills an empty store with a snapshot from a member. The store is of no use before this has succeeded.
+///
+/// # Errors
+/// [`JoinError::Sponsor`] if nobody could be reached or the snapshot broke off.
+pub async fn take_snapshot(
+    credentials: &Credentials,
+    addresses: &[String],
+    store: &mut dyn Store,
+) -> Result<(), JoinError> {
+    let failed = |error: String| JoinError::Sponsor(format!("the snapshot could not be taken: {error}"));
+    let endpoint = client_endpoint(credentials).map_err(|error| failed(error.to_string()))?;
+    let address = addresses.first().ok_or_else(|| failed("no address".into()))?;
+    let connection = dial(&endpoint, address).await.map_err(|error| failed(error.to_string()))?;
+    let (mut send, mut recv) = connection.open_bi().await.map_err(|error| failed(error.to_string()))?;
+    wire::write(&mut send, &Request::Snapshot).await.map_err(|error| failed(error.to_string()))?;
+    let _ = send.finish();
+    let mut batch = Batch::default();
+    loop {
+        let row: SnapshotRow =
+            wire::read(&mut recv, wire::MAX_FRAME).await.map_err(|error| failed(error.to_string()))?;
+        let end = row.table.is_empty();
+        if !end {
+            let table = Table::of_name(&row.table).ok_or_else(|| failed(format!("table {:?}", row.table)))?;
+            batch.put(table, row.key, row.value);
+        }
+        if end || batch.0.len() >= 4096 {
+            store.commit(&std::mem::take(&mut batch)).map_err(|error| failed(error.to_string()))?;
+        }
+        if end {
+            return Ok(());
+        }
+    }
+}
+
+async fn dial(endpoint: &Endpoint, address: &str) -> Result<Connection, NetError> {
+    let failed = |reason: String| NetError::Unreachable(address.into(), reason);
+    let at = resolve(address).await.ok_or_else(|| failed("the name does not resolve".into()))?;
+    let connecting = endpoint.connect(at, SERVER_NAME).map_err(|error| failed(error.to_string()))?;
+    let connected = tokio::time::timeout(Duration::from_secs(5), connecting).await;
+    connected.map_err(|_| failed("no answer within 5 s".into()))?.map_err(|error| failed(error.to_string()))
+}
+
+/// An agent's connection to a replica of its site.
+pub struct AgentConnection {
+    connection: Connection,
+    _endpoint: Endpoint,
+    /// What the replica says.
+    pub from: mpsc::Receiver<ToAgent>,
+    /// What the agent says.
+    pub to: mpsc::Sender<FromAgent>,
+}
+
+/// Fetches blobs over an agent's connection.
+#[derive(Clone)]
+pub struct AgentFetch {
+    connection: Connection,
+}
+
+impl AgentFetch {
+    /// The file of a blob, fetched through the replica if it is not held.
+    ///
+    /// # Errors
+    /// [`BlobError`]; what was fetched so far is kept.
+    pub async fn fetch(&self, blobs: &Blobs, blob: &str) -> Result<PathBuf, BlobError> {
+        let _turn = blobs.turn(blob).await;
+        match blobs.path(blob) {
+            Some(path) => Ok(path),
+            None => fetch_over(&self.connection, blobs, blob).await,
+        }
+    }
+}
+
+impl AgentConnection {
+    /// Connects to the first replica that answers.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub async fn connect(credentials: &Credentials, addresses: &[String]) -> Result<Self, NetError> {
+        let endpoint = client_endpoint(credentials)?;
+        let mut last = NetError::Unreachable("the site".into(), "no address is configured".into());
+        for address in addresses {
+            match dial(&endpoint, address).await {
+                Err(error) => last = error,
+                Ok(connection) => {
+                    let failed = |error: String| NetError::Unreachable(address.clone(), error);
+                    let (mut send, mut recv) = connection.open_bi().await.map_err(|error| failed(error.to_string()))?;
+                    wire::write(&mut send, &Request::Agent).await.map_err(|error| failed(error.to_string()))?;
+                    let (to, mut outgoing) = mpsc::channel::<FromAgent>(CHANNEL);
+                    let (incoming, from) = mpsc::channel::<ToAgent>(CHANNEL);
+                    tokio::spawn(async move {
+                        while let Some(message) = outgoing.recv().await {
+                            if wire::write(&mut send, &message).await.is_err() {
+                                break;
+                            }
+                        }
+                    });
+                    tokio::spawn(async move {
+                        while let Ok(message) = wire::read::<ToAgent>(&mut recv, wire::MAX_FRAME).await {
+                            if incoming.send(message).await.is_err() {
+                                break;
+                            }
+                        }
+                    });
+                    return Ok(Self { connection, _endpoint: endpoint, from, to });
+                }
+            }
+        }
+        Err(last)
+    }
+
+    /// How it fetches blobs.
+    #[must_use]
+    pub fn fetcher(&self) -> AgentFetch {
+        AgentFetch { connection: self.connection.clone() }
+    }
+}
+
+/// A new Ed25519 key from 32 random bytes.
+#[must_use]
+pub fn new_key(random: [u8; 32]) -> SigningKey {
+    SigningKey::from_bytes(&random)
+}
