@@ -36,7 +36,7 @@ for group in "${groups[@]}"; do
             need_user=1
             wanted+=(libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils xorriso)
             # For packaging/guest/build.sh. The guest's kernel is fetched and unpacked there, never installed.
-            wanted+=(busybox-static syslinux mtools dosfstools fdisk cpio binutils xz-utils)
+            wanted+=(busybox-static syslinux syslinux-common mtools dosfstools fdisk cpio binutils xz-utils)
         fi
         [ "$group" = demo ] || wanted+=(curl python3 python3-venv)
         ;;
