@@ -1,1 +1,15 @@
-//! luc-api
+//! The APIs of a LUC site: OpenStack's Identity, Compute and Image, and LUC's own, served by one process on one port.
+//!
+//! The core speaks its own errors; HTTP appears only here, and each service's own error format in one place
+//! ([`http`]). Who may do what is in one place too ([`policy`]).
+
+pub mod app;
+pub mod auth;
+pub mod bootstrap;
+pub mod compute;
+pub mod discovery;
+pub mod http;
+pub mod identity;
+pub mod image;
+pub mod luc;
+pub mod policy;

@@ -1,0 +1,490 @@
+//! Zones, hypervisors, services, quotas, limits, usage: all derived from hosts, claims and pools, never counted apart.
+
+use std::collections::HashMap;
+
+use axum::Extension;
+use axum::extract::{Path, Query, State};
+use axum::http::HeaderMap;
+use luc_engine::id::{HostId, Millis};
+use luc_engine::ledger::{Amount, Dimension};
+use luc_engine::record::{Host, Kind, Project};
+use luc_engine::view::View;
+use luc_sync::node::now;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use super::render::{HostState, host_state};
+use super::status::server_of;
+use super::{parse_stamp, stamp};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::bootstrap::quota as amount;
+use crate::http::{Fault, Microversion, Object, Reply, empty, ok};
+use crate::policy::{self, Action};
+
+type Filters = Query<HashMap<String, String>>;
+
+fn hosts(view: &View) -> Vec<(HostId, &Host)> {
+    let mut hosts: Vec<_> = view.all::<Host>().map(|(id, host)| (HostId(id), host)).collect();
+    hosts.sort_by(|(_, a), (_, b)| (&a.site, &a.name).cmp(&(&b.site, &b.name)));
+    hosts
+}
+
+// ---- zones
+
+fn zone(app: &App, name: &str) -> Value {
+    // A zone whose site cannot be reached still takes servers, as far as rights on its hosts are held here.
+    let available = app.view().all::<Host>().any(|(_, host)| host.site == name && !host.disabled);
+    json!({"zoneName": name, "zoneState": {"available": available}, "hosts": null})
+}
+
+pub(super) async fn zones(State(app): State<App>, _: Caller) -> Reply {
+    let zones: Vec<Value> = app.view().sites().iter().map(|site| zone(&app, site.as_str())).collect();
+    ok(&json!({"availabilityZoneInfo": zones}))
+}
+
+pub(super) async fn zones_detail(State(app): State<App>, caller: Caller) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let view = app.view();
+    let mut zones = Vec::new();
+    for site in view.sites() {
+        let mut value = zone(&app, site.as_str());
+        let mut of_site = Map::new();
+        for (id, host) in hosts(&view).into_iter().filter(|(_, host)| host.site == site.as_str()) {
+            let active = host_state(&app, &view, id) == HostState::Up;
+            let heard = heard_at(&app, id).map(|at| format!("{}.000000", stamp(at).trim_end_matches('Z')));
+            let service = json!({"available": !host.disabled, "active": active, "updated_at": heard});
+            of_site.insert(host.name.clone(), json!({"nova-compute": service}));
+        }
+        value["hosts"] = Value::Object(of_site);
+        zones.push(value);
+    }
+    ok(&json!({"availabilityZoneInfo": zones}))
+}
+
+fn heard_at(app: &App, host: HostId) -> Option<Millis> {
+    let age = app.net().host_status(host)?.age?;
+    Some(now().saturating_sub(age))
+}
+
+// ---- hypervisors
+
+fn render_hypervisor(app: &App, view: &View, id: HostId, host: &Host, version: Microversion, detail: bool) -> Value {
+    let state = host_state(app, view, id);
+    let mut value = json!({
+        "hypervisor_hostname": host.name,
+        // Nova knows up and down only; what cannot be seen is told as down here, and as unknown in LUC's own API.
+        "state": if state == HostState::Up { "up" } else { "down" },
+        "status": if host.disabled { "disabled" } else { "enabled" },
+    });
+    value["id"] = if version.0 >= 53 { json!(id.to_string()) } else { json!(old_id(id.0)) };
+    if !detail {
+        return value;
+    }
+    value["hypervisor_type"] = json!(host.hypervisor_type);
+    value["hypervisor_version"] = json!(host.hypervisor_version);
+    value["host_ip"] = json!("127.0.0.1");
+    let reason = (!host.disabled_reason.is_empty()).then_some(&host.disabled_reason);
+    let service_id = if version.0 >= 53 { json!(id.to_string()) } else { json!(old_id(id.0)) };
+    value["service"] = json!({"host": host.name, "id": service_id, "disabled_reason": reason});
+    if version.0 >= 53 {
+        value["servers"] = servers_on(view, id).map(|server| json!({"uuid": server.to_string(), "name": format!("luc-{server}")})).collect();
+    }
+    if version.0 >= 88 {
+        value["uptime"] = Value::Null;
+        return value;
+    }
+    let used = claimed(view, id);
+    let heartbeat = app.net().host_status(id).map(|status| status.heartbeat).unwrap_or_default();
+    let capacity_free = |total: u64, d: Dimension| i64::try_from(total).unwrap_or(0) - i64::try_from(used.get(d)).unwrap_or(0);
+    value["vcpus"] = json!(host.cpus);
+    value["vcpus_used"] = json!(used.get(Dimension::Vcpus));
+    value["memory_mb"] = json!(host.memory_mib);
+    value["memory_mb_used"] = json!(used.get(Dimension::MemoryMib));
+    value["free_ram_mb"] = json!(capacity_free(host.memory_mib, Dimension::MemoryMib));
+    value["local_gb"] = json!(host.disk_gib);
+    value["local_gb_used"] = json!(used.get(Dimension::DiskGib));
+    value["free_disk_gb"] = json!(capacity_free(host.disk_gib, Dimension::DiskGib));
+    value["disk_available_least"] = json!(heartbeat.disk_free_gib);
+    value["running_vms"] = json!(heartbeat.running);
+    value["current_workload"] = json!(0);
+    value["cpu_info"] = if version.0 >= 28 { json!({}) } else { json!("") };
+    value
+}
+
+/// Before 2.53 ids were numbers.
+fn old_id(id: Uuid) -> u64 {
+    u64::from(u32::from_be_bytes([0, id.as_bytes()[0], id.as_bytes()[1], id.as_bytes()[2]])) + 1
+}
+
+fn claimed(view: &View, host: HostId) -> Amount {
+    view.ledger().host_pools(host).fold(Amount::default(), |sum, (_, pool)| sum.saturating_add(&pool.claimed))
+}
+
+fn servers_on(view: &View, host: HostId) -> impl Iterator<Item = Uuid> + '_ {
+    view.ledger().claims_on(host).filter(|(_, claim)| claim.gone.is_empty()).map(|(_, claim)| claim.record.id)
+}
+
+fn all_hypervisors(app: &App, caller: &Caller, filters: &HashMap<String, String>, version: Microversion, detail: bool) -> Reply {
+    policy::check(caller, Action::Administer, None)?;
+    let view = app.view();
+    let wanted = filters.get("hypervisor_hostname_pattern");
+    let matching = hosts(&view).into_iter().filter(|(_, host)| wanted.is_none_or(|pattern| host.name.contains(pattern.as_str())));
+    let found: Vec<Value> = matching.map(|(id, host)| render_hypervisor(app, &view, id, host, version, detail)).collect();
+    if found.is_empty() && wanted.is_some() {
+        return Err(Fault::not_found("No hypervisor matches."));
+    }
+    ok(&json!({"hypervisors": found}))
+}
+
+pub(super) async fn hypervisors(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, Query(filters): Filters) -> Reply {
+    all_hypervisors(&app, &caller, &filters, version, false)
+}
+
+pub(super) async fn hypervisors_detail(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, Query(filters): Filters) -> Reply {
+    all_hypervisors(&app, &caller, &filters, version, true)
+}
+
+pub(super) async fn hypervisor(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, Path(wanted): Path<String>) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let view = app.view();
+    let found = hosts(&view).into_iter().find(|(id, _)| id.to_string() == wanted || old_id(id.0).to_string() == wanted);
+    let (id, host) = found.ok_or_else(|| Fault::not_found(format!("Hypervisor with ID '{wanted}' could not be found.")))?;
+    ok(&json!({"hypervisor": render_hypervisor(&app, &view, id, host, version, true)}))
+}
+
+pub(super) async fn hypervisor_statistics(State(app): State<App>, caller: Caller) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let view = app.view();
+    let mut sums: std::collections::BTreeMap<&str, u64> = std::collections::BTreeMap::new();
+    let mut add = |key: &'static str, n: u64| *sums.entry(key).or_default() += n;
+    for (id, host) in hosts(&view) {
+        let used = claimed(&view, id);
+        let heartbeat = app.net().host_status(id).map(|status| status.heartbeat).unwrap_or_default();
+        add("count", 1);
+        add("vcpus", host.cpus);
+        add("vcpus_used", used.get(Dimension::Vcpus));
+        add("memory_mb", host.memory_mib);
+        add("memory_mb_used", used.get(Dimension::MemoryMib));
+        add("free_ram_mb", host.memory_mib.saturating_sub(used.get(Dimension::MemoryMib)));
+        add("local_gb", host.disk_gib);
+        add("local_gb_used", used.get(Dimension::DiskGib));
+        add("free_disk_gb", host.disk_gib.saturating_sub(used.get(Dimension::DiskGib)));
+        add("disk_available_least", heartbeat.disk_free_gib);
+        add("running_vms", heartbeat.running);
+        add("current_workload", 0);
+    }
+    ok(&json!({"hypervisor_statistics": sums}))
+}
+
+// ---- services
+
+fn render_service(app: &App, view: &View, id: HostId, host: &Host, version: Microversion) -> Value {
+    let up = host_state(app, view, id) == HostState::Up;
+    let heard = heard_at(app, id).map(|at| format!("{}.000000", stamp(at).trim_end_matches('Z')));
+    let reason = (!host.disabled_reason.is_empty()).then_some(&host.disabled_reason);
+    let mut value = json!({
+        "binary": "nova-compute", "host": host.name, "zone": host.site,
+        "status": if host.disabled { "disabled" } else { "enabled" }, "state": if up { "up" } else { "down" },
+        "updated_at": heard, "disabled_reason": reason,
+    });
+    value["id"] = if version.0 >= 53 { json!(id.to_string()) } else { json!(old_id(id.0)) };
+    if version.0 >= 11 {
+        value["forced_down"] = json!(false);
+    }
+    value
+}
+
+pub(super) async fn services(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, Query(filters): Filters) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let view = app.view();
+    let wanted = |key: &str, actual: &str| filters.get(key).is_none_or(|wanted| wanted == actual);
+    let found = hosts(&view).into_iter().filter(|(_, host)| wanted("host", &host.name) && wanted("binary", "nova-compute"));
+    ok(&json!({"services": found.map(|(id, host)| render_service(&app, &view, id, host, version)).collect::<Vec<_>>()}))
+}
+
+pub(super) async fn update_service(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, Path(wanted): Path<String>, body: Object) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    if version.0 < 53 {
+        return Err(Fault::not_implemented("Services are changed by their id, since microversion 2.53."));
+    }
+    let unknown = || Fault::not_found(format!("Service {wanted} not found."));
+    let id = Uuid::parse_str(&wanted).map_err(|_| unknown())?;
+    app.view().get::<Host>(id).ok_or_else(unknown)?;
+    if body.flag("forced_down")?.is_some() {
+        return Err(Fault::not_implemented("LUC does not have forced_down yet."));
+    }
+    let disabled = match body.text("status")? {
+        Some("disabled") => true,
+        Some("enabled") => false,
+        _ => return Err(Fault::bad("\"status\" must be enabled or disabled.")),
+    };
+    let reason = body.text("disabled_reason")?.unwrap_or_default().to_owned();
+    app.transact(move |tx| {
+        tx.update::<Host, Fault>(id, |host| {
+            host.disabled = disabled;
+            host.disabled_reason = if disabled { reason } else { String::new() };
+            Ok(())
+        })
+    })
+    .await?;
+    let view = app.view();
+    let host = view.get::<Host>(id).ok_or_else(unknown)?;
+    ok(&json!({"service": render_service(&app, &view, HostId(id), host, version)}))
+}
+
+// ---- quotas
+
+/// The quotas that Nova's clients expect and LUC does not count: unlimited, which is the truth.
+const UNCOUNTED: [&str; 5] = ["key_pairs", "metadata_items", "server_groups", "server_group_members", "injected_files"];
+/// The quotas that LUC counts.
+const COUNTED: [(&str, Dimension); 3] =
+    [("instances", Dimension::Instances), ("cores", Dimension::Vcpus), ("ram", Dimension::MemoryMib)];
+
+fn quota_pools(view: &View, project: Uuid) -> (Amount, Amount) {
+    view.ledger().quota_pools(project).fold((Amount::default(), Amount::default()), |(capacity, used), (_, pool)| {
+        (capacity.saturating_add(&pool.capacity()), used.saturating_add(&pool.claimed))
+    })
+}
+
+fn parse_project(app: &App, caller: &Caller, id: &str) -> Result<Uuid, Fault> {
+    let id = Uuid::parse_str(id).map_err(|_| Fault::bad(format!("Project ID {id} is not a valid project.")))?;
+    policy::check(caller, Action::Read, Some(id))?;
+    if app.view().get::<Project>(id).is_none() {
+        return Err(Fault::bad(format!("Project ID {} is not a valid project.", id.simple())));
+    }
+    Ok(id)
+}
+
+fn render_quota(project: Option<Uuid>, capacity: &Amount, version: Microversion, detail: Option<&Amount>) -> Value {
+    let mut map = Map::new();
+    let value = |limit: Value, used: u64| match detail {
+        None => limit,
+        Some(_) => json!({"limit": limit, "in_use": used, "reserved": 0}),
+    };
+    if let Some(project) = project {
+        map.insert("id".into(), json!(project.simple().to_string()));
+    }
+    for (name, dimension) in COUNTED {
+        let used = detail.map_or(0, |used| used.get(dimension));
+        map.insert(name.into(), value(json!(capacity.get(dimension)), used));
+    }
+    for name in UNCOUNTED.iter().filter(|name| **name != "injected_files" || version.0 < 57) {
+        map.insert((*name).into(), value(json!(-1), 0));
+    }
+    if version.0 < 57 {
+        for name in ["injected_file_content_bytes", "injected_file_path_bytes"] {
+            map.insert(name.into(), value(json!(-1), 0));
+        }
+    }
+    if version.0 < 36 {
+        for name in ["fixed_ips", "floating_ips", "security_groups", "security_group_rules"] {
+            map.insert(name.into(), value(json!(-1), 0));
+        }
+    }
+    json!({"quota_set": map})
+}
+
+pub(super) async fn quota(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, Path(project): Path<String>) -> Reply {
+    let project = parse_project(&app, &caller, &project)?;
+    ok(&render_quota(Some(project), &quota_pools(&app.view(), project).0, version, None))
+}
+
+pub(super) async fn quota_detail(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, Path(project): Path<String>) -> Reply {
+    let project = parse_project(&app, &caller, &project)?;
+    let (capacity, used) = quota_pools(&app.view(), project);
+    ok(&render_quota(Some(project), &capacity, version, Some(&used)))
+}
+
+pub(super) async fn default_quota(State(app): State<App>, _: Caller, Extension(version): Extension<Microversion>, Path(project): Path<String>) -> Reply {
+    let [instances, vcpus, memory] = app.settings().default_quota;
+    let id = Uuid::parse_str(&project).ok();
+    ok(&render_quota(id, &amount(instances, vcpus, memory), version, None))
+}
+
+pub(super) async fn set_quota(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, Path(project): Path<String>, body: Object) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let project = parse_project(&app, &caller, &project)?;
+    let given = body.inner("quota_set")?;
+    let mut wanted = Vec::new();
+    for key in given.0.keys().filter(|key| !matches!(key.as_str(), "force" | "tenant_id" | "id")) {
+        match COUNTED.iter().find(|(name, _)| name == key) {
+            Some((_, dimension)) => {
+                let n = given.number(key)?.filter(|n| *n <= 1 << 40);
+                wanted.push((*dimension, n.ok_or_else(|| Fault::bad(format!("{key:?} must be a number from 0 to 2^40.")))?));
+            }
+            None => return Err(Fault::bad(format!("LUC does not limit {key:?}; it limits instances, cores and ram."))),
+        }
+    }
+    change_quota(&app, project, wanted).await?;
+    let capacity = quota_pools(&app.view(), project).0;
+    let mut value = render_quota(None, &capacity, version, None);
+    if let Some(set) = value["quota_set"].as_object_mut() {
+        set.remove("id");
+    }
+    ok(&value)
+}
+
+/// A quota grows at its root, which mints; it shrinks where free rights are, which are burnt. What is in use or held
+/// elsewhere stays, and is told.
+async fn change_quota(app: &App, project: Uuid, wanted: Vec<(Dimension, u64)>) -> Result<(), Fault> {
+    app.transact(move |tx| {
+        let me = tx.me();
+        let pools: Vec<_> = tx.view().ledger().quota_pools(project).map(|(id, _)| id).collect();
+        let capacity = quota_pools(tx.view(), project).0;
+        let target: Amount = COUNTED
+            .iter()
+            .map(|(_, d)| (*d, wanted.iter().find(|(w, _)| w == d).map_or(capacity.get(*d), |(_, n)| *n)))
+            .collect();
+        let (more, mut less) = (target.saturating_sub(&capacity), capacity.saturating_sub(&target));
+        if !more.is_zero() {
+            match pools.iter().find(|pool| pool.entry.author == me) {
+                Some(pool) => tx.grow(*pool, more)?,
+                // The root is elsewhere: what is added is a pool of this replica's, and they count together (A2).
+                None => luc_sync::join::mint_quota(tx, project, &more)?,
+            }
+        }
+        for pool in pools {
+            let free = tx.view().ledger().pool(pool).map(|pool| pool.free(me)).unwrap_or_default();
+            let burn = less.min(&free);
+            if !burn.is_zero() {
+                tx.burn(pool, burn.clone())?;
+                less = less.saturating_sub(&burn);
+            }
+        }
+        if less.is_zero() {
+            return Ok(());
+        }
+        Err(Fault::conflict(format!(
+            "The quota cannot shrink that far here: {less} are in use or held by other replicas. Nothing was changed."
+        )))
+    })
+    .await
+}
+
+pub(super) async fn reset_quota(State(app): State<App>, caller: Caller, Path(project): Path<String>) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let project = parse_project(&app, &caller, &project)?;
+    let [instances, vcpus, memory] = app.settings().default_quota;
+    let wanted = vec![(Dimension::Instances, instances), (Dimension::Vcpus, vcpus), (Dimension::MemoryMib, memory)];
+    change_quota(&app, project, wanted).await?;
+    empty(axum::http::StatusCode::ACCEPTED)
+}
+
+pub(super) async fn limits(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, Query(filters): Filters) -> Reply {
+    let project = match filters.get("tenant_id") {
+        Some(id) => {
+            policy::check(&caller, Action::Administer, None)?;
+            parse_project(&app, &caller, id)?
+        }
+        None => caller.project()?,
+    };
+    let (capacity, used) = quota_pools(&app.view(), project);
+    let mut absolute = json!({
+        "maxTotalInstances": capacity.get(Dimension::Instances), "maxTotalCores": capacity.get(Dimension::Vcpus),
+        "maxTotalRAMSize": capacity.get(Dimension::MemoryMib), "maxTotalKeypairs": -1, "maxServerMeta": 128,
+        "maxServerGroups": 0, "maxServerGroupMembers": 0, "totalInstancesUsed": used.get(Dimension::Instances),
+        "totalCoresUsed": used.get(Dimension::Vcpus), "totalRAMUsed": used.get(Dimension::MemoryMib), "totalServerGroupsUsed": 0,
+    });
+    if version.0 < 57 {
+        absolute["maxPersonality"] = json!(0);
+        absolute["maxPersonalitySize"] = json!(0);
+    }
+    if version.0 < 39 {
+        absolute["maxImageMeta"] = json!(128);
+    }
+    if version.0 < 36 {
+        for key in ["maxSecurityGroups", "maxSecurityGroupRules", "maxTotalFloatingIps", "totalSecurityGroupsUsed", "totalFloatingIpsUsed"] {
+            absolute[key] = json!(0);
+        }
+    }
+    ok(&json!({"limits": {"rate": [], "absolute": absolute}}))
+}
+
+// ---- usage
+
+fn period(filters: &HashMap<String, String>) -> Result<(Millis, Millis), Fault> {
+    let at = |key: &str, otherwise: Millis| match filters.get(key) {
+        None => Ok(otherwise),
+        Some(text) => {
+            let day = (text.len() == 10).then(|| format!("{text}T00:00:00Z"));
+            let parsed = parse_stamp(day.as_deref().unwrap_or(text));
+            parsed.ok_or_else(|| Fault::bad(format!("Invalid time for {key}: {text}")))
+        }
+    };
+    let end = at("end", now())?;
+    let start = at("start", end.saturating_sub(28 * 24 * 3_600_000))?;
+    if start > end { Err(Fault::bad("\"start\" is after \"end\".")) } else { Ok((start, end)) }
+}
+
+/// What a project's servers have used. Servers that are gone are gone from here too: LUC keeps no history yet.
+fn project_usage(view: &View, project: Uuid, (start, end): (Millis, Millis), detail: bool) -> Option<Value> {
+    let mut servers = Vec::new();
+    let [mut hours, mut vcpu, mut memory, mut disk] = [0.0_f64; 4];
+    for id in view.children(Kind::Server, project) {
+        let held = view.held(luc_engine::record::RecordId { kind: Kind::Server, id });
+        let Some(server) = held.and_then(|held| server_of(held)) else { continue };
+        let from = server.created_at.max(start);
+        let ran = u32::try_from(end.saturating_sub(from) / 1000).map_or(0.0, f64::from) / 3600.0;
+        let flavor = &server.flavor;
+        let number = |n: u64| u32::try_from(n).map_or(0.0, f64::from);
+        hours += ran;
+        vcpu += ran * number(flavor.vcpus);
+        memory += ran * number(flavor.ram_mib);
+        disk += ran * number(flavor.disk_gib);
+        if detail {
+            servers.push(json!({
+                "instance_id": id.to_string(), "name": server.name, "hours": ran, "flavor": flavor.name,
+                "vcpus": flavor.vcpus, "memory_mb": flavor.ram_mib, "local_gb": flavor.disk_gib,
+                "tenant_id": project.simple().to_string(), "started_at": format!("{}.000000", stamp(server.created_at).trim_end_matches('Z')),
+                "ended_at": null, "state": "active", "uptime": end.saturating_sub(from) / 1000,
+            }));
+        }
+    }
+    if hours == 0.0 && servers.is_empty() {
+        return None;
+    }
+    let plain = |at| format!("{}.000000", stamp(at).trim_end_matches('Z'));
+    let mut value = json!({
+        "tenant_id": project.simple().to_string(), "start": plain(start), "stop": plain(end), "total_hours": hours,
+        "total_vcpus_usage": vcpu, "total_memory_mb_usage": memory, "total_local_gb_usage": disk,
+    });
+    if detail {
+        value["server_usages"] = json!(servers);
+    }
+    Some(value)
+}
+
+pub(super) async fn usages(State(app): State<App>, caller: Caller, Query(filters): Filters) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let (view, period) = (app.view(), period(&filters)?);
+    let detail = filters.get("detailed").is_some_and(|value| value == "1");
+    let usages: Vec<Value> = view.all::<Project>().filter_map(|(id, _)| project_usage(&view, id, period, detail)).collect();
+    ok(&json!({"tenant_usages": usages}))
+}
+
+pub(super) async fn usage(State(app): State<App>, caller: Caller, Path(project): Path<String>, Query(filters): Filters) -> Reply {
+    let project = parse_project(&app, &caller, &project)?;
+    let usage = project_usage(&app.view(), project, period(&filters)?, true);
+    ok(&json!({"tenant_usage": usage.unwrap_or_else(|| json!({}))}))
+}
+
+// ---- what there is none of yet
+
+pub(super) async fn no_aggregates(caller: Caller) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    ok(&json!({"aggregates": []}))
+}
+
+pub(super) async fn no_server_groups(_: Caller) -> Reply {
+    ok(&json!({"server_groups": []}))
+}
+
+pub(super) async fn no_migrations(caller: Caller) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    ok(&json!({"migrations": []}))
+}
+
+pub(super) async fn no_extensions(_: Caller) -> Reply {
+    ok(&json!({"extensions": []}))
+}

@@ -1,0 +1,218 @@
+//! Flavors.
+
+use std::collections::HashMap;
+
+use axum::Extension;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use luc_engine::record::{Flavor, Kind, RecordId};
+use luc_engine::view::View;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::render::links;
+use crate::app::App;
+use crate::auth::Caller;
+use crate::bootstrap::{FLAVOR_IDS, create_flavor};
+use crate::discovery::base;
+use crate::http::{Fault, Microversion, Object, Reply, empty, ok};
+use crate::policy::{self, Action};
+
+/// A flavor by its OpenStack id.
+pub(super) fn find<'a>(view: &'a View, flavor_id: &str) -> Option<(Uuid, &'a Flavor)> {
+    let id = view.named(Kind::Flavor, FLAVOR_IDS, flavor_id)?;
+    view.get::<Flavor>(id).map(|flavor| (id, flavor))
+}
+
+fn visible<'a>(view: &'a View, caller: &Caller, flavor_id: &str) -> Result<(Uuid, &'a Flavor), Fault> {
+    let found = find(view, flavor_id).filter(|(_, flavor)| flavor.public || caller.is_admin);
+    found.ok_or_else(|| Fault::not_found(format!("Flavor {flavor_id} could not be found.")))
+}
+
+fn render(base: &str, version: Microversion, flavor: &Flavor) -> Value {
+    let mut value = json!({
+        "id": flavor.flavor_id, "name": flavor.name, "vcpus": flavor.vcpus, "ram": flavor.ram_mib, "disk": flavor.disk_gib,
+        "OS-FLV-EXT-DATA:ephemeral": flavor.ephemeral_gib, "rxtx_factor": 1.0,
+        "os-flavor-access:is_public": flavor.public, "OS-FLV-DISABLED:disabled": false,
+        "links": links(base, "flavors", &flavor.flavor_id),
+    });
+    value["swap"] = if version.0 < 75 && flavor.swap_mib == 0 { json!("") } else { json!(flavor.swap_mib) };
+    if version.0 >= 55 {
+        value["description"] = json!((!flavor.description.is_empty()).then_some(&flavor.description));
+    }
+    if version.0 >= 61 {
+        value["extra_specs"] = json!(flavor.extra_specs);
+    }
+    value
+}
+
+type Filters = Query<HashMap<String, String>>;
+
+fn select<'a>(view: &'a View, caller: &Caller, filters: &HashMap<String, String>) -> Result<Vec<&'a Flavor>, Fault> {
+    let number = |key: &str| match filters.get(key) {
+        None => Ok(0),
+        Some(text) => text.parse::<u64>().map_err(|_| Fault::bad(format!("{key:?} must be a whole number."))),
+    };
+    let (disk, ram) = (number("minDisk")?, number("minRam")?);
+    let public = filters.get("is_public").map(|text| text.to_ascii_lowercase());
+    let shown = |flavor: &Flavor| match public.as_deref() {
+        Some("none") if caller.is_admin => true,
+        Some("false" | "0") if caller.is_admin => !flavor.public,
+        _ => flavor.public,
+    };
+    let all = view.all::<Flavor>().map(|(_, flavor)| flavor);
+    let mut found: Vec<&Flavor> = all.filter(|f| shown(f) && f.disk_gib >= disk && f.ram_mib >= ram).collect();
+    found.sort_by(|a, b| a.flavor_id.cmp(&b.flavor_id));
+    let start = match filters.get("marker") {
+        None => 0,
+        Some(marker) => {
+            let at = found.iter().position(|flavor| flavor.flavor_id == *marker);
+            at.ok_or_else(|| Fault::bad(format!("marker [{marker}] not found")))? + 1
+        }
+    };
+    let limit = match filters.get("limit") {
+        None => 1000,
+        Some(text) => text.parse().map_err(|_| Fault::bad("\"limit\" must be a whole number, at least 0."))?,
+    };
+    Ok(found.into_iter().skip(start).take(limit).collect())
+}
+
+pub(super) async fn list(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, headers: HeaderMap, Query(filters): Filters) -> Reply {
+    let (view, base) = (app.view(), base(&app, &headers));
+    let short = |flavor: &&Flavor| {
+        let mut value = json!({"id": flavor.flavor_id, "name": flavor.name, "links": links(&base, "flavors", &flavor.flavor_id)});
+        if version.0 >= 55 {
+            value["description"] = json!((!flavor.description.is_empty()).then_some(&flavor.description));
+        }
+        value
+    };
+    ok(&json!({"flavors": select(&view, &caller, &filters)?.iter().map(short).collect::<Vec<_>>()}))
+}
+
+pub(super) async fn detail(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, headers: HeaderMap, Query(filters): Filters) -> Reply {
+    let (view, base) = (app.view(), base(&app, &headers));
+    let flavors: Vec<Value> = select(&view, &caller, &filters)?.iter().map(|f| render(&base, version, f)).collect();
+    ok(&json!({"flavors": flavors}))
+}
+
+pub(super) async fn show(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, headers: HeaderMap, Path(id): Path<String>) -> Reply {
+    let view = app.view();
+    let (_, flavor) = visible(&view, &caller, &id)?;
+    ok(&json!({"flavor": render(&base(&app, &headers), version, flavor)}))
+}
+
+pub(super) async fn create(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, headers: HeaderMap, body: Object) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let given = body.inner("flavor")?;
+    let whole = |key: &str, least: u64| match given.number(key)? {
+        Some(n) if n >= least && n <= 0x7fff_ffff => Ok(n),
+        None if least == 0 => Ok(0),
+        _ => Err(Fault::bad(format!("{key:?} must be a whole number, at least {least}."))),
+    };
+    let flavor_id = match given.0.get("id") {
+        Some(Value::String(id)) if id != "auto" => id.clone(),
+        Some(Value::Number(id)) => id.to_string(),
+        _ => Uuid::new_v4().to_string(),
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_. ".contains(c);
+    if flavor_id.is_empty() || flavor_id.len() > 255 || !flavor_id.chars().all(plain) {
+        return Err(Fault::bad("\"id\" must be 1 to 255 letters, digits, '-', '_', '.' or spaces."));
+    }
+    let swap = match given.text("swap") {
+        Ok(Some("")) => 0,
+        _ => whole("swap", 0)?,
+    };
+    let flavor = Flavor {
+        flavor_id,
+        name: given.required("name")?.trim().to_owned(),
+        description: given.text("description")?.filter(|_| version.0 >= 55).unwrap_or_default().to_owned(),
+        vcpus: whole("vcpus", 1)?,
+        ram_mib: whole("ram", 1)?,
+        disk_gib: whole("disk", 0)?,
+        ephemeral_gib: whole("OS-FLV-EXT-DATA:ephemeral", 0)?,
+        swap_mib: swap,
+        public: given.flag("os-flavor-access:is_public")?.unwrap_or(true),
+        ..Flavor::default()
+    };
+    let (record, id) = (flavor.clone(), Uuid::new_v4());
+    app.transact(move |tx| {
+        create_flavor(tx, id, record).map_err(|refusal| match Fault::from(refusal) {
+            Fault { status: StatusCode::CONFLICT, message } => Fault::conflict(format!("Flavor exists: {message}.")),
+            other => other,
+        })
+    })
+    .await?;
+    ok(&json!({"flavor": render(&base(&app, &headers), version, &flavor)}))
+}
+
+pub(super) async fn update(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, headers: HeaderMap, Path(id): Path<String>, body: Object) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let record = visible(&app.view(), &caller, &id)?.0;
+    let description = body.inner("flavor")?.text("description")?.unwrap_or_default().to_owned();
+    edit(&app, record, move |flavor| {
+        flavor.description = description;
+        Ok(())
+    })
+    .await?;
+    let view = app.view();
+    ok(&json!({"flavor": render(&base(&app, &headers), version, visible(&view, &caller, &id)?.1)}))
+}
+
+pub(super) async fn delete(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let record = visible(&app.view(), &caller, &id)?.0;
+    app.transact(move |tx| Ok(tx.delete(RecordId { kind: Kind::Flavor, id: record })?)).await?;
+    empty(StatusCode::ACCEPTED)
+}
+
+async fn edit(app: &App, id: Uuid, edit: impl FnOnce(&mut Flavor) -> Result<(), Fault> + Send + 'static) -> Result<(), Fault> {
+    app.transact(move |tx| tx.update::<Flavor, Fault>(id, edit)).await
+}
+
+pub(super) async fn extra_specs(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Reply {
+    let view = app.view();
+    ok(&json!({"extra_specs": visible(&view, &caller, &id)?.1.extra_specs}))
+}
+
+pub(super) async fn add_extra_specs(State(app): State<App>, caller: Caller, Path(id): Path<String>, body: Object) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let record = visible(&app.view(), &caller, &id)?.0;
+    let given = body.strings("extra_specs")?.ok_or_else(|| Fault::bad("The body needs an object \"extra_specs\"."))?;
+    let answer = json!({"extra_specs": given});
+    edit(&app, record, move |flavor| {
+        flavor.extra_specs.extend(given);
+        Ok(())
+    })
+    .await?;
+    ok(&answer)
+}
+
+fn no_spec(key: &str) -> Fault {
+    Fault::not_found(format!("The flavor has no extra specs with key {key}."))
+}
+
+pub(super) async fn extra_spec(State(app): State<App>, caller: Caller, Path((id, key)): Path<(String, String)>) -> Reply {
+    let view = app.view();
+    let value = visible(&view, &caller, &id)?.1.extra_specs.get(&key).ok_or_else(|| no_spec(&key))?;
+    ok(&json!({key: value}))
+}
+
+pub(super) async fn set_extra_spec(State(app): State<App>, caller: Caller, Path((id, key)): Path<(String, String)>, body: Object) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let record = visible(&app.view(), &caller, &id)?.0;
+    let value = body.text(&key)?.ok_or_else(|| Fault::bad("The body must hold the key of the path."))?.to_owned();
+    let answer = json!({&key: &value});
+    edit(&app, record, move |flavor| {
+        flavor.extra_specs.insert(key, value);
+        Ok(())
+    })
+    .await?;
+    ok(&answer)
+}
+
+pub(super) async fn delete_extra_spec(State(app): State<App>, caller: Caller, Path((id, key)): Path<(String, String)>) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let record = visible(&app.view(), &caller, &id)?.0;
+    edit(&app, record, move |flavor| flavor.extra_specs.remove(&key).map(|_| ()).ok_or_else(|| no_spec(&key))).await?;
+    empty(StatusCode::OK)
+}

@@ -1,0 +1,123 @@
+//! OpenStack Compute (Nova v2.1, microversions 2.1 to 2.96).
+//!
+//! A server is created with its claims on the quota and on a host in one entry, before the 202. Two answers differ
+//! from Nova's for it: what cannot be placed is refused at once (409 `No valid host was found`), never accepted and
+//! left in ERROR; and a server whose host's site cannot be reached has `host_status` UNKNOWN, whatever its last status.
+
+mod actions;
+mod admin;
+mod create;
+mod flavors;
+mod keypairs;
+mod render;
+mod servers;
+pub mod status;
+
+use axum::Router;
+use axum::routing::{get, post, put};
+use luc_engine::id::Millis;
+use luc_engine::record::{Kind, RecordId, Server};
+use luc_engine::view::View;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::http::Fault;
+use crate::policy::{self, Action};
+
+pub(crate) fn routes() -> Router<App> {
+    Router::new().nest("/v2.1", versioned())
+}
+
+fn versioned() -> Router<App> {
+    Router::new()
+        .route("/servers", get(servers::list).post(create::create))
+        .route("/servers/detail", get(servers::detail))
+        .route("/servers/{id}", get(servers::show).put(servers::update).delete(servers::delete))
+        .route("/servers/{id}/action", post(actions::action))
+        .route("/servers/{id}/metadata", get(servers::metadata).put(servers::set_metadata).post(servers::add_metadata))
+        .route(
+            "/servers/{id}/metadata/{key}",
+            get(servers::metadata_item).put(servers::set_metadata_item).delete(servers::delete_metadata_item),
+        )
+        .route("/servers/{id}/tags", get(servers::tags).put(servers::set_tags).delete(servers::delete_tags))
+        .route("/servers/{id}/tags/{tag}", get(servers::has_tag).put(servers::add_tag).delete(servers::delete_tag))
+        .route("/servers/{id}/ips", get(servers::ips))
+        .route("/servers/{id}/os-instance-actions", get(servers::instance_actions))
+        .route("/servers/{id}/os-instance-actions/{request}", get(servers::instance_action))
+        .route("/servers/{id}/os-volume_attachments", get(servers::no_attachments))
+        .route("/servers/{id}/os-interface", get(servers::no_interfaces))
+        .route("/servers/{id}/os-security-groups", get(servers::no_security_groups))
+        .route("/flavors", get(flavors::list).post(flavors::create))
+        .route("/flavors/detail", get(flavors::detail))
+        .route("/flavors/{id}", get(flavors::show).put(flavors::update).delete(flavors::delete))
+        .route("/flavors/{id}/os-extra_specs", get(flavors::extra_specs).post(flavors::add_extra_specs))
+        .route(
+            "/flavors/{id}/os-extra_specs/{key}",
+            get(flavors::extra_spec).put(flavors::set_extra_spec).delete(flavors::delete_extra_spec),
+        )
+        .route("/os-keypairs", get(keypairs::list).post(keypairs::create))
+        .route("/os-keypairs/{name}", get(keypairs::show).delete(keypairs::delete))
+        .route("/os-availability-zone", get(admin::zones))
+        .route("/os-availability-zone/detail", get(admin::zones_detail))
+        .route("/os-hypervisors", get(admin::hypervisors))
+        .route("/os-hypervisors/detail", get(admin::hypervisors_detail))
+        .route("/os-hypervisors/statistics", get(admin::hypervisor_statistics))
+        .route("/os-hypervisors/{id}", get(admin::hypervisor))
+        .route("/os-services", get(admin::services))
+        .route("/os-services/{id}", put(admin::update_service))
+        .route("/os-quota-sets/{project}", get(admin::quota).put(admin::set_quota).delete(admin::reset_quota))
+        .route("/os-quota-sets/{project}/detail", get(admin::quota_detail))
+        .route("/os-quota-sets/{project}/defaults", get(admin::default_quota))
+        .route("/limits", get(admin::limits))
+        .route("/os-simple-tenant-usage", get(admin::usages))
+        .route("/os-simple-tenant-usage/{project}", get(admin::usage))
+        .route("/os-aggregates", get(admin::no_aggregates))
+        .route("/os-server-groups", get(admin::no_server_groups))
+        .route("/os-migrations", get(admin::no_migrations))
+        .route("/extensions", get(admin::no_extensions))
+}
+
+/// How a host is: `up`, `down`, or `unknown` where its site cannot be reached.
+pub(crate) fn host_words(app: &App, view: &View, host: luc_engine::id::HostId) -> &'static str {
+    match render::host_state(app, view, host) {
+        render::HostState::Up => "up",
+        render::HostState::Down => "down",
+        render::HostState::Unknown => "unknown",
+    }
+}
+
+/// Seconds, UTC, as Nova writes them.
+pub(crate) fn stamp(at: Millis) -> String {
+    let seconds = i64::try_from(at / 1000).unwrap_or(0);
+    let at = OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    at.format(&Rfc3339).unwrap_or_default()
+}
+
+/// A stamp that a client sent, Unix milliseconds.
+fn parse_stamp(text: &str) -> Option<Millis> {
+    let padded = if text.ends_with('Z') || text.rfind('+').is_some() { text.to_owned() } else { format!("{text}Z") };
+    let at = OffsetDateTime::parse(&padded, &Rfc3339).ok()?;
+    u64::try_from(at.unix_timestamp()).ok()?.checked_mul(1000)
+}
+
+/// A server that the caller may see, deleted ones that still run too.
+fn find_server(view: &View, caller: &Caller, id: &str, action: Action) -> Result<Uuid, Fault> {
+    let gone = || Fault::not_found(format!("Instance {id} could not be found."));
+    let uuid = Uuid::parse_str(id).map_err(|_| gone())?;
+    let held = view.held(RecordId { kind: Kind::Server, id: uuid }).ok_or_else(gone)?;
+    let server = status::server_of(held).ok_or_else(gone)?;
+    // What a caller may not see does not exist for it; what it may see but not change is forbidden.
+    if !policy::allows(caller, Action::Read, Some(server.project)) {
+        return Err(gone());
+    }
+    policy::check(caller, action, Some(server.project))?;
+    Ok(uuid)
+}
+
+/// A server that is not being deleted, for changes within a transaction.
+fn live<'a>(tx: &'a luc_engine::tx::Tx<'_>, id: Uuid) -> Result<&'a Server, Fault> {
+    tx.view().get::<Server>(id).ok_or_else(|| Fault::not_found(format!("Instance {id} could not be found.")))
+}

@@ -1,0 +1,289 @@
+//! LUC's own API, `/luc/v1`: what OpenStack has no words for. And `/healthz` and `/metrics` of a site.
+
+use std::convert::Infallible;
+use std::fmt::Write;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use futures_util::stream::{self, Stream};
+use luc_engine::entry::{Entry, Subject};
+use luc_engine::id::HostId;
+use luc_engine::ledger::Amount;
+use luc_engine::record::{Host, Kind, Site};
+use luc_sync::node::now;
+use serde_json::{Map, Value, json};
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::compute::host_words;
+use crate::http::{Reply, ok, seconds};
+use crate::policy::{self, Action};
+
+pub(crate) fn routes() -> Router<App> {
+    Router::new()
+        .route("/status", get(status))
+        .route("/sites", get(sites))
+        .route("/replicas", get(replicas))
+        .route("/hosts", get(hosts))
+        .route("/frontier", get(frontier))
+        .route("/digest", get(digest))
+        .route("/pools", get(pools))
+        .route("/transfers", get(transfers))
+        .route("/events", get(events))
+}
+
+/// Routes without a token.
+pub(crate) fn open_routes() -> Router<App> {
+    Router::new().route("/healthz", get(health)).route("/metrics", get(metrics))
+}
+
+/// Everything at once, for `luc status`.
+async fn status(State(app): State<App>, caller: Caller) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let view = app.view();
+    ok(&json!({
+        "cloud": view.cloud().to_string(), "site": app.node().site().as_str(), "replica": app.node().me().to_string(),
+        "digest": view.digest().to_string(), "entries": entries(&app), "servers": view.count(Kind::Server),
+        "store": app.node().failure().unwrap_or_else(|| "ok".into()),
+        "sites": site_list(&app), "replicas": replica_list(&app), "hosts": host_list(&app), "transfers": transfer_list(&app),
+    }))
+}
+
+async fn sites(State(app): State<App>, caller: Caller) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    ok(&json!({"sites": site_list(&app)}))
+}
+
+async fn replicas(State(app): State<App>, caller: Caller) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    ok(&json!({"replicas": replica_list(&app)}))
+}
+
+async fn hosts(State(app): State<App>, caller: Caller) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    ok(&json!({"hosts": host_list(&app)}))
+}
+
+async fn transfers(State(app): State<App>, caller: Caller) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    ok(&json!({"transfers": transfer_list(&app)}))
+}
+
+async fn digest(State(app): State<App>, _: Caller) -> Reply {
+    let view = app.view();
+    ok(&json!({"digest": view.digest().to_string(), "entries": view.frontier().0.values().map(|tip| tip.number).sum::<u64>()}))
+}
+
+async fn frontier(State(app): State<App>, _: Caller) -> Reply {
+    let view = app.view();
+    let mut numbers = Map::new();
+    for (replica, tip) in &view.frontier().0 {
+        numbers.insert(replica.to_string(), json!({"number": tip.number, "hash": format!("{:016x}", tip.hash)}));
+    }
+    ok(&json!({"frontier": numbers}))
+}
+
+fn entries(app: &App) -> u64 {
+    app.view().frontier().0.values().map(|tip| tip.number).sum()
+}
+
+fn site_list(app: &App) -> Vec<Value> {
+    let view = app.view();
+    let one = |site: &luc_engine::id::SiteName| {
+        let record = view.get::<Site>(luc_engine::record::site_record(site.as_str()).id);
+        let local = site == app.node().site();
+        let replicas = view.members().filter(|(_, state)| state.member.site == *site).count();
+        json!({
+            "name": site.as_str(), "endpoint": record.map(|site| &site.endpoint), "replicas": replicas,
+            "reachable": local || !app.net().reachable_in(site).is_empty(),
+            // One disk alone cannot tell an old copy of itself (PROTOCOL.md, M4).
+            "witness": replicas > 1,
+        })
+    };
+    view.sites().iter().map(one).collect()
+}
+
+fn replica_list(app: &App) -> Vec<Value> {
+    let view = app.view();
+    let reach = app.net().reach();
+    let quarantine = app.node().quarantine();
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    view.members()
+        .map(|(id, state)| {
+            let local = *id == app.node().me();
+            let reach = reach.iter().find(|reach| reach.replica == *id);
+            let mut value = json!({
+                "id": id.to_string(), "site": state.member.site.as_str(), "addresses": state.member.addresses,
+                "local": local, "reachable": local, "revoked": state.revoked, "sponsor": state.member.sponsor,
+                "identity_authority": state.member.identity_authority, "entries": view.frontier().number(*id),
+                "quarantine": quarantine.get(id).map(ToString::to_string),
+            });
+            if let Some(reach) = reach {
+                value["reachable"] = json!(reach.reachable);
+                value["since_ms"] = json!(reach.since.map(millis));
+                value["rtt_us"] = json!(reach.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)));
+                value["behind"] = json!(reach.behind);
+                value["lag"] = json!(reach.ahead);
+                value["digest"] = json!(reach.status.digest);
+                let skew = i64::try_from(reach.status.at).unwrap_or(0) - i64::try_from(now()).unwrap_or(0);
+                value["clock_skew_ms"] = json!((reach.reachable && reach.status.at > 0 && skew.abs() > 60_000).then_some(skew));
+            } else {
+                value["digest"] = json!(view.digest().to_string());
+            }
+            value
+        })
+        .collect()
+}
+
+fn host_list(app: &App) -> Vec<Value> {
+    let view = app.view();
+    view.all::<Host>()
+        .map(|(id, host)| {
+            let id = HostId(id);
+            let status = app.net().host_status(id);
+            let (capacity, claimed) = view.ledger().host_pools(id).fold(
+                (Amount::default(), Amount::default()),
+                |(capacity, claimed), (_, pool)| (capacity.saturating_add(&pool.capacity()), claimed.saturating_add(&pool.claimed)),
+            );
+            let heartbeat = status.as_ref().map(|status| &status.heartbeat);
+            json!({
+                "id": id.to_string(), "name": host.name, "site": host.site, "hypervisor": host.hypervisor_type,
+                "state": host_words(app, &view, id), "heard_ms_ago": status.as_ref().and_then(|status| status.age),
+                "disabled": host.disabled, "capacity": render(&capacity), "claimed": render(&claimed),
+                "running": heartbeat.map(|beat| beat.running), "orphans": heartbeat.map(|beat| &beat.orphans),
+                "transfers": heartbeat.map(|beat| &beat.transfers), "load_hundredths": heartbeat.map(|beat| beat.load_hundredths),
+            })
+        })
+        .collect()
+}
+
+fn transfer_list(app: &App) -> Vec<Value> {
+    let one = |(blob, done, size)| json!({"blob": blob, "done": done, "size": size});
+    app.net().blobs().transfers().into_iter().map(one).collect()
+}
+
+fn render(amount: &Amount) -> Value {
+    Value::Object(amount.iter().map(|(dimension, n)| (format!("{dimension:?}"), json!(n))).collect())
+}
+
+/// Every pool with its rights: minted = free + claimed + burnt, in every dimension.
+async fn pools(State(app): State<App>, caller: Caller) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let view = app.view();
+    let site = |id| view.member(id).map(|state| state.member.site.to_string());
+    let pools: Vec<Value> = view
+        .ledger()
+        .pools()
+        .map(|(id, pool)| {
+            let subject = match &pool.subject {
+                Subject::Host { host, site, .. } => json!({"host": host.to_string(), "site": site.as_str()}),
+                Subject::Quota { project } => json!({"project": project.simple().to_string()}),
+            };
+            let rights: Vec<Value> = pool
+                .accounts()
+                .map(|(replica, free)| json!({"replica": replica.to_string(), "site": site(replica), "free": render(&free)}))
+                .collect();
+            json!({
+                "id": id.to_string(), "subject": subject, "minted": render(&pool.minted), "burnt": render(&pool.burnt),
+                "claimed": render(&pool.claimed), "rights": rights,
+            })
+        })
+        .collect();
+    ok(&json!({"pools": pools, "conserved": view.ledger().is_conserved()}))
+}
+
+/// Entries as they become visible here, as server-sent events. A client that is too slow is told how many it missed.
+async fn events(State(app): State<App>, caller: Caller) -> Result<Response, crate::http::Fault> {
+    policy::check(&caller, Action::Administer, None)?;
+    Ok(Sse::new(event_stream(&app)).keep_alive(KeepAlive::default()).into_response())
+}
+
+fn event_stream(app: &App) -> impl Stream<Item = Result<Event, Infallible>> + use<> {
+    let flushes = app.node().subscribe();
+    stream::unfold((flushes, std::collections::VecDeque::new()), |(mut flushes, mut queue)| async move {
+        loop {
+            if let Some(event) = queue.pop_front() {
+                return Some((Ok(event), (flushes, queue)));
+            }
+            match flushes.recv().await {
+                Ok(flushed) => queue.extend(flushed.entries.iter().map(|entry| entry_event(entry))),
+                Err(tokio::sync::broadcast::error::RecvError::Lagged(missed)) => {
+                    queue.push_back(Event::default().event("missed").data(json!({"flushes": missed}).to_string()));
+                }
+                Err(tokio::sync::broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    })
+}
+
+fn entry_event(entry: &Entry) -> Event {
+    let header = &entry.header;
+    let name = |id: &luc_engine::record::RecordId| json!({"kind": format!("{:?}", id.kind), "id": id.id.to_string()});
+    let mut changed: Vec<_> = Vec::new();
+    for op in &entry.content.ops {
+        match op {
+            luc_engine::entry::ContentOp::Change { record, .. } => changed.push(name(record)),
+            luc_engine::entry::ContentOp::Observe(seen) => {
+                changed.push(json!({"kind": "Server", "id": seen.server.to_string(), "state": format!("{:?}", seen.state)}));
+            }
+            luc_engine::entry::ContentOp::Bind { .. } | luc_engine::entry::ContentOp::Unbind { .. } => {}
+        }
+    }
+    let data = json!({
+        "author": header.author.to_string(), "number": header.number, "time": header.time,
+        "created": header.created.iter().map(|created| name(&created.record)).collect::<Vec<_>>(),
+        "deleted": header.deleted.iter().map(name).collect::<Vec<_>>(), "changed": changed,
+    });
+    Event::default().event("entry").id(entry.id().to_string()).data(data.to_string())
+}
+
+/// 200 while the store takes writes; 503 and why once it does not. Reads go on.
+async fn health(State(app): State<App>) -> Response {
+    let failure = app.node().failure();
+    let status = if failure.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = json!({"status": if failure.is_none() { "ok" } else { "failed" }, "site": app.node().site().as_str(), "store": failure});
+    crate::http::json_reply(status, &body)
+}
+
+async fn metrics(State(app): State<App>) -> Response {
+    let mut out = String::new();
+    app.inner.metrics.write(&mut out);
+    let view = app.view();
+    let counters = app.node().counters();
+    let load = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
+    let mut line = |name: &str, kind: &str, help: &str, value: String| {
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+    };
+    line("luc_store_flushes_total", "counter", "Commits.", load(&counters.flushes).to_string());
+    line("luc_store_entries_total", "counter", "Entries committed.", load(&counters.entries).to_string());
+    line("luc_store_flush_seconds_total", "counter", "Time in commits.", seconds(load(&counters.flush_micros)));
+    line("luc_store_failed", "gauge", "1 if the store takes no writes.", u8::from(app.node().failure().is_some()).to_string());
+    line("luc_entries", "gauge", "Entries held.", entries(&app).to_string());
+    line("luc_servers", "gauge", "Servers held.", view.count(Kind::Server).to_string());
+    line("luc_members", "gauge", "Members.", view.members().count().to_string());
+    line("luc_quarantined", "gauge", "Authors whose entries are refused.", app.node().quarantine().len().to_string());
+    line("process_resident_memory_bytes", "gauge", "Resident memory.", resident().to_string());
+    for reach in app.net().reach() {
+        let site = view.member(reach.replica).map(|state| state.member.site.to_string()).unwrap_or_default();
+        let labels = format!("{{replica=\"{}\",site=\"{site}\"}}", reach.replica);
+        let _ = writeln!(out, "luc_peer_reachable{labels} {}", u8::from(reach.reachable));
+        let _ = writeln!(out, "luc_peer_lag_entries{labels} {}", reach.ahead);
+        if let Some(rtt) = reach.rtt {
+            let _ = writeln!(out, "luc_peer_rtt_seconds{labels} {}", seconds(u64::try_from(rtt.as_micros()).unwrap_or(0)));
+        }
+    }
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], out).into_response()
+}
+
+/// Resident memory, bytes; 0 where `/proc` does not say.
+fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    pages * 4096
+}
