@@ -9,9 +9,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use argon2::Argon2;
 use argon2::password_hash::rand_core::OsRng;
 use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, SaltString};
-use argon2::Argon2;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use base64::Engine;
@@ -197,7 +197,8 @@ fn signed(body: &[u8]) -> Vec<u8> {
 pub fn hash_password(password: &str) -> Result<String, Fault> {
     let salt = SaltString::generate(&mut OsRng);
     let hash = Argon2::default().hash_password(password.as_bytes(), &salt);
-    hash.map(|hash| hash.to_string()).map_err(|error| Fault::unavailable(format!("The password cannot be hashed: {error}")))
+    hash.map(|hash| hash.to_string())
+        .map_err(|error| Fault::unavailable(format!("The password cannot be hashed: {error}")))
 }
 
 impl App {
@@ -215,7 +216,12 @@ impl App {
     ///
     /// # Errors
     /// 401 if it is wrong, 429 after many failures.
-    pub async fn check_password(&self, user: Option<(Uuid, String)>, from: IpAddr, password: String) -> Result<Uuid, Fault> {
+    pub async fn check_password(
+        &self,
+        user: Option<(Uuid, String)>,
+        from: IpAddr,
+        password: String,
+    ) -> Result<Uuid, Fault> {
         let key = (user.as_ref().map(|(id, _)| *id), from);
         self.inner.throttle.check(key)?;
         let _permit = self.inner.hashing.acquire().await;

@@ -33,20 +33,22 @@ pub fn quota(instances: u64, vcpus: u64, memory_mib: u64) -> Amount {
 ///
 /// # Errors
 /// [`Refusal`]; nothing was written.
-pub fn found(tx: &mut Tx<'_>, password_hash: String, endpoint: &str, quota: &Amount, ids: &[Uuid; 10]) -> Result<(), Refusal> {
+pub fn found(
+    tx: &mut Tx<'_>,
+    password_hash: String,
+    endpoint: &str,
+    quota: &Amount,
+    ids: &[Uuid; 10],
+) -> Result<(), Refusal> {
     describe_site(tx, endpoint)?;
     let [project, user, assignment, flavors @ ..] = ids;
-    let record = Project { name: "admin".into(), description: "The operators' own".into(), enabled: true, ..Project::default() };
+    let record =
+        Project { name: "admin".into(), description: "The operators' own".into(), enabled: true, ..Project::default() };
     let project_record = tx.create(*project, record, &[])?;
     tx.bind(WHOLE_CLOUD, "admin", project_record)?;
     mint_quota(tx, *project, quota)?;
-    let record = User {
-        name: "admin".into(),
-        enabled: true,
-        password_hash,
-        default_project: Some(*project),
-        ..User::default()
-    };
+    let record =
+        User { name: "admin".into(), enabled: true, password_hash, default_project: Some(*project), ..User::default() };
     let user_record = tx.create(*user, record, &[])?;
     tx.bind(WHOLE_CLOUD, "admin", user_record)?;
     tx.create(*assignment, Assignment { user: *user, project: *project, role: "admin".into() }, &[])?;

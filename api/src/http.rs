@@ -195,7 +195,9 @@ impl Object {
     pub fn strings(&self, key: &str) -> Result<Option<BTreeMap<String, String>>, Fault> {
         match self.0.get(key) {
             None | Some(Value::Null) => Ok(None),
-            Some(Value::Object(map)) => map.iter().map(|(key, value)| string_pair(key, value)).collect::<Result<_, _>>().map(Some),
+            Some(Value::Object(map)) => {
+                map.iter().map(|(key, value)| string_pair(key, value)).collect::<Result<_, _>>().map(Some)
+            }
             Some(_) => Err(Fault::bad(format!("{key:?} must be an object."))),
         }
     }
@@ -418,7 +420,9 @@ fn microversion(headers: &HeaderMap) -> Result<Microversion, Fault> {
             "Version {asked} is not supported by the API. Minimum is 2.1 and maximum is 2.{}.",
             NEWEST.0
         ))),
-        None => Err(Fault::bad(format!("API Version String {asked} is of invalid format. Must be of format MajorNum.MinorNum."))),
+        None => Err(Fault::bad(format!(
+            "API Version String {asked} is of invalid format. Must be of format MajorNum.MinorNum."
+        ))),
     }
 }
 
@@ -434,7 +438,10 @@ async fn catch_up(app: &App, headers: &HeaderMap) -> Result<(), Fault> {
             format!("entry {} of {site}", id.number)
         };
         let missing: Vec<String> = missing.iter().map(name).collect();
-        Fault::unavailable(format!("This replica has not caught up with the request's frontier: {}.", missing.join(", ")))
+        Fault::unavailable(format!(
+            "This replica has not caught up with the request's frontier: {}.",
+            missing.join(", ")
+        ))
     })
 }
 

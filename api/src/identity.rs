@@ -4,11 +4,11 @@
 //! works at a site that is cut off. Sites that the operator did not make identity authorities refuse changes here,
 //! since no replica would take them (`PROTOCOL.md`, E7).
 
+use axum::Extension;
 use axum::Router;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{get, post, put};
-use axum::Extension;
 use luc_engine::id::Millis;
 use luc_engine::record::{Assignment, Kind, NAMESPACE, Project, RecordId, Revocation, Site, User};
 use luc_engine::replica::WHOLE_CLOUD;
@@ -108,7 +108,9 @@ async fn create_token(
             let caller = Caller::of(&app.view(), verify(&app, token)?)?;
             (caller.user, "token", Some(caller.claims))
         }
-        other => return Err(Fault::unauthorized(format!("Attempted to authenticate with an unsupported method: {other}."))),
+        other => {
+            return Err(Fault::unauthorized(format!("Attempted to authenticate with an unsupported method: {other}.")));
+        }
     };
     let view = app.view();
     let record = view.get::<User>(user).ok_or_else(|| Fault::unauthorized("The user is gone."))?;
@@ -268,8 +270,14 @@ async fn revoke_token(State(app): State<App>, caller: Caller, headers: HeaderMap
     Caller::of(&app.view(), claims.clone()).map_err(|_| Fault::not_found("Could not find token."))?;
     let revocation = Revocation { audit_id: claims.audit_id(), expires_at: claims.expires };
     let id = revocation_id(claims.audit);
-    app.transact(move |tx| if tx.view().get::<Revocation>(id).is_some() { Ok(()) } else { Ok(tx.create(id, revocation, &[]).map(|_| ())?) })
-        .await?;
+    app.transact(move |tx| {
+        if tx.view().get::<Revocation>(id).is_some() {
+            Ok(())
+        } else {
+            Ok(tx.create(id, revocation, &[]).map(|_| ())?)
+        }
+    })
+    .await?;
     empty(StatusCode::NO_CONTENT)
 }
 
@@ -393,7 +401,8 @@ async fn delete_project(State(app): State<App>, caller: Caller, Path(id): Path<S
         if servers > 0 {
             return Err(Fault::conflict(format!("The project still has {servers} servers: delete them first.")));
         }
-        let assigned: Vec<_> = tx.view().all::<Assignment>().filter(|(_, a)| a.project == id).map(|(id, _)| id).collect();
+        let assigned: Vec<_> =
+            tx.view().all::<Assignment>().filter(|(_, a)| a.project == id).map(|(id, _)| id).collect();
         for assignment in assigned {
             tx.delete(RecordId { kind: Kind::Assignment, id: assignment })?;
         }
@@ -675,7 +684,8 @@ fn render_service((kind, name, _): &(&str, &str, &str)) -> Value {
 
 async fn services(_: Caller, Query(filters): Filters) -> Reply {
     let wanted = |(kind, name, _): &&(&str, &str, &str)| {
-        filters.get("type").is_none_or(|wanted| wanted == kind) && filters.get("name").is_none_or(|wanted| wanted == name)
+        filters.get("type").is_none_or(|wanted| wanted == kind)
+            && filters.get("name").is_none_or(|wanted| wanted == name)
     };
     list("services", SERVICES.iter().filter(wanted).map(render_service).collect())
 }

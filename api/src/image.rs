@@ -13,6 +13,7 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use futures_util::TryStreamExt;
+use luc_compute::tool::Limits;
 use luc_engine::record::{Image, ImageData, Kind, RecordId, Server};
 use luc_engine::view::View;
 use luc_sync::blob::BlobError;
@@ -87,7 +88,12 @@ fn render(id: Uuid, image: &Image) -> Value {
     Value::Object(map)
 }
 
-async fn list(State(app): State<App>, caller: Caller, uri: Uri, Query(filters): Query<HashMap<String, String>>) -> Reply {
+async fn list(
+    State(app): State<App>,
+    caller: Caller,
+    uri: Uri,
+    Query(filters): Query<HashMap<String, String>>,
+) -> Reply {
     let view = app.view();
     let number = |key: &str| match filters.get(key) {
         None => Ok(None),
@@ -106,10 +112,31 @@ async fn list(State(app): State<App>, caller: Caller, uri: Uri, Query(filters): 
         Some("all") => is_visible(image, &caller),
         Some(wanted) => image.visibility == wanted && is_visible(image, &caller),
         // A community image is found only by who asks for it.
-        None => is_visible(image, &caller) && (image.visibility != "community" || Some(image.project) == caller.project),
+        None => {
+            is_visible(image, &caller) && (image.visibility != "community" || Some(image.project) == caller.project)
+        }
     };
-    let known = ["limit", "marker", "sort", "sort_key", "sort_dir", "id", "name", "status", "visibility", "owner", "tag",
-        "disk_format", "container_format", "size", "size_min", "size_max", "member_status", "protected", "os_hidden"];
+    let known = [
+        "limit",
+        "marker",
+        "sort",
+        "sort_key",
+        "sort_dir",
+        "id",
+        "name",
+        "status",
+        "visibility",
+        "owner",
+        "tag",
+        "disk_format",
+        "container_format",
+        "size",
+        "size_min",
+        "size_max",
+        "member_status",
+        "protected",
+        "os_hidden",
+    ];
     let mut found: Vec<(Uuid, &Image)> = view
         .all::<Image>()
         .filter(|(id, image)| {
@@ -126,7 +153,9 @@ async fn list(State(app): State<App>, caller: Caller, uri: Uri, Query(filters): 
                 && least.is_none_or(|least| size >= least)
                 && most.is_none_or(|most| size <= most)
                 && exactly.is_none_or(|exactly| size == exactly)
-                && filters.iter().all(|(key, value)| known.contains(&key.as_str()) || image.properties.get(key) == Some(value))
+                && filters
+                    .iter()
+                    .all(|(key, value)| known.contains(&key.as_str()) || image.properties.get(key) == Some(value))
         })
         .collect();
     let (key, direction) = match filters.get("sort").and_then(|sort| sort.split(',').next()) {
@@ -163,7 +192,8 @@ async fn list(State(app): State<App>, caller: Caller, uri: Uri, Query(filters): 
         "first": "/v2/images", "schema": "/v2/schemas/images",
     });
     if let Some((last, _)) = page.last().filter(|_| found.len() > start + limit) {
-        let other = uri.query().unwrap_or_default().split('&').filter(|part| !part.is_empty() && !part.starts_with("marker="));
+        let other =
+            uri.query().unwrap_or_default().split('&').filter(|part| !part.is_empty() && !part.starts_with("marker="));
         let query = other.map(str::to_owned).chain([format!("marker={last}")]).collect::<Vec<_>>().join("&");
         body["next"] = json!(format!("/v2/images?{query}"));
     }
@@ -177,19 +207,44 @@ async fn show(State(app): State<App>, caller: Caller, Path(id): Path<String>) ->
 }
 
 /// Fields that only LUC sets.
-const READ_ONLY: [&str; 15] = ["status", "size", "virtual_size", "checksum", "created_at", "updated_at", "self", "file",
-    "schema", "direct_url", "locations", "os_hash_algo", "os_hash_value", "os_hidden", "id"];
+const READ_ONLY: [&str; 15] = [
+    "status",
+    "size",
+    "virtual_size",
+    "checksum",
+    "created_at",
+    "updated_at",
+    "self",
+    "file",
+    "schema",
+    "direct_url",
+    "locations",
+    "os_hash_algo",
+    "os_hash_value",
+    "os_hidden",
+    "id",
+];
 
 /// Sets one field, as creation and JSON patch both do.
 fn set(image: &mut Image, key: &str, value: &Value, caller: &Caller) -> Result<(), Fault> {
     let text = || value.as_str().map(str::to_owned).or(value.is_null().then(String::new));
-    let text = || text().filter(|text| text.chars().count() <= 255).ok_or_else(|| Fault::bad(format!("{key} must be a string of at most 255 characters.")));
-    let number = || value.as_u64().filter(|n| *n <= 0x7fff_ffff).ok_or_else(|| Fault::bad(format!("{key} must be a whole number, at least 0.")));
+    let text = || {
+        text()
+            .filter(|text| text.chars().count() <= 255)
+            .ok_or_else(|| Fault::bad(format!("{key} must be a string of at most 255 characters.")))
+    };
+    let number = || {
+        value
+            .as_u64()
+            .filter(|n| *n <= 0x7fff_ffff)
+            .ok_or_else(|| Fault::bad(format!("{key} must be a whole number, at least 0.")))
+    };
     match key {
         "name" => image.name = text()?,
         "disk_format" => {
             image.disk_format = text()?;
-            if image.data.is_some() || (!image.disk_format.is_empty() && !FORMATS.contains(&image.disk_format.as_str())) {
+            if image.data.is_some() || (!image.disk_format.is_empty() && !FORMATS.contains(&image.disk_format.as_str()))
+            {
                 return Err(Fault::bad("disk_format must be qcow2 or raw, and is fixed once there is data."));
             }
         }
@@ -208,7 +263,9 @@ fn set(image: &mut Image, key: &str, value: &Value, caller: &Caller) -> Result<(
                 policy::check(caller, Action::Administer, None)?;
             }
         }
-        "protected" => image.protected = value.as_bool().ok_or_else(|| Fault::bad("protected must be true or false."))?,
+        "protected" => {
+            image.protected = value.as_bool().ok_or_else(|| Fault::bad("protected must be true or false."))?
+        }
         "min_disk" => image.min_disk_gib = number()?,
         "min_ram" => image.min_ram_mib = number()?,
         "owner" => {
@@ -265,14 +322,26 @@ async fn create(State(app): State<App>, caller: Caller, body: Object) -> Reply {
 }
 
 /// JSON patch (RFC 6902) on the flat image: add, replace and remove.
-async fn update(State(app): State<App>, caller: Caller, Path(id): Path<String>, headers: HeaderMap, request: Request) -> Reply {
+async fn update(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    request: Request,
+) -> Reply {
     let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     if !kind.starts_with("application/openstack-images-v2") {
-        return Err(Fault { status: StatusCode::UNSUPPORTED_MEDIA_TYPE, message: "Send application/openstack-images-v2.1-json-patch.".into() });
+        return Err(Fault {
+            status: StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            message: "Send application/openstack-images-v2.1-json-patch.".into(),
+        });
     }
     let id = owned(&app.view(), &caller, &id)?.0;
-    let body = axum::body::to_bytes(request.into_body(), MAX_BODY).await.map_err(|_| Fault::too_large("The body is too large."))?;
-    let patch: Vec<Value> = serde_json::from_slice(&body).map_err(|error| Fault::bad(format!("The patch is not a JSON list: {error}")))?;
+    let body = axum::body::to_bytes(request.into_body(), MAX_BODY)
+        .await
+        .map_err(|_| Fault::too_large("The body is too large."))?;
+    let patch: Vec<Value> =
+        serde_json::from_slice(&body).map_err(|error| Fault::bad(format!("The patch is not a JSON list: {error}")))?;
     app.transact(move |tx| {
         tx.update::<Image, Fault>(id, |image| patch.iter().try_for_each(|step| apply_step(image, step, &caller)))
     })
@@ -290,8 +359,20 @@ fn apply_step(image: &mut Image, step: &Value, caller: &Caller) -> Result<(), Fa
     match step["op"].as_str() {
         Some("add") => set(image, &key, &step["value"], caller),
         Some("replace") => {
-            let base = ["name", "disk_format", "container_format", "visibility", "protected", "min_disk", "min_ram", "owner", "tags"];
-            let exists = base.contains(&key.as_str()) || READ_ONLY.contains(&key.as_str()) || image.properties.contains_key(&key);
+            let base = [
+                "name",
+                "disk_format",
+                "container_format",
+                "visibility",
+                "protected",
+                "min_disk",
+                "min_ram",
+                "owner",
+                "tags",
+            ];
+            let exists = base.contains(&key.as_str())
+                || READ_ONLY.contains(&key.as_str())
+                || image.properties.contains_key(&key);
             if exists { set(image, &key, &step["value"], caller) } else { Err(unknown()) }
         }
         Some("remove") => image.properties.remove(&key).map(|_| ()).ok_or_else(unknown),
@@ -319,7 +400,8 @@ async fn delete(State(app): State<App>, caller: Caller, Path(id): Path<String>) 
 async fn drop_unused(app: &App, blob: &str) {
     let view = app.view();
     let by_image = view.all::<Image>().any(|(_, image)| image.data.as_ref().is_some_and(|data| data.blob == blob));
-    let by_server = view.all::<Server>().any(|(_, server)| server.image.as_ref().is_some_and(|image| image.data.blob == blob));
+    let by_server =
+        view.all::<Server>().any(|(_, server)| server.image.as_ref().is_some_and(|image| image.data.blob == blob));
     if !by_image && !by_server {
         if let Err(error) = app.net().blobs().remove(blob).await {
             tracing::warn!(%error, "an image's data could not be removed");
@@ -334,7 +416,9 @@ impl From<BlobError> for Fault {
             BlobError::Broken(_) => Self::bad(error.to_string()),
             BlobError::Name(_) | BlobError::Absent(_) => Self::not_found(error.to_string()),
             // Glance says 503 for a store that is out of reach, and for one that is full.
-            BlobError::Disk { .. } | BlobError::Corrupt(_) | BlobError::OutOfReach(_) => Self::unavailable(error.to_string()),
+            BlobError::Disk { .. } | BlobError::Corrupt(_) | BlobError::OutOfReach(_) => {
+                Self::unavailable(error.to_string())
+            }
         }
     }
 }
@@ -356,9 +440,13 @@ async fn upload(State(app): State<App>, caller: Caller, Path(id): Path<String>, 
     let stream = request.into_body().into_data_stream().map_err(std::io::Error::other);
     let stored = blobs.put(StreamReader::new(stream), limit, rand::random()).await?;
     let path = blobs.path(&stored.blob).ok_or_else(|| Fault::unavailable("The upload is gone again."))?;
-    let checked = luc_compute::image_check::check(&path, &format, limit).await;
+    let checked = luc_compute::image_check::check(&path, &format, limit, Limits::STANDARD).await;
     let virtual_size = match checked {
-        Ok(virtual_size) => virtual_size,
+        Ok(checked) => checked.virtual_size,
+        Err(error) if error.may_pass_later() => {
+            drop_unused(&app, &stored.blob).await;
+            return Err(Fault::unavailable(format!("The data cannot be checked at this site now: {error}")));
+        }
         Err(error) => {
             drop_unused(&app, &stored.blob).await;
             return Err(Fault::bad(format!("The data is no {format} image that LUC takes: {error}")));
@@ -400,7 +488,12 @@ async fn download(State(app): State<App>, caller: Caller, Path(id): Path<String>
     Ok(response)
 }
 
-async fn change_tags(app: &App, caller: &Caller, id: &str, edit: impl FnOnce(&mut Image) -> Result<(), Fault> + Send + 'static) -> Reply {
+async fn change_tags(
+    app: &App,
+    caller: &Caller,
+    id: &str,
+    edit: impl FnOnce(&mut Image) -> Result<(), Fault> + Send + 'static,
+) -> Reply {
     let id = owned(&app.view(), caller, id)?.0;
     app.transact(move |tx| tx.update::<Image, Fault>(id, edit)).await?;
     empty(StatusCode::NO_CONTENT)
@@ -454,7 +547,9 @@ async fn image_schema(_: Caller) -> Reply {
 
 async fn images_schema(_: Caller) -> Reply {
     let properties = json!({"images": {"type": "array", "items": schema()}, "first": {"type": "string"}, "next": {"type": "string"}, "schema": {"type": "string"}});
-    ok(&json!({"name": "images", "properties": properties, "links": [{"rel": "first", "href": "{first}"}, {"rel": "next", "href": "{next}"}]}))
+    ok(
+        &json!({"name": "images", "properties": properties, "links": [{"rel": "first", "href": "{first}"}, {"rel": "next", "href": "{next}"}]}),
+    )
 }
 
 /// Data comes by upload only.

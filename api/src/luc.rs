@@ -77,7 +77,9 @@ async fn transfers(State(app): State<App>, caller: Caller) -> Reply {
 
 async fn digest(State(app): State<App>, _: Caller) -> Reply {
     let view = app.view();
-    ok(&json!({"digest": view.digest().to_string(), "entries": view.frontier().0.values().map(|tip| tip.number).sum::<u64>()}))
+    ok(
+        &json!({"digest": view.digest().to_string(), "entries": view.frontier().0.values().map(|tip| tip.number).sum::<u64>()}),
+    )
 }
 
 async fn frontier(State(app): State<App>, _: Caller) -> Reply {
@@ -132,7 +134,8 @@ fn replica_list(app: &App) -> Vec<Value> {
                 value["lag"] = json!(reach.ahead);
                 value["digest"] = json!(reach.status.digest);
                 let skew = i64::try_from(reach.status.at).unwrap_or(0) - i64::try_from(now()).unwrap_or(0);
-                value["clock_skew_ms"] = json!((reach.reachable && reach.status.at > 0 && skew.abs() > 60_000).then_some(skew));
+                value["clock_skew_ms"] =
+                    json!((reach.reachable && reach.status.at > 0 && skew.abs() > 60_000).then_some(skew));
             } else {
                 value["digest"] = json!(view.digest().to_string());
             }
@@ -230,7 +233,9 @@ fn entry_event(entry: &Entry) -> Event {
         match op {
             luc_engine::entry::ContentOp::Change { record, .. } => changed.push(name(record)),
             luc_engine::entry::ContentOp::Observe(seen) => {
-                changed.push(json!({"kind": "Server", "id": seen.server.to_string(), "state": format!("{:?}", seen.state)}));
+                changed.push(
+                    json!({"kind": "Server", "id": seen.server.to_string(), "state": format!("{:?}", seen.state)}),
+                );
             }
             luc_engine::entry::ContentOp::Bind { .. } | luc_engine::entry::ContentOp::Unbind { .. } => {}
         }
@@ -263,7 +268,12 @@ async fn metrics(State(app): State<App>) -> Response {
     line("luc_store_flushes_total", "counter", "Commits.", load(&counters.flushes).to_string());
     line("luc_store_entries_total", "counter", "Entries committed.", load(&counters.entries).to_string());
     line("luc_store_flush_seconds_total", "counter", "Time in commits.", seconds(load(&counters.flush_micros)));
-    line("luc_store_failed", "gauge", "1 if the store takes no writes.", u8::from(app.node().failure().is_some()).to_string());
+    line(
+        "luc_store_failed",
+        "gauge",
+        "1 if the store takes no writes.",
+        u8::from(app.node().failure().is_some()).to_string(),
+    );
     line("luc_entries", "gauge", "Entries held.", entries(&app).to_string());
     line("luc_servers", "gauge", "Servers held.", view.count(Kind::Server).to_string());
     line("luc_members", "gauge", "Members.", view.members().count().to_string());
@@ -275,7 +285,8 @@ async fn metrics(State(app): State<App>) -> Response {
         let _ = writeln!(out, "luc_peer_reachable{labels} {}", u8::from(reach.reachable));
         let _ = writeln!(out, "luc_peer_lag_entries{labels} {}", reach.ahead);
         if let Some(rtt) = reach.rtt {
-            let _ = writeln!(out, "luc_peer_rtt_seconds{labels} {}", seconds(u64::try_from(rtt.as_micros()).unwrap_or(0)));
+            let _ =
+                writeln!(out, "luc_peer_rtt_seconds{labels} {}", seconds(u64::try_from(rtt.as_micros()).unwrap_or(0)));
         }
     }
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], out).into_response()

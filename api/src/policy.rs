@@ -36,5 +36,9 @@ pub fn allows(caller: &Caller, action: Action, owner: Option<Uuid>) -> bool {
 /// # Errors
 /// 403.
 pub fn check(caller: &Caller, action: Action, owner: Option<Uuid>) -> Result<(), Fault> {
-    if allows(caller, action, owner) { Ok(()) } else { Err(Fault::forbidden("Policy doesn't allow this to be performed.")) }
+    if allows(caller, action, owner) {
+        Ok(())
+    } else {
+        Err(Fault::forbidden("Policy doesn't allow this to be performed."))
+    }
 }

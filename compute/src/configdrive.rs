@@ -104,7 +104,8 @@ fn meta_data(id: Uuid, server: &Server, project_name: &str, site: &str, random_s
 pub async fn make(path: &Path, files: Vec<(PathBuf, Vec<u8>)>) -> Result<(), ConfigDriveError> {
     let (staging, new) = (path.with_extension("files"), path.with_extension("new"));
     write_all(&staging, &new, files)?;
-    let mut arguments: Vec<OsString> = ["-as", "mkisofs", "-quiet", "-V", "config-2", "-J", "-r", "-o"].map(Into::into).into();
+    let mut arguments: Vec<OsString> =
+        ["-as", "mkisofs", "-quiet", "-V", "config-2", "-J", "-r", "-o"].map(Into::into).into();
     arguments.extend([new.clone().into(), staging.clone().into()]);
     let made = tool::run("xorriso", &arguments, Limits::STANDARD).await;
     fs::remove_dir_all(&staging)?;
@@ -163,10 +164,18 @@ mod tests {
         let label = &iso[0x8000 + 40..0x8000 + 72];
         assert_eq!(String::from_utf8_lossy(label).trim_end(), "config-2");
         let out = dir.path().join("out");
-        let arguments: Vec<OsString> =
-            vec!["-osirrox".into(), "on".into(), "-indev".into(), path.into(), "-extract".into(), "/".into(), out.clone().into()];
+        let arguments: Vec<OsString> = vec![
+            "-osirrox".into(),
+            "on".into(),
+            "-indev".into(),
+            path.into(),
+            "-extract".into(),
+            "/".into(),
+            out.clone().into(),
+        ];
         tool::run("xorriso", &arguments, Limits::STANDARD).await.unwrap();
-        let meta: Value = serde_json::from_slice(&fs::read(out.join("openstack/latest/meta_data.json")).unwrap()).unwrap();
+        let meta: Value =
+            serde_json::from_slice(&fs::read(out.join("openstack/latest/meta_data.json")).unwrap()).unwrap();
         assert_eq!(meta["uuid"], json!(id));
         assert_eq!(meta["name"], "wëb \"1\"");
         assert_eq!(meta["public_keys"]["mine"], "ssh-ed25519 AAAA");

@@ -170,7 +170,10 @@ async fn check_by_tool(path: &Path, limits: Limits) -> Result<u64, CheckError> {
     let output = tool::run("qemu-img", &["info", "--output=json", "-f", "qcow2", &file], limits).await;
     let output = output.map_err(CheckError::Tool)?;
     let info: Info = serde_json::from_slice(&output).map_err(|error| {
-        CheckError::Tool(ToolError::Failed { tool: "qemu-img", stderr: format!("its answer is not understood: {error}") })
+        CheckError::Tool(ToolError::Failed {
+            tool: "qemu-img",
+            stderr: format!("its answer is not understood: {error}"),
+        })
     })?;
     let data = info.format_specific.and_then(|specific| specific.data);
     if info.format != "qcow2" {
@@ -263,7 +266,11 @@ mod tests {
             bytes[72..80].copy_from_slice(&(1_u64 << bit).to_be_bytes());
             std::fs::write(&path, &bytes).unwrap();
             let verdict = verdict(&path, "qcow2").await;
-            assert!(if corrupt { matches!(verdict, Err(CheckError::Corrupt)) } else { matches!(verdict, Err(CheckError::Feature(_))) });
+            assert!(if corrupt {
+                matches!(verdict, Err(CheckError::Corrupt))
+            } else {
+                matches!(verdict, Err(CheckError::Feature(_)))
+            });
         }
     }
 }

@@ -247,7 +247,8 @@ fn state(domain: &Handle) -> Result<DomainState, virt::error::Error> {
     Ok(match state {
         Enum::Known(Raw::Paused) => DomainState::Paused,
         Enum::Known(Raw::Shutoff) => {
-            let crashed = [DomainShutoffReason::Crashed, DomainShutoffReason::Failed].map(DomainShutoffReasonEnum::from);
+            let crashed =
+                [DomainShutoffReason::Crashed, DomainShutoffReason::Failed].map(DomainShutoffReasonEnum::from);
             off(matches!(reason, Enum::Known(DomainStateReason::Shutoff(reason)) if crashed.contains(&reason)))
         }
         Enum::Known(Raw::Crashed) => off(true),

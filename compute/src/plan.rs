@@ -562,8 +562,7 @@ fn run(
 fn finish(s: &Situation<'_>, mut memory: Memory, goal: Goal, mut step: Step) -> Plan {
     // While an image is fetched again, what the last attempt met is still what there is to tell.
     let trying = step.action.is_some() || step.task == Some(Task::FetchingImage);
-    if trying && let Some(failure) = s.failure.filter(|failure| failure.goal == goal)
-    {
+    if trying && let Some(failure) = s.failure.filter(|failure| failure.goal == goal) {
         step.fault = Some(Fault { message: failure.message.clone(), retrying: failure.retry_at.is_some() });
         let held_back = failure.retry_at.is_none_or(|at| at > s.now);
         if step.action.is_some() && held_back {
@@ -605,6 +604,7 @@ fn observation(s: &Situation<'_>, memory: &Memory, step: &Step) -> Option<Observ
         task,
         soft_reboots: memory.soft_reboots,
         hard_reboots: memory.hard_reboots,
+        power_changes: memory.fulfilled.map_or(0, |(_, changes)| changes),
         launched_at: memory.launched_at,
         fault: step.fault.clone(),
     };

@@ -196,7 +196,8 @@ impl Store {
 fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, StoreError> {
     let mut bytes = vec![VERSION];
     // Named fields, so that a later version can add some.
-    rmp_serde::encode::write_named(&mut bytes, value).map_err(|error| StoreError::Damaged { what: error.to_string() })?;
+    rmp_serde::encode::write_named(&mut bytes, value)
+        .map_err(|error| StoreError::Damaged { what: error.to_string() })?;
     Ok(bytes)
 }
 

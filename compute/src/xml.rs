@@ -272,7 +272,8 @@ mod tests {
         let disk = Disk { path: Path::new("/x/<&>\"'"), format: "qcow2", read_only: true };
         let domain_type = DomainType::Qemu;
         let disks = [disk];
-        let spec = DomainSpec { label: label(), server: &server, domain_type, machine: "pc", disks: &disks, console: None };
+        let spec =
+            DomainSpec { label: label(), server: &server, domain_type, machine: "pc", disks: &disks, console: None };
         let xml = domain(&spec).unwrap();
         assert_eq!(xml.matches("<devices>").count(), 1, "{xml}");
         assert_eq!(xml.matches("<disk ").count(), 1);

@@ -135,6 +135,9 @@ pub struct Observation {
     pub soft_reboots: u64,
     /// How many hard reboots it has done or superseded.
     pub hard_reboots: u64,
+    /// The `power_changes` of the last wish for power that it has brought about: from then on the machine is its
+    /// guest's, and one that powered itself off stays off.
+    pub power_changes: u64,
     /// When the domain first ran, Unix milliseconds.
     pub launched_at: Option<Millis>,
     /// Why the wish cannot be met, for the user; none while it is met or under way.

@@ -46,10 +46,30 @@ pub(super) async fn action(
             },
             _ => return Err(Fault::bad("\"type\" of a reboot must be SOFT or HARD.")),
         },
-        "resize" | "confirmResize" | "revertResize" | "rebuild" | "createImage" | "shelve" | "unshelve"
-        | "shelveOffload" | "rescue" | "unrescue" | "migrate" | "os-migrateLive" | "evacuate" | "createBackup"
-        | "addSecurityGroup" | "removeSecurityGroup" | "os-resetState" | "changePassword" | "forceDelete"
-        | "restore" | "trigger_crash_dump" | "os-getVNCConsole" | "os-getSPICEConsole" | "os-getSerialConsole" => {
+        "resize"
+        | "confirmResize"
+        | "revertResize"
+        | "rebuild"
+        | "createImage"
+        | "shelve"
+        | "unshelve"
+        | "shelveOffload"
+        | "rescue"
+        | "unrescue"
+        | "migrate"
+        | "os-migrateLive"
+        | "evacuate"
+        | "createBackup"
+        | "addSecurityGroup"
+        | "removeSecurityGroup"
+        | "os-resetState"
+        | "changePassword"
+        | "forceDelete"
+        | "restore"
+        | "trigger_crash_dump"
+        | "os-getVNCConsole"
+        | "os-getSPICEConsole"
+        | "os-getSerialConsole" => {
             return Err(Fault::not_implemented(format!("LUC does not have the action {name} yet.")));
         }
         _ => return Err(Fault::bad(format!("There is no such action: {name}"))),

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use axum::Extension;
 use axum::extract::{Path, Query, State};
-use axum::http::HeaderMap;
 use luc_engine::id::{HostId, Millis};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::{Host, Kind, Project};
@@ -88,7 +87,9 @@ fn render_hypervisor(app: &App, view: &View, id: HostId, host: &Host, version: M
     let service_id = if version.0 >= 53 { json!(id.to_string()) } else { json!(old_id(id.0)) };
     value["service"] = json!({"host": host.name, "id": service_id, "disabled_reason": reason});
     if version.0 >= 53 {
-        value["servers"] = servers_on(view, id).map(|server| json!({"uuid": server.to_string(), "name": format!("luc-{server}")})).collect();
+        value["servers"] = servers_on(view, id)
+            .map(|server| json!({"uuid": server.to_string(), "name": format!("luc-{server}")}))
+            .collect();
     }
     if version.0 >= 88 {
         value["uptime"] = Value::Null;
@@ -96,7 +97,8 @@ fn render_hypervisor(app: &App, view: &View, id: HostId, host: &Host, version: M
     }
     let used = claimed(view, id);
     let heartbeat = app.net().host_status(id).map(|status| status.heartbeat).unwrap_or_default();
-    let capacity_free = |total: u64, d: Dimension| i64::try_from(total).unwrap_or(0) - i64::try_from(used.get(d)).unwrap_or(0);
+    let capacity_free =
+        |total: u64, d: Dimension| i64::try_from(total).unwrap_or(0) - i64::try_from(used.get(d)).unwrap_or(0);
     value["vcpus"] = json!(host.cpus);
     value["vcpus_used"] = json!(used.get(Dimension::Vcpus));
     value["memory_mb"] = json!(host.memory_mib);
@@ -125,31 +127,55 @@ fn servers_on(view: &View, host: HostId) -> impl Iterator<Item = Uuid> + '_ {
     view.ledger().claims_on(host).filter(|(_, claim)| claim.gone.is_empty()).map(|(_, claim)| claim.record.id)
 }
 
-fn all_hypervisors(app: &App, caller: &Caller, filters: &HashMap<String, String>, version: Microversion, detail: bool) -> Reply {
+fn all_hypervisors(
+    app: &App,
+    caller: &Caller,
+    filters: &HashMap<String, String>,
+    version: Microversion,
+    detail: bool,
+) -> Reply {
     policy::check(caller, Action::Administer, None)?;
     let view = app.view();
     let wanted = filters.get("hypervisor_hostname_pattern");
-    let matching = hosts(&view).into_iter().filter(|(_, host)| wanted.is_none_or(|pattern| host.name.contains(pattern.as_str())));
-    let found: Vec<Value> = matching.map(|(id, host)| render_hypervisor(app, &view, id, host, version, detail)).collect();
+    let matching =
+        hosts(&view).into_iter().filter(|(_, host)| wanted.is_none_or(|pattern| host.name.contains(pattern.as_str())));
+    let found: Vec<Value> =
+        matching.map(|(id, host)| render_hypervisor(app, &view, id, host, version, detail)).collect();
     if found.is_empty() && wanted.is_some() {
         return Err(Fault::not_found("No hypervisor matches."));
     }
     ok(&json!({"hypervisors": found}))
 }
 
-pub(super) async fn hypervisors(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, Query(filters): Filters) -> Reply {
+pub(super) async fn hypervisors(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    Query(filters): Filters,
+) -> Reply {
     all_hypervisors(&app, &caller, &filters, version, false)
 }
 
-pub(super) async fn hypervisors_detail(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, Query(filters): Filters) -> Reply {
+pub(super) async fn hypervisors_detail(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    Query(filters): Filters,
+) -> Reply {
     all_hypervisors(&app, &caller, &filters, version, true)
 }
 
-pub(super) async fn hypervisor(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, Path(wanted): Path<String>) -> Reply {
+pub(super) async fn hypervisor(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    Path(wanted): Path<String>,
+) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
     let view = app.view();
     let found = hosts(&view).into_iter().find(|(id, _)| id.to_string() == wanted || old_id(id.0).to_string() == wanted);
-    let (id, host) = found.ok_or_else(|| Fault::not_found(format!("Hypervisor with ID '{wanted}' could not be found.")))?;
+    let (id, host) =
+        found.ok_or_else(|| Fault::not_found(format!("Hypervisor with ID '{wanted}' could not be found.")))?;
     ok(&json!({"hypervisor": render_hypervisor(&app, &view, id, host, version, true)}))
 }
 
@@ -195,15 +221,27 @@ fn render_service(app: &App, view: &View, id: HostId, host: &Host, version: Micr
     value
 }
 
-pub(super) async fn services(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, Query(filters): Filters) -> Reply {
+pub(super) async fn services(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    Query(filters): Filters,
+) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
     let view = app.view();
     let wanted = |key: &str, actual: &str| filters.get(key).is_none_or(|wanted| wanted == actual);
-    let found = hosts(&view).into_iter().filter(|(_, host)| wanted("host", &host.name) && wanted("binary", "nova-compute"));
+    let found =
+        hosts(&view).into_iter().filter(|(_, host)| wanted("host", &host.name) && wanted("binary", "nova-compute"));
     ok(&json!({"services": found.map(|(id, host)| render_service(&app, &view, id, host, version)).collect::<Vec<_>>()}))
 }
 
-pub(super) async fn update_service(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, Path(wanted): Path<String>, body: Object) -> Reply {
+pub(super) async fn update_service(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    Path(wanted): Path<String>,
+    body: Object,
+) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
     if version.0 < 53 {
         return Err(Fault::not_implemented("Services are changed by their id, since microversion 2.53."));
@@ -285,24 +323,45 @@ fn render_quota(project: Option<Uuid>, capacity: &Amount, version: Microversion,
     json!({"quota_set": map})
 }
 
-pub(super) async fn quota(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, Path(project): Path<String>) -> Reply {
+pub(super) async fn quota(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    Path(project): Path<String>,
+) -> Reply {
     let project = parse_project(&app, &caller, &project)?;
     ok(&render_quota(Some(project), &quota_pools(&app.view(), project).0, version, None))
 }
 
-pub(super) async fn quota_detail(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, Path(project): Path<String>) -> Reply {
+pub(super) async fn quota_detail(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    Path(project): Path<String>,
+) -> Reply {
     let project = parse_project(&app, &caller, &project)?;
     let (capacity, used) = quota_pools(&app.view(), project);
     ok(&render_quota(Some(project), &capacity, version, Some(&used)))
 }
 
-pub(super) async fn default_quota(State(app): State<App>, _: Caller, Extension(version): Extension<Microversion>, Path(project): Path<String>) -> Reply {
+pub(super) async fn default_quota(
+    State(app): State<App>,
+    _: Caller,
+    Extension(version): Extension<Microversion>,
+    Path(project): Path<String>,
+) -> Reply {
     let [instances, vcpus, memory] = app.settings().default_quota;
     let id = Uuid::parse_str(&project).ok();
     ok(&render_quota(id, &amount(instances, vcpus, memory), version, None))
 }
 
-pub(super) async fn set_quota(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, Path(project): Path<String>, body: Object) -> Reply {
+pub(super) async fn set_quota(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    Path(project): Path<String>,
+    body: Object,
+) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
     let project = parse_project(&app, &caller, &project)?;
     let given = body.inner("quota_set")?;
@@ -311,7 +370,10 @@ pub(super) async fn set_quota(State(app): State<App>, caller: Caller, Extension(
         match COUNTED.iter().find(|(name, _)| name == key) {
             Some((_, dimension)) => {
                 let n = given.number(key)?.filter(|n| *n <= 1 << 40);
-                wanted.push((*dimension, n.ok_or_else(|| Fault::bad(format!("{key:?} must be a number from 0 to 2^40.")))?));
+                wanted.push((
+                    *dimension,
+                    n.ok_or_else(|| Fault::bad(format!("{key:?} must be a number from 0 to 2^40.")))?,
+                ));
             }
             None => return Err(Fault::bad(format!("LUC does not limit {key:?}; it limits instances, cores and ram."))),
         }
@@ -371,7 +433,12 @@ pub(super) async fn reset_quota(State(app): State<App>, caller: Caller, Path(pro
     empty(axum::http::StatusCode::ACCEPTED)
 }
 
-pub(super) async fn limits(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, Query(filters): Filters) -> Reply {
+pub(super) async fn limits(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    Query(filters): Filters,
+) -> Reply {
     let project = match filters.get("tenant_id") {
         Some(id) => {
             policy::check(&caller, Action::Administer, None)?;
@@ -394,7 +461,13 @@ pub(super) async fn limits(State(app): State<App>, caller: Caller, Extension(ver
         absolute["maxImageMeta"] = json!(128);
     }
     if version.0 < 36 {
-        for key in ["maxSecurityGroups", "maxSecurityGroupRules", "maxTotalFloatingIps", "totalSecurityGroupsUsed", "totalFloatingIpsUsed"] {
+        for key in [
+            "maxSecurityGroups",
+            "maxSecurityGroupRules",
+            "maxTotalFloatingIps",
+            "totalSecurityGroupsUsed",
+            "totalFloatingIpsUsed",
+        ] {
             absolute[key] = json!(0);
         }
     }
@@ -459,11 +532,17 @@ pub(super) async fn usages(State(app): State<App>, caller: Caller, Query(filters
     policy::check(&caller, Action::Administer, None)?;
     let (view, period) = (app.view(), period(&filters)?);
     let detail = filters.get("detailed").is_some_and(|value| value == "1");
-    let usages: Vec<Value> = view.all::<Project>().filter_map(|(id, _)| project_usage(&view, id, period, detail)).collect();
+    let usages: Vec<Value> =
+        view.all::<Project>().filter_map(|(id, _)| project_usage(&view, id, period, detail)).collect();
     ok(&json!({"tenant_usages": usages}))
 }
 
-pub(super) async fn usage(State(app): State<App>, caller: Caller, Path(project): Path<String>, Query(filters): Filters) -> Reply {
+pub(super) async fn usage(
+    State(app): State<App>,
+    caller: Caller,
+    Path(project): Path<String>,
+    Query(filters): Filters,
+) -> Reply {
     let project = parse_project(&app, &caller, &project)?;
     let usage = project_usage(&app.view(), project, period(&filters)?, true);
     ok(&json!({"tenant_usage": usage.unwrap_or_else(|| json!({}))}))

@@ -45,7 +45,9 @@ enum Unplaced {
 impl From<Refusal> for Unplaced {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::Shortage(short) if matches!(short.subject, Some(Subject::Quota { .. }) | None) => Self::Quota(*short),
+            Refusal::Shortage(short) if matches!(short.subject, Some(Subject::Quota { .. }) | None) => {
+                Self::Quota(*short)
+            }
             other => Self::Fault(other.into()),
         }
     }
@@ -182,11 +184,12 @@ fn explain(app: &App, unplaced: Unplaced) -> Fault {
         }
         Unplaced::Quota(short) => {
             let used = |d: Dimension| short.claimed.get(d);
-            let over: Vec<&str> = [(Dimension::Instances, "instances"), (Dimension::Vcpus, "cores"), (Dimension::MemoryMib, "ram")]
-                .into_iter()
-                .filter(|(d, _)| short.wanted.get(*d) > short.free_here.get(*d))
-                .map(|(_, name)| name)
-                .collect();
+            let over: Vec<&str> =
+                [(Dimension::Instances, "instances"), (Dimension::Vcpus, "cores"), (Dimension::MemoryMib, "ram")]
+                    .into_iter()
+                    .filter(|(d, _)| short.wanted.get(*d) > short.free_here.get(*d))
+                    .map(|(_, name)| name)
+                    .collect();
             let all = |amount: &luc_engine::ledger::Amount| {
                 let [i, v, m] = [Dimension::Instances, Dimension::Vcpus, Dimension::MemoryMib].map(|d| amount.get(d));
                 format!("{i}, {v}, {m}")
@@ -232,7 +235,8 @@ fn parse(
         return Err(Fault::forbidden("The project is gone."));
     }
     networks(given, version)?;
-    for unsupported in ["block_device_mapping", "block_device_mapping_v2", "personality", "trusted_image_certificates"] {
+    for unsupported in ["block_device_mapping", "block_device_mapping_v2", "personality", "trusted_image_certificates"]
+    {
         let empty = given.0.get(unsupported).is_none_or(|value| value.is_null() || value == &json!([]));
         let only_image = unsupported == "block_device_mapping_v2" && boots_from_image(given);
         if !empty && !only_image {
@@ -250,11 +254,14 @@ fn parse(
     let least = given.number("min_count")?.unwrap_or(1);
     let most = given.number("max_count")?.unwrap_or(least);
     if least == 0 || least > most || most > MOST {
-        return Err(Fault::bad(format!("min_count and max_count must be 1 to {MOST}, and min_count at most max_count.")));
+        return Err(Fault::bad(format!(
+            "min_count and max_count must be 1 to {MOST}, and min_count at most max_count."
+        )));
     }
     let now = luc_sync::node::now();
     let admin_pass = given.text("adminPass")?.map_or_else(password, str::to_owned);
-    let description = if version.0 >= 19 { given.text("description")?.unwrap_or_default().to_owned() } else { name.clone() };
+    let description =
+        if version.0 >= 19 { given.text("description")?.unwrap_or_default().to_owned() } else { name.clone() };
     let hostname = match given.text("hostname")? {
         Some(hostname) if version.0 >= 90 => hostname.to_owned(),
         Some(_) => return Err(Fault::bad("\"hostname\" needs microversion 2.90.")),
@@ -292,7 +299,9 @@ fn parse(
 /// There are no networks yet: `none` is the only wish that can be met. `auto`, and nothing, mean "whatever there is".
 fn networks(given: &Object, version: Microversion) -> Result<(), Fault> {
     match given.0.get("networks") {
-        None if version.0 >= 37 => Err(Fault::bad("\"networks\" is required since microversion 2.37; LUC has \"none\".")),
+        None if version.0 >= 37 => {
+            Err(Fault::bad("\"networks\" is required since microversion 2.37; LUC has \"none\"."))
+        }
         None | Some(Value::Null) => Ok(()),
         Some(Value::String(text)) if text == "none" || text == "auto" => Ok(()),
         Some(Value::Array(list)) if list.is_empty() => Ok(()),
@@ -351,7 +360,10 @@ fn image(view: &View, caller: &Caller, given: &Object, flavor: &ServerFlavor) ->
     let data = image.data.clone().ok_or_else(|| Fault::bad(format!("Image {wanted} is not active.")))?;
     let needed = image.min_disk_gib.max(data.virtual_size.div_ceil(1 << 30));
     if flavor.ram_mib < image.min_ram_mib {
-        return Err(Fault::bad(format!("Flavor's memory is too small for requested image: it needs {} MiB.", image.min_ram_mib)));
+        return Err(Fault::bad(format!(
+            "Flavor's memory is too small for requested image: it needs {} MiB.",
+            image.min_ram_mib
+        )));
     }
     if flavor.disk_gib != 0 && flavor.disk_gib < needed {
         return Err(Fault::bad(format!("Flavor's disk is too small for requested image: it needs {needed} GiB.")));
@@ -367,7 +379,9 @@ fn keypair(view: &View, caller: &Caller, name: &str) -> Result<Keypair, Fault> {
 
 /// `zone`, or `zone:host` for administrators.
 fn zone(view: &View, caller: &Caller, given: &Object) -> Result<(String, Option<HostId>), Fault> {
-    let Some(text) = given.text("availability_zone")?.filter(|zone| !zone.is_empty()) else { return Ok((String::new(), None)) };
+    let Some(text) = given.text("availability_zone")?.filter(|zone| !zone.is_empty()) else {
+        return Ok((String::new(), None));
+    };
     let (zone, host) = text.split_once(':').map_or((text, None), |(zone, host)| (zone, Some(host)));
     if !view.sites().iter().any(|site| site.as_str() == zone) {
         return Err(Fault::bad(format!("The requested availability zone {zone} is not available.")));

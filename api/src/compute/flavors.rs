@@ -77,10 +77,17 @@ fn select<'a>(view: &'a View, caller: &Caller, filters: &HashMap<String, String>
     Ok(found.into_iter().skip(start).take(limit).collect())
 }
 
-pub(super) async fn list(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, headers: HeaderMap, Query(filters): Filters) -> Reply {
+pub(super) async fn list(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    headers: HeaderMap,
+    Query(filters): Filters,
+) -> Reply {
     let (view, base) = (app.view(), base(&app, &headers));
     let short = |flavor: &&Flavor| {
-        let mut value = json!({"id": flavor.flavor_id, "name": flavor.name, "links": links(&base, "flavors", &flavor.flavor_id)});
+        let mut value =
+            json!({"id": flavor.flavor_id, "name": flavor.name, "links": links(&base, "flavors", &flavor.flavor_id)});
         if version.0 >= 55 {
             value["description"] = json!((!flavor.description.is_empty()).then_some(&flavor.description));
         }
@@ -89,19 +96,37 @@ pub(super) async fn list(State(app): State<App>, caller: Caller, Extension(versi
     ok(&json!({"flavors": select(&view, &caller, &filters)?.iter().map(short).collect::<Vec<_>>()}))
 }
 
-pub(super) async fn detail(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, headers: HeaderMap, Query(filters): Filters) -> Reply {
+pub(super) async fn detail(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    headers: HeaderMap,
+    Query(filters): Filters,
+) -> Reply {
     let (view, base) = (app.view(), base(&app, &headers));
     let flavors: Vec<Value> = select(&view, &caller, &filters)?.iter().map(|f| render(&base, version, f)).collect();
     ok(&json!({"flavors": flavors}))
 }
 
-pub(super) async fn show(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, headers: HeaderMap, Path(id): Path<String>) -> Reply {
+pub(super) async fn show(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+) -> Reply {
     let view = app.view();
     let (_, flavor) = visible(&view, &caller, &id)?;
     ok(&json!({"flavor": render(&base(&app, &headers), version, flavor)}))
 }
 
-pub(super) async fn create(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, headers: HeaderMap, body: Object) -> Reply {
+pub(super) async fn create(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    headers: HeaderMap,
+    body: Object,
+) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
     let given = body.inner("flavor")?;
     let whole = |key: &str, least: u64| match given.number(key)? {
@@ -145,7 +170,14 @@ pub(super) async fn create(State(app): State<App>, caller: Caller, Extension(ver
     ok(&json!({"flavor": render(&base(&app, &headers), version, &flavor)}))
 }
 
-pub(super) async fn update(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, headers: HeaderMap, Path(id): Path<String>, body: Object) -> Reply {
+pub(super) async fn update(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+    body: Object,
+) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
     let record = visible(&app.view(), &caller, &id)?.0;
     let description = body.inner("flavor")?.text("description")?.unwrap_or_default().to_owned();
@@ -165,7 +197,11 @@ pub(super) async fn delete(State(app): State<App>, caller: Caller, Path(id): Pat
     empty(StatusCode::ACCEPTED)
 }
 
-async fn edit(app: &App, id: Uuid, edit: impl FnOnce(&mut Flavor) -> Result<(), Fault> + Send + 'static) -> Result<(), Fault> {
+async fn edit(
+    app: &App,
+    id: Uuid,
+    edit: impl FnOnce(&mut Flavor) -> Result<(), Fault> + Send + 'static,
+) -> Result<(), Fault> {
     app.transact(move |tx| tx.update::<Flavor, Fault>(id, edit)).await
 }
 
@@ -174,7 +210,12 @@ pub(super) async fn extra_specs(State(app): State<App>, caller: Caller, Path(id)
     ok(&json!({"extra_specs": visible(&view, &caller, &id)?.1.extra_specs}))
 }
 
-pub(super) async fn add_extra_specs(State(app): State<App>, caller: Caller, Path(id): Path<String>, body: Object) -> Reply {
+pub(super) async fn add_extra_specs(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<String>,
+    body: Object,
+) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
     let record = visible(&app.view(), &caller, &id)?.0;
     let given = body.strings("extra_specs")?.ok_or_else(|| Fault::bad("The body needs an object \"extra_specs\"."))?;
@@ -191,13 +232,22 @@ fn no_spec(key: &str) -> Fault {
     Fault::not_found(format!("The flavor has no extra specs with key {key}."))
 }
 
-pub(super) async fn extra_spec(State(app): State<App>, caller: Caller, Path((id, key)): Path<(String, String)>) -> Reply {
+pub(super) async fn extra_spec(
+    State(app): State<App>,
+    caller: Caller,
+    Path((id, key)): Path<(String, String)>,
+) -> Reply {
     let view = app.view();
     let value = visible(&view, &caller, &id)?.1.extra_specs.get(&key).ok_or_else(|| no_spec(&key))?;
     ok(&json!({key: value}))
 }
 
-pub(super) async fn set_extra_spec(State(app): State<App>, caller: Caller, Path((id, key)): Path<(String, String)>, body: Object) -> Reply {
+pub(super) async fn set_extra_spec(
+    State(app): State<App>,
+    caller: Caller,
+    Path((id, key)): Path<(String, String)>,
+    body: Object,
+) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
     let record = visible(&app.view(), &caller, &id)?.0;
     let value = body.text(&key)?.ok_or_else(|| Fault::bad("The body must hold the key of the path."))?.to_owned();
@@ -210,7 +260,11 @@ pub(super) async fn set_extra_spec(State(app): State<App>, caller: Caller, Path(
     ok(&answer)
 }
 
-pub(super) async fn delete_extra_spec(State(app): State<App>, caller: Caller, Path((id, key)): Path<(String, String)>) -> Reply {
+pub(super) async fn delete_extra_spec(
+    State(app): State<App>,
+    caller: Caller,
+    Path((id, key)): Path<(String, String)>,
+) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
     let record = visible(&app.view(), &caller, &id)?.0;
     edit(&app, record, move |flavor| flavor.extra_specs.remove(&key).map(|_| ()).ok_or_else(|| no_spec(&key))).await?;

@@ -38,19 +38,22 @@ fn find<'a>(view: &'a View, user: Uuid, name: &str) -> Result<(Uuid, &'a Keypair
 }
 
 fn render(keypair: &Keypair, version: Microversion) -> Value {
-    let mut value =
-        json!({"name": keypair.name, "public_key": keypair.public_key, "fingerprint": keypair.fingerprint});
+    let mut value = json!({"name": keypair.name, "public_key": keypair.public_key, "fingerprint": keypair.fingerprint});
     if version.0 >= 2 {
         value["type"] = json!(keypair.key_type);
     }
     value
 }
 
-pub(super) async fn list(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, Query(filters): Filters) -> Reply {
+pub(super) async fn list(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    Query(filters): Filters,
+) -> Reply {
     let user = owner(&caller, filters.get("user_id").map(String::as_str))?;
     let view = app.view();
-    let mut keys: Vec<&Keypair> =
-        view.children(Kind::Keypair, user).filter_map(|id| view.get::<Keypair>(id)).collect();
+    let mut keys: Vec<&Keypair> = view.children(Kind::Keypair, user).filter_map(|id| view.get::<Keypair>(id)).collect();
     keys.sort_by(|a, b| a.name.cmp(&b.name));
     let after = filters.get("marker");
     let limit = filters.get("limit").and_then(|text| text.parse().ok()).unwrap_or(1000);
@@ -58,7 +61,13 @@ pub(super) async fn list(State(app): State<App>, caller: Caller, Extension(versi
     ok(&json!({"keypairs": page.map(|key| json!({"keypair": render(key, version)})).collect::<Vec<_>>()}))
 }
 
-pub(super) async fn show(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, Path(name): Path<String>, Query(filters): Filters) -> Reply {
+pub(super) async fn show(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    Path(name): Path<String>,
+    Query(filters): Filters,
+) -> Reply {
     let user = owner(&caller, filters.get("user_id").map(String::as_str))?;
     let view = app.view();
     let (_, keypair) = find(&view, user, &name)?;
@@ -72,7 +81,12 @@ pub(super) async fn show(State(app): State<App>, caller: Caller, Extension(versi
     ok(&json!({"keypair": value}))
 }
 
-pub(super) async fn create(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, body: Object) -> Reply {
+pub(super) async fn create(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    body: Object,
+) -> Reply {
     policy::check(&caller, Action::Write, caller.project)?;
     let given = body.inner("keypair")?;
     let user = owner(&caller, given.text("user_id")?.filter(|_| version.0 >= 10))?;
@@ -85,8 +99,10 @@ pub(super) async fn create(State(app): State<App>, caller: Caller, Extension(ver
         return Err(Fault::bad("\"public_key\" is required: keys are made where they are used (ssh-keygen)."));
     };
     let public_key = public_key.trim().to_owned();
-    let fingerprint = fingerprint(&public_key).ok_or_else(|| Fault::bad("Keypair data is invalid: failed to generate fingerprint"))?;
-    let keypair = Keypair { user, name, key_type: "ssh".into(), public_key, fingerprint, created_at: luc_sync::node::now() };
+    let fingerprint = fingerprint(&public_key)
+        .ok_or_else(|| Fault::bad("Keypair data is invalid: failed to generate fingerprint"))?;
+    let keypair =
+        Keypair { user, name, key_type: "ssh".into(), public_key, fingerprint, created_at: luc_sync::node::now() };
     let (record, id) = (keypair.clone(), Uuid::new_v4());
     app.transact(move |tx| {
         let name = record.name.clone();
@@ -100,7 +116,13 @@ pub(super) async fn create(State(app): State<App>, caller: Caller, Extension(ver
     Ok(json_reply(status, &json!({"keypair": value})))
 }
 
-pub(super) async fn delete(State(app): State<App>, caller: Caller, Extension(version): Extension<Microversion>, Path(name): Path<String>, Query(filters): Filters) -> Reply {
+pub(super) async fn delete(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    Path(name): Path<String>,
+    Query(filters): Filters,
+) -> Reply {
     policy::check(&caller, Action::Write, caller.project)?;
     let user = owner(&caller, filters.get("user_id").map(String::as_str))?;
     let id = find(&app.view(), user, &name)?.0;

@@ -56,10 +56,13 @@ impl<'a> Renderer<'a> {
         put("user_id", json!(server.user.simple().to_string()));
         put("metadata", json!(server.metadata));
         put("hostId", json!(host.map(|host| host_id(server.project, host)).unwrap_or_default()));
-        put("image", server.image.as_ref().map_or(json!(""), |image| {
-            let id = image.record.to_string();
-            json!({"id": id, "links": [{"rel": "bookmark", "href": format!("{}/compute/images/{id}", self.base)}]})
-        }));
+        put(
+            "image",
+            server.image.as_ref().map_or(json!(""), |image| {
+                let id = image.record.to_string();
+                json!({"id": id, "links": [{"rel": "bookmark", "href": format!("{}/compute/images/{id}", self.base)}]})
+            }),
+        );
         put("flavor", self.flavor(server));
         put("created", json!(stamp(server.created_at)));
         put("updated", json!(stamp(server.updated_at.max(seen.map_or(0, |seen| seen.at)))));
@@ -194,9 +197,10 @@ pub(crate) fn host_state(app: &App, view: &View, host: HostId) -> HostState {
     if site != *app.node().site() && app.net().reachable_in(&site).is_empty() {
         return HostState::Unknown;
     }
-    let fresh = app.net().host_status(host).is_some_and(|status| {
-        status.age.is_some_and(|age| age < 15_000) && status.heartbeat.hypervisor_up
-    });
+    let fresh = app
+        .net()
+        .host_status(host)
+        .is_some_and(|status| status.age.is_some_and(|age| age < 15_000) && status.heartbeat.hypervisor_up);
     if fresh { HostState::Up } else { HostState::Down }
 }
 

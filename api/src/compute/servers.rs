@@ -63,7 +63,9 @@ fn page(
     let mut renderer = Renderer::new(app, &view, base(app, headers), version, caller);
     let limit = match filters.get("limit") {
         None => PAGE,
-        Some(text) => text.parse::<usize>().map_err(|_| Fault::bad("\"limit\" must be a whole number, at least 0."))?.min(PAGE),
+        Some(text) => {
+            text.parse::<usize>().map_err(|_| Fault::bad("\"limit\" must be a whole number, at least 0."))?.min(PAGE)
+        }
     };
     let mut found = select(&view, caller, filters)?;
     sort(&mut found, filters)?;
@@ -311,11 +313,21 @@ async fn change_metadata(app: &App, caller: &Caller, id: &str, body: Object, kee
     ok(&json!({"metadata": server_in(&app.view(), id)?.metadata}))
 }
 
-pub(super) async fn set_metadata(State(app): State<App>, caller: Caller, Path(id): Path<String>, body: Object) -> Reply {
+pub(super) async fn set_metadata(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<String>,
+    body: Object,
+) -> Reply {
     change_metadata(&app, &caller, &id, body, false).await
 }
 
-pub(super) async fn add_metadata(State(app): State<App>, caller: Caller, Path(id): Path<String>, body: Object) -> Reply {
+pub(super) async fn add_metadata(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<String>,
+    body: Object,
+) -> Reply {
     change_metadata(&app, &caller, &id, body, true).await
 }
 
@@ -427,7 +439,11 @@ pub(super) async fn add_tag(State(app): State<App>, caller: Caller, Path((id, ta
     empty(if known { StatusCode::NO_CONTENT } else { StatusCode::CREATED })
 }
 
-pub(super) async fn delete_tag(State(app): State<App>, caller: Caller, Path((id, tag)): Path<(String, String)>) -> Reply {
+pub(super) async fn delete_tag(
+    State(app): State<App>,
+    caller: Caller,
+    Path((id, tag)): Path<(String, String)>,
+) -> Reply {
     let id = find_server(&app.view(), &caller, &id, Action::Write)?;
     edit(&app, id, move |server| server.tags.remove(&tag).map(|_| ()).ok_or_else(|| no_tag(&tag))).await?;
     empty(StatusCode::NO_CONTENT)
