@@ -21,7 +21,7 @@ use std::sync::Arc;
 use luc_engine::agent::{DomainState, Fault, Observation, Order, Task, Wanted};
 use luc_engine::id::{ClaimId, HostId, Millis};
 use luc_engine::ledger::Amount;
-use luc_engine::record::{Power, Server};
+use luc_engine::record::{Power, Server, ServerImage};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -43,7 +43,7 @@ pub struct Memory {
     pub ended: bool,
     /// Its disk was made: should it be missing, the data is lost, and no new disk is made in its place.
     pub built: bool,
-    /// Blob that its disk is laid over.
+    /// Base image that its disk is laid over, see [`base_name`].
     pub base: Option<String>,
     /// Soft reboots done or superseded.
     pub soft_reboots: u64,
@@ -308,6 +308,12 @@ pub fn amount(server: &Server) -> Amount {
     [(Vcpus, flavor.vcpus), (MemoryMib, flavor.ram_mib), (DiskGib, disk)].into_iter().collect()
 }
 
+/// Names an image's data in the host's cache: the same bytes are another disk in another format.
+#[must_use]
+pub fn base_name(image: &ServerImage) -> String {
+    format!("{}.{}", image.data.blob, image.disk_format)
+}
+
 /// What an order drives towards.
 #[must_use]
 pub fn goal(order: &Order) -> Goal {
@@ -398,7 +404,7 @@ fn fresh_memory(order: &Order, amount: Amount, server: Option<&Server>) -> Memor
         fulfilled: None,
         ended: false,
         built: false,
-        base: server.and_then(|server| server.image.as_ref()).map(|image| image.data.blob.clone()),
+        base: server.and_then(|server| server.image.as_ref()).map(base_name),
         // Reboots asked for before it came here were done elsewhere, or are done by its first start.
         soft_reboots: server.map_or(0, |server| server.soft_reboots),
         hard_reboots: server.map_or(0, |server| server.hard_reboots),

@@ -278,6 +278,23 @@ impl World {
         }
     }
 
+    /// What libvirt said of one server when it was looked at from `moment` on; worth nothing, and false, if it was
+    /// touched since.
+    #[must_use]
+    pub fn seen_since(&mut self, moment: u64, server: Uuid, seen: Seen) -> bool {
+        let newer = self.servers.get(&server).is_some_and(|entry| entry.touched > moment || entry.busy.is_some());
+        if !newer {
+            self.seen(server, seen);
+        }
+        !newer
+    }
+
+    /// Whether anything is known of a server.
+    #[must_use]
+    pub fn knows(&self, server: Uuid) -> bool {
+        self.servers.contains_key(&server)
+    }
+
     /// What libvirt says of one server now.
     pub fn seen(&mut self, server: Uuid, seen: Seen) {
         self.clock += 1;
@@ -324,6 +341,10 @@ impl World {
         entry.touched = clock;
         self.ready.insert(server);
         let Some((action, goal)) = entry.busy.take() else { return };
+        if action == Action::MakeDisks && outcome != Outcome::Done {
+            // Its base image may have gone.
+            entry.image = ImageState::Wanted;
+        }
         match outcome {
             Outcome::Done => {
                 entry.failure = None;
@@ -335,10 +356,10 @@ impl World {
         }
     }
 
-    /// How the fetch of a blob ended, for all servers that wait for it.
-    pub fn fetched(&mut self, blob: &str, outcome: &Outcome, now: u64, seed: u64) {
+    /// How the fetch of a base image ended, for all servers that wait for it.
+    pub fn fetched(&mut self, base: &str, outcome: &Outcome, now: u64, seed: u64) {
         for (server, entry) in &mut self.servers {
-            if entry.image != ImageState::Fetching || entry.blob() != Some(blob) {
+            if entry.image != ImageState::Fetching || entry.base().as_deref() != Some(base) {
                 continue;
             }
             self.ready.insert(*server);
@@ -355,6 +376,21 @@ impl World {
             entry.image = ImageState::Wanted;
             entry.fail(entry.goal(), message.clone(), now, seed, most);
         }
+    }
+
+    /// Asked before a planned step is begun: what was planned before a commit may no longer be wanted after it. Says
+    /// whether it still is; if not, the step counts as never planned.
+    #[must_use]
+    pub fn confirm(&mut self, server: Uuid) -> bool {
+        let Some(entry) = self.servers.get_mut(&server) else { return false };
+        let Some((_, goal)) = &entry.busy else { return entry.image == ImageState::Fetching };
+        let removing = entry.memory.as_ref().is_some_and(|memory| memory.removing.is_some());
+        let wanted = *goal == entry.goal() && (removing || entry.order.is_some());
+        if !wanted {
+            entry.busy = None;
+            self.ready.insert(server);
+        }
+        wanted
     }
 
     /// What was to be written for a server is durable.
@@ -475,17 +511,11 @@ impl World {
         self.servers.values().filter(runs).count()
     }
 
-    /// Whether any server's disk lies over a blob, or is to.
+    /// The base images that servers' disks lie over, or are to.
     #[must_use]
-    pub fn uses(&self, blob: &str) -> bool {
-        let ordered = |order: &Order| match &order.wanted {
-            Wanted::Present { server, .. } => server.image.as_ref().is_some_and(|image| image.data.blob == blob),
-            Wanted::Absent => false,
-        };
-        self.servers.values().any(|entry| {
-            entry.order.as_ref().is_some_and(ordered)
-                || entry.memory.as_ref().is_some_and(|memory| memory.base.as_deref() == Some(blob))
-        })
+    pub fn bases(&self) -> BTreeSet<String> {
+        let remembered = |entry: &Entry| entry.memory.as_ref().and_then(|memory| memory.base.clone());
+        self.servers.values().flat_map(|entry| [entry.base(), remembered(entry)]).flatten().collect()
     }
 
     /// What is promised to servers here.
@@ -502,9 +532,9 @@ impl World {
 }
 
 impl Entry {
-    fn blob(&self) -> Option<&str> {
+    fn base(&self) -> Option<String> {
         match &self.order.as_ref()?.wanted {
-            Wanted::Present { server, .. } => server.image.as_ref().map(|image| image.data.blob.as_str()),
+            Wanted::Present { server, .. } => server.image.as_ref().map(plan::base_name),
             Wanted::Absent => None,
         }
     }

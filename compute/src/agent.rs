@@ -1,0 +1,603 @@
+//! The agent: one loop that owns the [`World`], and lets others work.
+//!
+//! Orders, what libvirt tells, and ends of steps come in; the world says what follows. What it wants written goes into
+//! one commit with everything else that is ready, and only when that is on the disk are the steps begun and the news
+//! told that rest on it. So nothing waits for a poll, and a thousand orders cost a few commits.
+//!
+//! Connections to replicas come and go, and so does libvirt; the loop lives through both. It ends when told to, or when
+//! its own memory fails: an agent that cannot write down what it promised must not go on.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use ed25519_dalek::SigningKey;
+use luc_engine::agent::{FromAgent, HostFacts, Observation, Statement, ToAgent};
+use luc_engine::id::{ClaimId, HostId, Millis};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+use crate::config::AgentConfig;
+use crate::disk::Disks;
+use crate::host;
+use crate::libvirt::Node;
+use crate::link::{Images, Link, LinkEvent};
+use crate::plan::{Action, Plan, Rules};
+use crate::store::{Loaded, Store, StoreError, Write};
+use crate::work::{Report, Workshop, present};
+use crate::world::World;
+
+/// Between two heartbeats.
+const HEARTBEAT: Duration = Duration::from_secs(3);
+/// Between two lists of all domains: events tell of changes at once, this is the net below them.
+const RELIST: Duration = Duration::from_secs(30);
+/// Between two looks at the size of consoles.
+const CONSOLES: Duration = Duration::from_secs(10);
+/// Before libvirt is tried again.
+const RECONNECT: Duration = Duration::from_millis(500);
+/// After how long a guest that does not react is asked again to shut down: one that boots hears nothing.
+const SHUTDOWN_REPEAT: Duration = Duration::from_secs(10);
+/// Console answers that wait for the link.
+const ANSWERS: usize = 64;
+
+/// Why an agent ended. What runs goes on running.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Its memory failed.
+    #[error("the agent's memory failed")]
+    Store(#[from] StoreError),
+    /// The state directory cannot be used.
+    #[error("the state directory cannot be used")]
+    Directory(#[from] std::io::Error),
+    /// A part of it ended before its time.
+    #[error("a task of the agent failed")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// A host's agent that does not run yet.
+pub struct Agent {
+    config: AgentConfig,
+    store: Store,
+    loaded: Loaded,
+}
+
+impl Agent {
+    /// Opens an agent's memory, or begins one. Blocks for a few milliseconds.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub fn open(config: AgentConfig) -> Result<Self, AgentError> {
+        let (store, loaded) = Store::open(&config.state_dir, config.identity)?;
+        Ok(Self { config, store, loaded })
+    }
+
+    /// The host.
+    #[must_use]
+    pub fn host(&self) -> HostId {
+        self.loaded.identity.host
+    }
+
+    /// The key that signs its statements, and that its certificate is to be made for.
+    #[must_use]
+    pub fn key(&self) -> &SigningKey {
+        &self.loaded.identity.key
+    }
+
+    /// Runs until `shutdown` is ready. What runs on the host goes on running.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn run(
+        self,
+        link: Link,
+        images: Arc<dyn Images>,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), AgentError> {
+        let Self { config, store, loaded } = self;
+        let disks = Disks::open(&config.state_dir)?;
+        let (reports, from_workers) = mpsc::unbounded_channel();
+        let shop = Workshop::new(config, loaded.identity.clone(), disks, images, reports);
+        tokio::pin!(shutdown);
+        let mut from_workers = from_workers;
+        let first = tokio::select! {
+            first = first_connection(&shop, &mut from_workers) => first,
+            () = &mut shutdown => return Ok(()),
+        };
+        let Some((node, domains)) = first else { return Ok(()) };
+        let mut driver = Driver::new(shop, store, loaded, &node)?;
+        driver.world.seen_all(0, domains);
+        let ended = driver.run(link, from_workers, shutdown).await;
+        driver.finish().await.and(ended)
+    }
+}
+
+/// Opens an agent and runs it, see [`Agent::open`] and [`Agent::run`].
+///
+/// # Errors
+/// [`AgentError`].
+pub async fn run(
+    config: AgentConfig,
+    link: Link,
+    images: Arc<dyn Images>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), AgentError> {
+    let agent = tokio::task::spawn_blocking(move || Agent::open(config)).await??;
+    agent.run(link, images, shutdown).await
+}
+
+type First = Option<(Node, BTreeMap<Uuid, crate::plan::Seen>)>;
+
+/// Until libvirt answers, a host does not know what it has, and has nothing to say.
+async fn first_connection(shop: &Arc<Workshop>, reports: &mut mpsc::UnboundedReceiver<Report>) -> First {
+    let mut wait = Duration::ZERO;
+    loop {
+        shop.connect(0, wait);
+        match reports.recv().await? {
+            Report::Connected { result: Ok(connected), .. } => return Some(connected),
+            Report::Connected { result: Err(error), .. } => {
+                tracing::warn!(uri = shop.config.libvirt_uri, %error, "libvirt does not answer");
+                wait = (wait + RECONNECT).min(RECONNECT * 8);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What is to happen once a commit is durable.
+enum After {
+    Planned(Uuid, Plan),
+    State(ClaimId),
+}
+
+type Commit = JoinHandle<Result<(), StoreError>>;
+
+struct Driver {
+    shop: Arc<Workshop>,
+    store: Arc<Store>,
+    world: World,
+    facts: HostFacts,
+    started: Instant,
+    /// Numbers connections to libvirt: what an older one says is of no interest.
+    connection: u64,
+    connected: bool,
+    look_again: BTreeSet<Uuid>,
+    writes: Vec<Write>,
+    after: Vec<After>,
+    commit: Option<(Commit, Vec<After>)>,
+    replica: Option<mpsc::Sender<FromAgent>>,
+    outbox: Outbox,
+    seed: u64,
+}
+
+/// What waits for the link; the newest of each server, so it is bounded.
+#[derive(Default)]
+struct Outbox {
+    hello: Option<HostFacts>,
+    observations: BTreeMap<Uuid, Observation>,
+    statements: BTreeSet<ClaimId>,
+    answers: VecDeque<(u64, Result<String, String>)>,
+    heartbeat: bool,
+}
+
+impl Outbox {
+    fn is_empty(&self) -> bool {
+        self.hello.is_none()
+            && self.observations.is_empty()
+            && self.statements.is_empty()
+            && self.answers.is_empty()
+            && !self.heartbeat
+    }
+}
+
+impl Driver {
+    fn new(shop: Arc<Workshop>, store: Store, loaded: Loaded, node: &Node) -> Result<Self, AgentError> {
+        let facts = host::facts(&shop.config, &loaded.identity, node);
+        let simulated = shop.hypervisor.is_simulated();
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let rules = Rules {
+            host: loaded.identity.host,
+            incarnation: loaded.identity.incarnation,
+            disks: !simulated,
+            shutdown_timeout: millis(shop.config.shutdown_timeout),
+            shutdown_repeat: millis(SHUTDOWN_REPEAT),
+        };
+        let mut files = BTreeMap::new();
+        if !simulated {
+            for server in shop.disks.servers()? {
+                files.insert(server, shop.disks.files(server));
+            }
+        }
+        let world = World::new(rules, host::capacity(&facts), loaded.memories, loaded.refused, &files);
+        Ok(Self {
+            shop,
+            store: Arc::new(store),
+            world,
+            facts,
+            started: Instant::now(),
+            connection: 0,
+            connected: true,
+            look_again: BTreeSet::new(),
+            writes: Vec::new(),
+            after: Vec::new(),
+            commit: None,
+            replica: None,
+            outbox: Outbox::default(),
+            seed: u64::from(std::process::id()),
+        })
+    }
+
+    async fn run(
+        &mut self,
+        mut link: Link,
+        mut reports: mpsc::UnboundedReceiver<Report>,
+        mut shutdown: std::pin::Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<(), AgentError> {
+        let signals = self.shop.hypervisor.signals().clone();
+        let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        let mut relist = tokio::time::interval_at(tokio::time::Instant::now() + RELIST, RELIST);
+        let mut consoles = tokio::time::interval(CONSOLES);
+        let mut linked = true;
+        loop {
+            self.advance();
+            self.pump();
+            let wake = self.world.next_wake().map(|at| Duration::from_millis(at.saturating_sub(self.now())));
+            tokio::select! {
+                () = &mut shutdown => return Ok(()),
+                event = link.recv(), if linked => match event {
+                    Some(event) => {
+                        self.link(event);
+                        while let Ok(event) = link.try_recv() {
+                            self.link(event);
+                        }
+                    }
+                    None => linked = false,
+                },
+                Some(report) = reports.recv() => {
+                    self.report(report);
+                    while let Ok(report) = reports.try_recv() {
+                        self.report(report);
+                    }
+                }
+                done = committed(&mut self.commit) => self.committed(done?)?,
+                () = signals.bell.notified() => self.signalled(),
+                () = room(self.replica.as_ref()), if !self.outbox.is_empty() => {}
+                () = sleep(wake) => self.world.tick(self.now()),
+                _ = heartbeat.tick() => self.outbox.heartbeat = self.replica.is_some(),
+                _ = relist.tick() => self.relist(),
+                _ = consoles.tick(), if !self.shop.hypervisor.is_simulated() => self.shop.bound_consoles(),
+            }
+        }
+    }
+
+    /// Waits for a commit under way, so that the memory can be opened again.
+    async fn finish(self) -> Result<(), AgentError> {
+        if let Some((commit, _)) = self.commit {
+            commit.await??;
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn link(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Connected(replica) => {
+                self.replica = Some(replica);
+                let observations = self.world.observations().map(|seen| (seen.server, seen.clone())).collect();
+                let statements = self.world.unheld().into_iter().collect();
+                let hello = Some(self.facts.clone());
+                self.outbox =
+                    Outbox { hello, observations, statements, answers: VecDeque::new(), heartbeat: true };
+            }
+            LinkEvent::Lost => {
+                self.replica = None;
+                self.outbox = Outbox::default();
+            }
+            LinkEvent::Message(ToAgent::Orders(orders)) => {
+                let restate = self.world.orders(orders);
+                restate.into_iter().for_each(|claim| self.restate(claim));
+            }
+            LinkEvent::Message(ToAgent::Order(order)) => {
+                if let Some(claim) = self.world.order(*order) {
+                    self.restate(claim);
+                }
+            }
+            LinkEvent::Message(ToAgent::StatementHeld(claim)) => {
+                if let Some(refused) = self.world.held(claim) {
+                    self.writes.push(Write::Refused(claim, refused));
+                }
+                self.outbox.statements.remove(&claim);
+            }
+            LinkEvent::Message(ToAgent::Console { request, server, lines }) => {
+                self.shop.console(request, server, lines);
+            }
+        }
+    }
+
+    /// A refusal is on the disk before it is stated, also if it is being written right now.
+    fn restate(&mut self, claim: ClaimId) {
+        if let Some(refused) = self.world.refusal(claim) {
+            self.writes.push(Write::Refused(claim, refused));
+            self.after.push(After::State(claim));
+        }
+    }
+
+    fn report(&mut self, report: Report) {
+        match report {
+            Report::Step { server, action, outcome, seen, files, broken } => {
+                self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                if outcome != crate::world::Outcome::Done {
+                    tracing::info!(%server, ?action, ?outcome, "a step did not work");
+                }
+                self.world.files(server, files);
+                let known = seen.is_some();
+                let rebooted = action == Action::Reboot
+                    && outcome == crate::world::Outcome::Done
+                    && self.shop.hypervisor.is_simulated();
+                // In this order: what a step achieved is judged by what was there before it.
+                let now = self.now();
+                self.world.finished(server, outcome, now, self.seed >> 33);
+                if self.connected {
+                    self.world.seen(server, seen.unwrap_or_default());
+                }
+                if rebooted {
+                    self.world.rebooted(server);
+                }
+                if broken == Some(self.connection) {
+                    self.lost_hypervisor();
+                } else if self.look_again.remove(&server) || !known {
+                    self.look(server);
+                }
+                if action == Action::RemoveFiles {
+                    self.clean_bases();
+                }
+            }
+            Report::Look { server, moment, seen, connection } => match seen {
+                _ if connection != self.connection || !self.connected => {}
+                Ok(seen) => {
+                    if !self.world.seen_since(moment, server, seen) {
+                        self.look(server);
+                    }
+                }
+                Err(crate::libvirt::HypervisorError::Unreachable(_)) => self.lost_hypervisor(),
+                Err(error) => tracing::warn!(%server, %error, "a domain cannot be looked at"),
+            },
+            Report::Listed { moment, result, connection } => match result {
+                _ if connection != self.connection || !self.connected => {}
+                Ok(domains) => self.world.seen_all(moment, domains),
+                Err(crate::libvirt::HypervisorError::Unreachable(_)) => self.lost_hypervisor(),
+                Err(error) => tracing::warn!(%error, "the domains cannot be listed"),
+            },
+            Report::Connected { moment, result } => match result {
+                Ok((_, domains)) => {
+                    tracing::info!("libvirt answers again");
+                    self.connected = true;
+                    self.world.seen_all(moment, domains);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "libvirt does not answer");
+                    self.shop.connect(self.world.moment(), RECONNECT);
+                }
+            },
+            Report::Fetched { base, outcome } => {
+                let (now, seed) = (self.now(), self.seed >> 33);
+                self.world.fetched(&base, &outcome, now, seed);
+            }
+            Report::Console { request, output } => {
+                if self.outbox.answers.len() < ANSWERS && self.replica.is_some() {
+                    self.outbox.answers.push_back((request, output));
+                }
+            }
+        }
+    }
+
+    fn look(&mut self, server: Uuid) {
+        if !self.connected {
+            return;
+        }
+        if self.world.is_busy(server) {
+            self.look_again.insert(server);
+        } else {
+            self.shop.look(server, self.world.moment(), self.connection);
+        }
+    }
+
+    fn relist(&mut self) {
+        if self.connected {
+            self.shop.list(self.world.moment(), self.connection);
+        }
+        self.clean_bases();
+    }
+
+    fn signalled(&mut self) {
+        let taken = self.shop.hypervisor.signals().take();
+        if taken.closed {
+            self.lost_hypervisor();
+            return;
+        }
+        for (server, rebooted) in taken.changed {
+            if rebooted {
+                self.world.rebooted(server);
+            }
+            if self.world.knows(server) {
+                self.look(server);
+            }
+        }
+    }
+
+    fn lost_hypervisor(&mut self) {
+        if self.connected {
+            tracing::warn!("libvirt is out of reach");
+            self.connected = false;
+            self.connection += 1;
+            self.look_again.clear();
+            self.world.blind();
+            self.shop.connect(self.world.moment(), Duration::from_millis(100));
+        }
+    }
+
+    /// A base image goes with its last server.
+    fn clean_bases(&mut self) {
+        if self.shop.hypervisor.is_simulated() {
+            return;
+        }
+        let used = self.world.bases();
+        let fetching = self.shop.transfers();
+        let is_used = |name: &str| {
+            let mut blobs = fetching.iter().map(|(blob, _, _)| blob.as_str());
+            used.contains(name) || blobs.any(|blob| name.starts_with(blob))
+        };
+        if let Err(error) = self.shop.disks.clean_bases(is_used) {
+            tracing::warn!(%error, "unused base images cannot be removed");
+        }
+    }
+
+    /// Takes what follows out of the world: to be written first, or done at once.
+    fn advance(&mut self) {
+        let (now, wall) = (self.now(), wall());
+        while let Some((server, plan)) = self.world.next(now, wall) {
+            if let Some(memory) = &plan.remember {
+                self.writes.push(Write::Memory(server, Box::new(memory.clone())));
+                self.after.push(After::Planned(server, plan));
+            } else if let Some((claim, refused)) = plan.refuse.and_then(|c| Some((c, self.world.refusal(c)?))) {
+                self.writes.push(Write::Refuse(claim, refused));
+                self.after.push(After::Planned(server, plan));
+            } else {
+                self.carry_out(server, plan);
+            }
+        }
+        if self.commit.is_none() && !self.writes.is_empty() {
+            let (writes, store) = (std::mem::take(&mut self.writes), self.store.clone());
+            let commit = tokio::task::spawn_blocking(move || store.write(&writes));
+            self.commit = Some((commit, std::mem::take(&mut self.after)));
+        }
+    }
+
+    fn committed(&mut self, after: Vec<After>) -> Result<(), AgentError> {
+        for after in after {
+            match after {
+                After::Planned(server, plan) => {
+                    self.world.written(server);
+                    self.carry_out(server, plan);
+                }
+                After::State(claim) => self.state(claim),
+            }
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, server: Uuid, plan: Plan) {
+        if let Some(observation) = plan.tell
+            && self.replica.is_some()
+        {
+            self.outbox.observations.insert(server, observation);
+        }
+        if let Some(claim) = plan.refuse {
+            self.state(claim);
+            self.outbox.observations.remove(&server);
+            self.clean_bases();
+        }
+        let order = self.world.order_of(server).cloned();
+        match plan.action {
+            None => {}
+            Some(_) if !self.world.confirm(server) => {}
+            Some(Action::FetchImage) => {
+                if let Some(image) = order.as_ref().and_then(present).and_then(|(record, _)| record.image.clone()) {
+                    self.shop.fetch(image);
+                }
+            }
+            Some(action) => self.shop.step(server, action, order, self.connection),
+        }
+    }
+
+    fn state(&mut self, claim: ClaimId) {
+        if self.replica.is_some() {
+            self.outbox.statements.insert(claim);
+        }
+    }
+
+    /// Says what there is to say, as far as the link takes it.
+    fn pump(&mut self) {
+        let Some(replica) = self.replica.clone() else { return };
+        while !self.outbox.is_empty() {
+            match replica.try_reserve() {
+                Ok(permit) => {
+                    if let Some(message) = self.next_message() {
+                        permit.send(message);
+                    }
+                }
+                Err(mpsc::error::TrySendError::Full(())) => return,
+                Err(mpsc::error::TrySendError::Closed(())) => {
+                    self.replica = None;
+                    self.outbox = Outbox::default();
+                }
+            }
+        }
+    }
+
+    fn next_message(&mut self) -> Option<FromAgent> {
+        if let Some(facts) = self.outbox.hello.take() {
+            return Some(FromAgent::Hello(Box::new(facts)));
+        }
+        if let Some((_, observation)) = self.outbox.observations.pop_first() {
+            return Some(FromAgent::Observed(Box::new(observation)));
+        }
+        if let Some(claim) = self.outbox.statements.pop_first() {
+            let refused = self.world.refusal(claim)?;
+            let identity = &self.shop.identity;
+            let cloud = self.shop.config.cloud;
+            let (host, incarnation) = (identity.host, identity.incarnation);
+            return Some(FromAgent::Stated(Statement::sign(
+                cloud,
+                host,
+                refused.server,
+                claim,
+                incarnation,
+                &identity.key,
+            )));
+        }
+        if let Some((request, output)) = self.outbox.answers.pop_front() {
+            return Some(FromAgent::ConsoleOutput { request, output });
+        }
+        if std::mem::take(&mut self.outbox.heartbeat) {
+            let mut heartbeat = host::heartbeat(&self.shop.config.state_dir, wall());
+            heartbeat.running = u64::try_from(self.world.running()).unwrap_or(u64::MAX);
+            heartbeat.hypervisor_up = self.connected;
+            heartbeat.orphans = self.world.orphans();
+            heartbeat.transfers = self.shop.transfers();
+            return Some(FromAgent::Heartbeat(heartbeat));
+        }
+        None
+    }
+}
+
+fn wall() -> Millis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+async fn committed(commit: &mut Option<(Commit, Vec<After>)>) -> Result<Vec<After>, AgentError> {
+    let Some((task, _)) = commit else { return std::future::pending().await };
+    let result = task.await;
+    let after = commit.take().map(|(_, after)| after).unwrap_or_default();
+    result??;
+    Ok(after)
+}
+
+async fn room(replica: Option<&mpsc::Sender<FromAgent>>) {
+    match replica {
+        Some(replica) => drop(replica.reserve().await),
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep(wait: Option<Duration>) {
+    match wait {
+        Some(wait) => tokio::time::sleep(wait).await,
+        None => std::future::pending().await,
+    }
+}
