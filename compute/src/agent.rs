@@ -22,12 +22,12 @@ use uuid::Uuid;
 use crate::config::AgentConfig;
 use crate::disk::Disks;
 use crate::host;
-use crate::libvirt::Node;
+use crate::libvirt::{HypervisorError, Node};
 use crate::link::{Images, Link, LinkEvent};
 use crate::plan::{Action, Plan, Rules};
 use crate::store::{Loaded, Store, StoreError, Write};
-use crate::work::{Report, Workshop, present};
-use crate::world::World;
+use crate::work::{Report, StepReport, Workshop, present};
+use crate::world::{Outcome, World};
 
 /// Between two heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(3);
@@ -167,6 +167,7 @@ struct Driver {
     after: Vec<After>,
     commit: Option<(Commit, Vec<After>)>,
     replica: Option<mpsc::Sender<FromAgent>>,
+    link_number: u64,
     outbox: Outbox,
     seed: u64,
 }
@@ -223,6 +224,7 @@ impl Driver {
             after: Vec::new(),
             commit: None,
             replica: None,
+            link_number: 0,
             outbox: Outbox::default(),
             seed: u64::from(std::process::id()),
         })
@@ -285,36 +287,41 @@ impl Driver {
 
     fn link(&mut self, event: LinkEvent) {
         match event {
-            LinkEvent::Connected(replica) => {
+            LinkEvent::Connected(number, replica) if number > self.link_number => {
+                self.link_number = number;
                 self.replica = Some(replica);
                 let observations = self.world.observations().map(|seen| (seen.server, seen.clone())).collect();
                 let statements = self.world.unheld().into_iter().collect();
                 let hello = Some(self.facts.clone());
-                self.outbox =
-                    Outbox { hello, observations, statements, answers: VecDeque::new(), heartbeat: true };
+                self.outbox = Outbox { hello, observations, statements, answers: VecDeque::new(), heartbeat: true };
             }
-            LinkEvent::Lost => {
+            LinkEvent::Lost(number) if number == self.link_number => {
                 self.replica = None;
                 self.outbox = Outbox::default();
             }
-            LinkEvent::Message(ToAgent::Orders(orders)) => {
+            LinkEvent::Message(number, message) if number == self.link_number => self.message(message),
+            _ => {}
+        }
+    }
+
+    fn message(&mut self, message: ToAgent) {
+        match message {
+            ToAgent::Orders(orders) => {
                 let restate = self.world.orders(orders);
                 restate.into_iter().for_each(|claim| self.restate(claim));
             }
-            LinkEvent::Message(ToAgent::Order(order)) => {
+            ToAgent::Order(order) => {
                 if let Some(claim) = self.world.order(*order) {
                     self.restate(claim);
                 }
             }
-            LinkEvent::Message(ToAgent::StatementHeld(claim)) => {
+            ToAgent::StatementHeld(claim) => {
                 if let Some(refused) = self.world.held(claim) {
                     self.writes.push(Write::Refused(claim, refused));
                 }
                 self.outbox.statements.remove(&claim);
             }
-            LinkEvent::Message(ToAgent::Console { request, server, lines }) => {
-                self.shop.console(request, server, lines);
-            }
+            ToAgent::Console { request, server, lines } => self.shop.console(request, server, lines),
         }
     }
 
@@ -327,64 +334,33 @@ impl Driver {
     }
 
     fn report(&mut self, report: Report) {
+        let current = |connection: u64| connection == self.connection && self.connected;
         match report {
-            Report::Step { server, action, outcome, seen, files, broken } => {
-                self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                if outcome != crate::world::Outcome::Done {
-                    tracing::info!(%server, ?action, ?outcome, "a step did not work");
-                }
-                self.world.files(server, files);
-                let known = seen.is_some();
-                let rebooted = action == Action::Reboot
-                    && outcome == crate::world::Outcome::Done
-                    && self.shop.hypervisor.is_simulated();
-                // In this order: what a step achieved is judged by what was there before it.
-                let now = self.now();
-                self.world.finished(server, outcome, now, self.seed >> 33);
-                if self.connected {
-                    self.world.seen(server, seen.unwrap_or_default());
-                }
-                if rebooted {
-                    self.world.rebooted(server);
-                }
-                if broken == Some(self.connection) {
-                    self.lost_hypervisor();
-                } else if self.look_again.remove(&server) || !known {
-                    self.look(server);
-                }
-                if action == Action::RemoveFiles {
-                    self.clean_bases();
-                }
-            }
-            Report::Look { server, moment, seen, connection } => match seen {
-                _ if connection != self.connection || !self.connected => {}
+            Report::Step(step) => self.step_ended(step),
+            Report::Look { server, moment, seen, connection } if current(connection) => match seen {
                 Ok(seen) => {
                     if !self.world.seen_since(moment, server, seen) {
                         self.look(server);
                     }
                 }
-                Err(crate::libvirt::HypervisorError::Unreachable(_)) => self.lost_hypervisor(),
-                Err(error) => tracing::warn!(%server, %error, "a domain cannot be looked at"),
+                Err(error) => self.failed(&error),
             },
-            Report::Listed { moment, result, connection } => match result {
-                _ if connection != self.connection || !self.connected => {}
+            Report::Listed { moment, result, connection } if current(connection) => match result {
                 Ok(domains) => self.world.seen_all(moment, domains),
-                Err(crate::libvirt::HypervisorError::Unreachable(_)) => self.lost_hypervisor(),
-                Err(error) => tracing::warn!(%error, "the domains cannot be listed"),
+                Err(error) => self.failed(&error),
             },
-            Report::Connected { moment, result } => match result {
-                Ok((_, domains)) => {
-                    tracing::info!("libvirt answers again");
-                    self.connected = true;
-                    self.world.seen_all(moment, domains);
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "libvirt does not answer");
-                    self.shop.connect(self.world.moment(), RECONNECT);
-                }
-            },
+            Report::Look { .. } | Report::Listed { .. } => {}
+            Report::Connected { moment, result: Ok((_, domains)) } => {
+                tracing::info!("libvirt answers again");
+                self.connected = true;
+                self.world.seen_all(moment, domains);
+            }
+            Report::Connected { result: Err(error), .. } => {
+                tracing::warn!(%error, "libvirt does not answer");
+                self.shop.connect(self.world.moment(), RECONNECT);
+            }
             Report::Fetched { base, outcome } => {
-                let (now, seed) = (self.now(), self.seed >> 33);
+                let (now, seed) = (self.now(), self.seed());
                 self.world.fetched(&base, &outcome, now, seed);
             }
             Report::Console { request, output } => {
@@ -393,6 +369,42 @@ impl Driver {
                 }
             }
         }
+    }
+
+    fn failed(&mut self, error: &HypervisorError) {
+        match error {
+            HypervisorError::Unreachable(_) => self.lost_hypervisor(),
+            HypervisorError::Refused(_) => tracing::warn!(%error, "libvirt does not say what there is"),
+        }
+    }
+
+    fn step_ended(&mut self, step: StepReport) {
+        let StepReport { server, action, outcome, seen, files, broken } = step;
+        if outcome != Outcome::Done {
+            tracing::info!(%server, ?action, ?outcome, "a step did not work");
+        }
+        // The simulated hypervisor's reboots take no time, and have no event.
+        let rebooted = action == Action::Reboot && outcome == Outcome::Done && self.shop.hypervisor.is_simulated();
+        let (now, seed, known) = (self.now(), self.seed(), seen.is_some());
+        self.world.files(server, files);
+        self.world.finished(server, outcome, now, seed);
+        if self.connected {
+            self.world.seen(server, seen.unwrap_or_default());
+        }
+        if rebooted {
+            self.world.rebooted(server);
+        }
+        if broken == Some(self.connection) {
+            self.lost_hypervisor();
+        } else if self.look_again.remove(&server) || !known {
+            self.look(server);
+        }
+    }
+
+    /// Spreads retries; of no other use.
+    fn seed(&mut self) -> u64 {
+        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.seed >> 33
     }
 
     fn look(&mut self, server: Uuid) {

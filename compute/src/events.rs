@@ -68,6 +68,8 @@ impl Signals {
 pub fn start_loop() -> Result<(), virt::error::Error> {
     static LOOP: OnceLock<Result<(), virt::error::Error>> = OnceLock::new();
     LOOP.get_or_init(|| {
+        // Errors are returned where they happen; libvirt need not print them as well.
+        virt::error::clear_error_callback();
         virt::event::event_register_default_impl()?;
         let run = || {
             while virt::event::event_run_default_impl().is_ok() {}

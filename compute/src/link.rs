@@ -6,6 +6,8 @@
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use luc_engine::agent::{FromAgent, ToAgent};
 use tokio::sync::mpsc;
@@ -13,16 +15,17 @@ use tokio::sync::mpsc;
 /// Messages on the way, each direction.
 const CHANNEL: usize = 1024;
 
-/// What happens on the way to a replica.
+/// What happens on the way to a replica. Connections are numbered upwards: when a newer one has been made, an older one
+/// has nothing to say any more, and its end means nothing.
 #[derive(Debug)]
 pub enum LinkEvent {
-    /// A replica is reached. The agent introduces itself and speaks through this sender until the next event of this
+    /// A replica is reached. The agent introduces itself, and speaks through this sender until the next event of this
     /// kind, or [`LinkEvent::Lost`].
-    Connected(mpsc::Sender<FromAgent>),
+    Connected(u64, mpsc::Sender<FromAgent>),
     /// It said something.
-    Message(ToAgent),
+    Message(u64, ToAgent),
     /// It is gone. What it ordered stands; nothing is stopped.
-    Lost,
+    Lost(u64),
 }
 
 /// The agent's end.
@@ -32,13 +35,14 @@ pub type Link = mpsc::Receiver<LinkEvent>;
 #[derive(Clone, Debug)]
 pub struct LinkHandle {
     events: mpsc::Sender<LinkEvent>,
+    connections: Arc<AtomicU64>,
 }
 
 /// Makes a link that is not connected yet.
 #[must_use]
 pub fn link() -> (LinkHandle, Link) {
     let (events, link) = mpsc::channel(CHANNEL);
-    (LinkHandle { events }, link)
+    (LinkHandle { events, connections: Arc::default() }, link)
 }
 
 impl LinkHandle {
@@ -48,14 +52,15 @@ impl LinkHandle {
         let (to, mut from_replica) = mpsc::channel(CHANNEL);
         let (to_replica, from) = mpsc::channel(CHANNEL);
         let events = self.events.clone();
-        if events.send(LinkEvent::Connected(to_replica)).await.is_ok() {
+        let connection = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        if events.send(LinkEvent::Connected(connection, to_replica)).await.is_ok() {
             tokio::spawn(async move {
                 while let Some(message) = from_replica.recv().await {
-                    if events.send(LinkEvent::Message(message)).await.is_err() {
+                    if events.send(LinkEvent::Message(connection, message)).await.is_err() {
                         return;
                     }
                 }
-                let _ = events.send(LinkEvent::Lost).await;
+                let _ = events.send(LinkEvent::Lost(connection)).await;
             });
         }
         (to, from)
@@ -84,4 +89,4 @@ pub trait Images: Send + Sync + 'static {
 }
 
 /// Told how far a fetch has come: bytes done, bytes in all.
-pub type Progress = std::sync::Arc<dyn Fn(u64, u64) + Send + Sync>;
+pub type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;

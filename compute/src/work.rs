@@ -32,16 +32,7 @@ const MAKERS: usize = 4;
 /// How work ended.
 pub(crate) enum Report {
     /// A step of a server.
-    Step {
-        server: Uuid,
-        action: Action,
-        outcome: Outcome,
-        /// What libvirt says afterwards, if it does.
-        seen: Option<Seen>,
-        files: Files,
-        /// The connection to libvirt, by number, that turned out to be broken.
-        broken: Option<u64>,
-    },
+    Step(StepReport),
     /// A look at a domain.
     Look { server: Uuid, moment: u64, seen: Result<Seen, HypervisorError>, connection: u64 },
     /// A new connection to libvirt, with all its domains.
@@ -52,6 +43,18 @@ pub(crate) enum Report {
     Fetched { base: String, outcome: Outcome },
     /// A console.
     Console { request: u64, output: Result<String, String> },
+}
+
+/// How a step ended.
+pub(crate) struct StepReport {
+    pub(crate) server: Uuid,
+    pub(crate) action: Action,
+    pub(crate) outcome: Outcome,
+    /// What libvirt says afterwards, if it does.
+    pub(crate) seen: Option<Seen>,
+    pub(crate) files: Files,
+    /// The connection to libvirt, by number, that turned out to be broken.
+    pub(crate) broken: Option<u64>,
 }
 
 /// Fetches under way: base image, and (blob, bytes done, bytes in all).
@@ -149,7 +152,7 @@ impl Workshop {
         };
         let seen = self.hypervisor.look(server).inspect_err(note).ok();
         let files = self.files(server);
-        Report::Step { server, action, outcome, seen, files, broken }
+        Report::Step(StepReport { server, action, outcome, seen, files, broken })
     }
 
     fn files(&self, server: Uuid) -> Files {

@@ -232,7 +232,9 @@ async fn nothing_is_stopped_because_controllers_are_away_and_nothing_started_wit
 async fn a_foreign_domain_is_never_touched() {
     let host = Host::new();
     let server = Uuid::new_v4();
-    let xml = format!("<domain type='test'><name>{server}</name><uuid>{server}</uuid><memory>65536</memory><os><type>hvm</type></os></domain>");
+    let xml = format!(
+        "<domain type='test'><name>{server}</name><uuid>{server}</uuid><memory>65536</memory><os><type>hvm</type></os></domain>"
+    );
     let foreign = host.hypervisor.define_domain_xml(&xml).unwrap();
     let mut agent = host.start(vec![present(server, 1, record(Power::Running, 0))]).await;
     let faulty = |agent: &Running| agent.seen.get(&server).is_some_and(|seen| seen.fault.is_some());
