@@ -6,6 +6,7 @@
 pub mod app;
 pub mod auth;
 pub mod bootstrap;
+pub mod cli;
 pub mod compute;
 pub mod discovery;
 pub mod http;
@@ -13,3 +14,4 @@ pub mod identity;
 pub mod image;
 pub mod luc;
 pub mod policy;
+pub mod wan;

@@ -5,14 +5,14 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use futures_util::stream::{self, Stream};
-use luc_engine::entry::{Entry, Subject};
+use luc_engine::entry::{Entry, MemberOp, Subject};
 use luc_engine::id::HostId;
 use luc_engine::ledger::Amount;
 use luc_engine::record::{Host, Kind, Site};
@@ -22,7 +22,7 @@ use serde_json::{Map, Value, json};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::compute::host_words;
-use crate::http::{Reply, ok, seconds};
+use crate::http::{Fault, Reply, ok, seconds};
 use crate::policy::{self, Action};
 
 pub(crate) fn routes() -> Router<App> {
@@ -30,6 +30,7 @@ pub(crate) fn routes() -> Router<App> {
         .route("/status", get(status))
         .route("/sites", get(sites))
         .route("/replicas", get(replicas))
+        .route("/replicas/{id}/revoke", post(revoke))
         .route("/hosts", get(hosts))
         .route("/frontier", get(frontier))
         .route("/digest", get(digest))
@@ -63,6 +64,16 @@ async fn sites(State(app): State<App>, caller: Caller) -> Reply {
 async fn replicas(State(app): State<App>, caller: Caller) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
     ok(&json!({"replicas": replica_list(&app)}))
+}
+
+async fn revoke(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let replica = id.parse().map_err(|_| Fault::not_found(format!("There is no replica {id}.")))?;
+    if replica == app.node().me() {
+        return Err(Fault::conflict("A replica cannot revoke itself: do it from another."));
+    }
+    app.transact(move |tx| Ok(tx.membership(MemberOp::Revoke { replica })?)).await?;
+    ok(&json!({"revoked": replica.to_string()}))
 }
 
 async fn hosts(State(app): State<App>, caller: Caller) -> Reply {
@@ -202,7 +213,7 @@ async fn pools(State(app): State<App>, caller: Caller) -> Reply {
 }
 
 /// Entries as they become visible here, as server-sent events. A client that is too slow is told how many it missed.
-async fn events(State(app): State<App>, caller: Caller) -> Result<Response, crate::http::Fault> {
+async fn events(State(app): State<App>, caller: Caller) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
     Ok(Sse::new(event_stream(&app)).keep_alive(KeepAlive::default()).into_response())
 }

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `luc` command.
+
+fn main() -> std::process::ExitCode {
+    luc_api::cli::main()
+}

@@ -1,0 +1,145 @@
+//! The `luc` command: founding, joining and running sites, and looking at a cloud.
+
+mod client;
+mod config;
+mod demo;
+mod found;
+mod remote;
+mod run;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use luc_engine::id::SiteName;
+
+/// LUC: one cloud out of many sites, with no centre.
+///
+/// Found a cloud with `luc init` at the first site and run it with `luc serve`. At each further site, `luc join` with
+/// a token from `luc token`, then `luc serve`. People use the cloud with the OpenStack client.
+#[derive(Parser)]
+#[command(name = "luc", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Found a new cloud, with this machine as its first replica. Prints the administrator's password once.
+    Init(Init),
+    /// Print a one-time token that admits one further replica, or one further host's agent. Run it where a replica
+    /// that may admit others keeps its data.
+    Token(TokenArgs),
+    /// Join a cloud with a token: as a further replica, or, with a host's token, as its agent.
+    Join(Join),
+    /// Run a replica, and an agent for this machine unless the configuration says otherwise.
+    Serve(Configured),
+    /// Run the agent of a further host, which speaks to the replicas of its site.
+    Agent(Configured),
+    /// Show sites, replicas, hosts, who reaches whom, and whether all agree.
+    Status(StatusArgs),
+    /// Show every pool: what was minted, who holds which rights, what is claimed.
+    Pools(StatusArgs),
+    /// Revoke the certificate of a replica: nobody who knows it talks to it any more.
+    Revoke(Revoke),
+    /// Run three sites on this machine and play a story with them; or, while it is up, cut and heal the network.
+    Demo(demo::DemoArgs),
+}
+
+#[derive(Args)]
+struct Configured {
+    /// The configuration file.
+    #[arg(long, default_value = "/etc/luc/luc.toml")]
+    config: PathBuf,
+}
+
+#[derive(Args)]
+struct Init {
+    #[command(flatten)]
+    configured: Configured,
+    /// Name of the first site: an availability zone (a-z, 0-9 and '-').
+    #[arg(long)]
+    site: SiteName,
+    /// Where other replicas reach this one, host:port; repeat for several, the best first. Required unless the
+    /// configuration file exists and says so.
+    #[arg(long)]
+    advertise: Vec<String>,
+    /// Read the administrator's password from this file instead of making one up.
+    #[arg(long)]
+    password_file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct TokenArgs {
+    #[command(flatten)]
+    configured: Configured,
+    /// The site that the newcomer belongs to: a new one, or one that is there.
+    #[arg(long)]
+    site: SiteName,
+    /// Admit the agent of a host instead of a replica.
+    #[arg(long)]
+    agent: bool,
+    /// How long the token works, minutes.
+    #[arg(long, default_value_t = 60)]
+    minutes: u64,
+    /// The new replica may not write users, projects and roles: its site can still use the cloud, not govern it.
+    #[arg(long)]
+    without_identity: bool,
+    /// The new replica may not admit others, and does not get the authority's key.
+    #[arg(long)]
+    without_sponsor: bool,
+}
+
+#[derive(Args)]
+struct Join {
+    #[command(flatten)]
+    configured: Configured,
+    /// The token, as `luc token` printed it.
+    token: String,
+    /// Where other replicas reach this one, host:port; repeat for several, the best first. Required for replicas unless
+    /// the configuration file exists and says so.
+    #[arg(long)]
+    advertise: Vec<String>,
+}
+
+#[derive(Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    configured: Configured,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Revoke {
+    #[command(flatten)]
+    configured: Configured,
+    /// The replica's id, as `luc status` shows it.
+    replica: luc_engine::id::ReplicaId,
+}
+
+/// Runs the command of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Init(args) => found::init(&args),
+        Command::Token(args) => found::token(&args),
+        Command::Join(args) => found::join(&args),
+        Command::Serve(args) => run::serve(&args.config),
+        Command::Agent(args) => remote::agent(&args.config),
+        Command::Status(args) => status::status(&args),
+        Command::Pools(args) => status::pools(&args),
+        Command::Revoke(args) => status::revoke(&args),
+        Command::Demo(args) => demo::demo(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("luc: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
