@@ -71,7 +71,11 @@ impl Client {
         if !status.is_success() {
             bail!("{method} {path}: {status} {}", String::from_utf8_lossy(&answer));
         }
-        if answer.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(&answer).context("the answer is not JSON") }
+        if answer.is_empty() {
+            Ok(Value::Null)
+        } else {
+            serde_json::from_slice(&answer).context("the answer is not JSON")
+        }
     }
 
     async fn send(

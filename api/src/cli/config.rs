@@ -138,8 +138,12 @@ fn default_listen() -> SocketAddr {
 
 impl Default for Api {
     fn default() -> Self {
-        let Settings { default_quota: [quota_instances, quota_cores, quota_ram_mib], token_lifetime, frontier_wait, .. } =
-            Settings::default();
+        let Settings {
+            default_quota: [quota_instances, quota_cores, quota_ram_mib],
+            token_lifetime,
+            frontier_wait,
+            ..
+        } = Settings::default();
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 8774)),
             public_url: String::new(),

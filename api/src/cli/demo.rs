@@ -76,7 +76,8 @@ pub(super) fn demo(args: &DemoArgs) -> Result<()> {
 async fn tell(dir: &Path, command: &str) -> Result<()> {
     let socket = dir.join("control.sock");
     let stream = UnixStream::connect(&socket).await;
-    let mut stream = stream.with_context(|| format!("no demo is running in {}: start one with `make demo`", dir.display()))?;
+    let mut stream =
+        stream.with_context(|| format!("no demo is running in {}: start one with `make demo`", dir.display()))?;
     stream.write_all(format!("{command}\n").as_bytes()).await?;
     let mut answer = String::new();
     BufReader::new(stream).read_line(&mut answer).await?;
@@ -142,7 +143,9 @@ impl Demo<'_> {
     async fn play(&mut self) -> Result<()> {
         say("LUC: one cloud out of three sites, with no centre.\n");
         if self.args.hypervisor == Hypervisor::Test {
-            say("(libvirt's simulated hypervisor: servers become ACTIVE, but nothing boots and there are no consoles)\n");
+            say(
+                "(libvirt's simulated hypervisor: servers become ACTIVE, but nothing boots and there are no consoles)\n",
+            );
         }
         self.step("Starting three sites: paris founds the cloud, lyon and rennes join it", Self::start).await?;
         let clients = self.clients().await.context("step: logging in at every site")?;
@@ -264,7 +267,9 @@ impl Demo<'_> {
         let first = clients.first().context("three sites")?.clone();
         wait(Duration::from_secs(60), "the hosts of all sites", async || {
             let hosts = first.get("/luc/v1/hosts").await?;
-            Ok(hosts["hosts"].as_array().is_some_and(|hosts| hosts.iter().filter(|host| host["state"] == "up").count() == 3))
+            Ok(hosts["hosts"]
+                .as_array()
+                .is_some_and(|hosts| hosts.iter().filter(|host| host["state"] == "up").count() == 3))
         })
         .await?;
         Ok(clients)
@@ -285,11 +290,16 @@ impl Demo<'_> {
         say(&format!("It is in {}. Try:", path.display()));
         say(&format!("  export OS_CLIENT_CONFIG_FILE={}", path.display()));
         say("  openstack --os-cloud paris server list");
-        say("  openstack --os-cloud lyon server create --flavor m1.nano --image guest --nic none --availability-zone rennes mine");
+        say(
+            "  openstack --os-cloud lyon server create --flavor m1.nano --image guest --nic none --availability-zone rennes mine",
+        );
         say("Play with the network:");
         let luc = std::env::current_exe().map_or("luc".into(), |path| path.display().to_string());
         say(&format!("  {luc} demo cut rennes\n  {luc} demo heal"));
-        say(&format!("  {luc} status --config {}", self.sites.first().map(|site| site.config.display().to_string()).unwrap_or_default()));
+        say(&format!(
+            "  {luc} status --config {}",
+            self.sites.first().map(|site| site.config.display().to_string()).unwrap_or_default()
+        ));
         say("\nCtrl-C stops it.");
         tokio::select! {
             () = self.control() => {}
@@ -313,7 +323,9 @@ impl Demo<'_> {
 
     /// Takes the commands of `luc demo cut` and `luc demo heal`.
     async fn control(&self) {
-        let Ok(listener) = UnixListener::bind(self.dir.join("control.sock")) else { return std::future::pending().await };
+        let Ok(listener) = UnixListener::bind(self.dir.join("control.sock")) else {
+            return std::future::pending().await;
+        };
         loop {
             let Ok((stream, _)) = listener.accept().await else { continue };
             let mut stream = BufReader::new(stream);
@@ -366,7 +378,9 @@ async fn story(demo: &Demo<'_>, clients: &[Client]) -> Result<()> {
     let real = demo.args.hypervisor == Hypervisor::Qemu;
     let image = tale("Uploading an image at paris", upload(demo, paris)).await?;
     let one = tale("At paris: a server for paris", create(paris, "alice", "paris", &image)).await?;
-    let two = tale("At paris: a server for lyon (its image goes there by itself)", create(paris, "bob", "lyon", &image)).await?;
+    let two =
+        tale("At paris: a server for lyon (its image goes there by itself)", create(paris, "bob", "lyon", &image))
+            .await?;
     tale("Both boot", async {
         active(paris, &one).await?;
         active(lyon, &two).await
@@ -435,7 +449,10 @@ async fn story(demo: &Demo<'_>, clients: &[Client]) -> Result<()> {
             let pools = client.get("/luc/v1/pools").await?;
             expect(pools["conserved"] == true, "rights do not add up")?;
             let limits = client.get("/compute/v2.1/limits").await?;
-            expect(limits["limits"]["absolute"]["totalInstancesUsed"] == 3, "three servers are not what the quota counts")?;
+            expect(
+                limits["limits"]["absolute"]["totalInstancesUsed"] == 3,
+                "three servers are not what the quota counts",
+            )?;
         }
         say(&format!("    {}", lists.first().map(|names| names.join(" ")).unwrap_or_default()));
         expect(lists.windows(2).all(|pair| pair.first() == pair.last()), "the lists differ")

@@ -27,7 +27,10 @@ const AUTHORITY_KEY: &str = "ca.key";
 pub(super) fn init(args: &Init) -> Result<()> {
     let config = configuration(&args.configured.config, &args.advertise)?;
     if config.advertise.is_empty() {
-        bail!("others must know where to reach this replica: give --advertise host:port, or set advertise in {}", args.configured.config.display());
+        bail!(
+            "others must know where to reach this replica: give --advertise host:port, or set advertise in {}",
+            args.configured.config.display()
+        );
     }
     let password = match &args.password_file {
         Some(path) => {
@@ -47,7 +50,8 @@ pub(super) fn init(args: &Init) -> Result<()> {
         let replica = ReplicaId::of_key(&public_key);
         let role = Role::Replica { replica, site: args.site.clone() };
         let certificate = authority.issue(cloud, &role, &public_key)?;
-        let credentials = Credentials { cloud, authority: authority.certificate().clone(), certificate, key: key.clone() };
+        let credentials =
+            Credentials { cloud, authority: authority.certificate().clone(), certificate, key: key.clone() };
         credentials.save(dir)?;
         write_secret(&dir.join(AUTHORITY_KEY), authority.key_pem().as_bytes())?;
         let member = Member {
@@ -75,7 +79,9 @@ pub(super) fn init(args: &Init) -> Result<()> {
         println!("Data: {}", config.data_dir.display());
         println!("Keep {} as safe as the cloud: it admits members.", config.data_dir.join(AUTHORITY_KEY).display());
         if args.password_file.is_none() {
-            println!("\nThe administrator, shown once:\n  user admin, project admin, domain Default\n  password {password}");
+            println!(
+                "\nThe administrator, shown once:\n  user admin, project admin, domain Default\n  password {password}"
+            );
         }
         println!("\nNext: luc serve --config {}", args.configured.config.display());
     })

@@ -35,17 +35,10 @@ async fn run(config: &Config) -> Result<()> {
     let (fetcher, fetches) = watch::channel(None);
     let images = Arc::new(RemoteImages { blobs, fetches });
     let (handle, link) = link();
-    let (stop, stopped) = watch::channel(false);
     tokio::spawn(keep_connected(handle, credentials.clone(), config.replicas.clone(), fetcher));
-    let running = luc_compute::agent::run(config.agent_config(site, credentials.cloud), link, images, stopped);
-    tokio::pin!(running);
-    tokio::select! {
-        ran = &mut running => return ran.context("the agent stopped"),
-        () = asked_to_stop() => {}
-    }
-    tracing::info!("stopping; servers run on");
-    let _ = stop.send(true);
-    let _ = tokio::time::timeout(Duration::from_secs(5), running).await;
+    let agent_config = config.agent_config(site, credentials.cloud);
+    luc_compute::agent::run(agent_config, link, images, asked_to_stop()).await.context("the agent stopped")?;
+    tracing::info!("stopped; servers run on");
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use luc_sync::ca::Credentials;
 use luc_sync::join::Tokens;
 use luc_sync::net::Net;
 use luc_sync::node::Node;
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 
 use super::config::Config;
 use super::found::{STORE, authority};
@@ -46,13 +46,13 @@ async fn run(config: &Config) -> Result<()> {
     let listener = listener.with_context(|| format!("api.listen: cannot listen on {}", config.api.listen))?;
     let net = Net::start(node.clone(), credentials, authority, Tokens::of(dir), blobs, config.listen)?;
     introduce(&node, config).await?;
-    let (stop, stopped) = watch::channel(false);
-    let agent = if config.agent.enabled { Some(start_agent(&net, config, stopped.clone())?) } else { None };
+    let (stop, stopped) = oneshot::channel();
+    let agent = config.agent.enabled.then(|| start_agent(&net, config, stopped));
     let app = App::new(net, config.settings());
     tracing::info!(site = %node.site(), replica = %node.me(), api = %config.api.listen, quic = %config.listen, "serving");
     crate::app::serve(app, listener, asked_to_stop()).await;
     tracing::info!("stopping; servers run on");
-    let _ = stop.send(true);
+    let _ = stop.send(());
     if let Some(agent) = agent {
         let _ = tokio::time::timeout(Duration::from_secs(5), agent).await;
     }
@@ -76,7 +76,8 @@ async fn introduce(node: &Node, config: &Config) -> Result<()> {
 /// Ends when the process is asked to.
 pub(super) async fn asked_to_stop() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         return std::future::pending().await;
     };
     tokio::select! {
@@ -86,19 +87,22 @@ pub(super) async fn asked_to_stop() {
 }
 
 /// Runs the local agent, joined to this replica by channels.
-fn start_agent(net: &Net, config: &Config, stopped: watch::Receiver<bool>) -> Result<tokio::task::JoinHandle<()>> {
+fn start_agent(net: &Net, config: &Config, stopped: oneshot::Receiver<()>) -> tokio::task::JoinHandle<()> {
     let site = net.node().site().clone();
     let agent_config = config.agent_config(site, net.credentials().cloud);
     let (handle, link) = link();
     let node = net.node().clone();
     tokio::spawn(attach(handle, node));
     let images = Arc::new(ReplicaImages(net.clone()));
-    let running = luc_compute::agent::run(agent_config, link, images, stopped);
-    Ok(tokio::spawn(async move {
+    let stop = async move {
+        let _ = stopped.await;
+    };
+    let running = luc_compute::agent::run(agent_config, link, images, stop);
+    tokio::spawn(async move {
         if let Err(error) = running.await {
             tracing::error!(error = &error as &dyn std::error::Error, "the agent of this machine stopped");
         }
-    }))
+    })
 }
 
 /// Keeps the agent attached to the replica in this process.

@@ -47,12 +47,21 @@ pub(super) fn pools(args: &StatusArgs) -> Result<()> {
         return Ok(());
     }
     for pool in pools["pools"].as_array().into_iter().flatten() {
-        println!("{}  minted {}  burnt {}  claimed {}", words(&pool["subject"]), words(&pool["minted"]), words(&pool["burnt"]), words(&pool["claimed"]));
+        println!(
+            "{}  minted {}  burnt {}  claimed {}",
+            words(&pool["subject"]),
+            words(&pool["minted"]),
+            words(&pool["burnt"]),
+            words(&pool["claimed"])
+        );
         for right in pool["rights"].as_array().into_iter().flatten() {
             println!("    {:<16} free {}", right["site"].as_str().unwrap_or("?"), words(&right["free"]));
         }
     }
-    println!("minted = free + claimed + burnt: {}", if pools["conserved"] == true { "holds everywhere" } else { "BROKEN" });
+    println!(
+        "minted = free + claimed + burnt: {}",
+        if pools["conserved"] == true { "holds everywhere" } else { "BROKEN" }
+    );
     Ok(())
 }
 
@@ -67,7 +76,8 @@ pub(super) fn revoke(args: &Revoke) -> Result<()> {
 
 /// An object as `key value, key value`.
 fn words(value: &Value) -> String {
-    let one = |(key, value): (&String, &Value)| format!("{key} {}", value.as_str().map_or(value.to_string(), str::to_owned));
+    let one =
+        |(key, value): (&String, &Value)| format!("{key} {}", value.as_str().map_or(value.to_string(), str::to_owned));
     let words: Vec<String> = value.as_object().into_iter().flatten().map(one).collect();
     if words.is_empty() { "nothing".into() } else { words.join(", ") }
 }
@@ -75,17 +85,39 @@ fn words(value: &Value) -> String {
 fn describe(status: &Value) -> String {
     use std::fmt::Write;
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
-    let ago = |value: &Value| value.as_u64().map_or("-".to_owned(), |ms| format!("{}.{} s", ms / 1000, ms % 1000 / 100));
+    let ago =
+        |value: &Value| value.as_u64().map_or("-".to_owned(), |ms| format!("{}.{} s", ms / 1000, ms % 1000 / 100));
     let mut out = String::new();
-    let _ = writeln!(out, "cloud {}  site {}  store {}", text(&status["cloud"]), text(&status["site"]), text(&status["store"]));
-    let _ = writeln!(out, "{} servers, {} entries, digest {:.16}", status["servers"], status["entries"], text(&status["digest"]));
+    let _ = writeln!(
+        out,
+        "cloud {}  site {}  store {}",
+        text(&status["cloud"]),
+        text(&status["site"]),
+        text(&status["store"])
+    );
+    let _ = writeln!(
+        out,
+        "{} servers, {} entries, digest {:.16}",
+        status["servers"],
+        status["entries"],
+        text(&status["digest"])
+    );
     let _ = writeln!(out, "\nSITE              REACHABLE  REPLICAS  WITNESS  API");
     for site in status["sites"].as_array().into_iter().flatten() {
         let witness = if site["witness"] == true { "yes" } else { "none" };
         let reach = if site["reachable"] == true { "yes" } else { "no" };
-        let _ = writeln!(out, "{:<17} {reach:<10} {:<9} {witness:<8} {}", text(&site["name"]), site["replicas"], text(&site["endpoint"]));
+        let _ = writeln!(
+            out,
+            "{:<17} {reach:<10} {:<9} {witness:<8} {}",
+            text(&site["name"]),
+            site["replicas"],
+            text(&site["endpoint"])
+        );
     }
-    let _ = writeln!(out, "\nREPLICA                               SITE         REACHED  SINCE       RTT       LAG  BEHIND  DIGEST");
+    let _ = writeln!(
+        out,
+        "\nREPLICA                               SITE         REACHED  SINCE       RTT       LAG  BEHIND  DIGEST"
+    );
     for replica in status["replicas"].as_array().into_iter().flatten() {
         let state = match (&replica["revoked"], &replica["local"], &replica["reachable"]) {
             (Value::Bool(true), _, _) => "revoked",
@@ -93,7 +125,8 @@ fn describe(status: &Value) -> String {
             (_, _, Value::Bool(true)) => "yes",
             _ => "no",
         };
-        let rtt = replica["rtt_us"].as_u64().map_or("-".to_owned(), |us| format!("{}.{} ms", us / 1000, us % 1000 / 100));
+        let rtt =
+            replica["rtt_us"].as_u64().map_or("-".to_owned(), |us| format!("{}.{} ms", us / 1000, us % 1000 / 100));
         let _ = writeln!(
             out,
             "{:<37} {:<12} {state:<8} {:<11} {rtt:<9} {:<4} {:<7} {:.16}",
@@ -128,11 +161,23 @@ fn describe(status: &Value) -> String {
             let _ = writeln!(out, "    orphan (a domain of this cloud that nobody ordered): {}", text(orphan));
         }
         for transfer in host["transfers"].as_array().into_iter().flatten() {
-            let _ = writeln!(out, "    fetching image {:.12}: {} of {} bytes", text(&transfer[0]), transfer[1], transfer[2]);
+            let _ = writeln!(
+                out,
+                "    fetching image {:.12}: {} of {} bytes",
+                text(&transfer[0]),
+                transfer[1],
+                transfer[2]
+            );
         }
     }
     for transfer in status["transfers"].as_array().into_iter().flatten() {
-        let _ = writeln!(out, "fetching image {:.12}: {} of {} bytes", text(&transfer["blob"]), transfer["done"], transfer["size"]);
+        let _ = writeln!(
+            out,
+            "fetching image {:.12}: {} of {} bytes",
+            text(&transfer["blob"]),
+            transfer["done"],
+            transfer["size"]
+        );
     }
     out
 }

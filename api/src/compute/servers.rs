@@ -20,7 +20,7 @@ use super::{find_server, live, parse_stamp, stamp};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::discovery::base;
-use crate::http::{Fault, Microversion, Object, Reply, RequestId, empty, json_reply, ok};
+use crate::http::{Fault, Microversion, Object, Reply, RequestId, empty, ok};
 use crate::policy::{self, Action};
 
 /// Most servers of one page.
@@ -513,9 +513,4 @@ pub(super) fn note_action(server: &mut Server, request: &RequestId, action: &str
         let Some(oldest) = server.actions.iter().min_by_key(|(_, a)| a.start).map(|(id, _)| id.clone()) else { return };
         server.actions.remove(&oldest);
     }
-}
-
-/// 202 without a body.
-pub(super) fn accepted() -> Reply {
-    Ok(json_reply(StatusCode::ACCEPTED, &json!({})))
 }
