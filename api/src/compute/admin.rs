@@ -485,7 +485,8 @@ fn period(filters: &HashMap<String, String>) -> Result<(Millis, Millis), Fault> 
             parsed.ok_or_else(|| Fault::bad(format!("Invalid time for {key}: {text}")))
         }
     };
-    let end = at("end", now())?;
+    // What has not happened yet is not used yet.
+    let end = at("end", now())?.min(now());
     let start = at("start", end.saturating_sub(28 * 24 * 3_600_000))?;
     if start > end { Err(Fault::bad("\"start\" is after \"end\".")) } else { Ok((start, end)) }
 }
