@@ -32,7 +32,7 @@ pub struct Memory {
     pub epoch: u64,
     /// The claim of the order obeyed last.
     pub claim: ClaimId,
-    /// What it takes of the host.
+    /// The room that it was given on the host; nothing if there was none.
     pub amount: Amount,
     /// Set once its removal was ordered: from then on it is never started for this claim, and its removal goes on
     /// whatever is heard or not heard.
@@ -419,7 +419,8 @@ fn present(s: &Situation<'_>, order: &Order, server: &Arc<Server>) -> Plan {
     let mut memory = known.unwrap_or_else(|| fresh_memory(order, amount(server), Some(server)));
     memory.epoch = order.epoch;
     memory.claim = order.claim;
-    memory.amount = amount(server);
+    // What was never given room keeps none over a restart, before those that were.
+    memory.amount = if s.room { amount(server) } else { Amount::default() };
     if s.done.wish.is_some() {
         memory.fulfilled = s.done.wish;
         memory.ended = false;

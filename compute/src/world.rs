@@ -119,7 +119,9 @@ impl World {
         let mut by_age: Vec<_> = memories.into_iter().collect();
         by_age.sort_by_key(|(server, memory)| (memory.launched_at.unwrap_or(u64::MAX), *server));
         for (server, memory) in by_age {
-            world.admit(server, &memory.amount);
+            if !memory.amount.is_zero() {
+                world.admit(server, &memory.amount);
+            }
             let files = files.get(&server).copied().unwrap_or_default();
             world.servers.insert(server, Entry { memory: Some(memory), files, ..Entry::default() });
         }
@@ -481,17 +483,11 @@ impl World {
         self.refused.iter().filter(|(_, refused)| !refused.held && !writing(refused)).map(|(claim, _)| *claim).collect()
     }
 
-    /// What was told last, of each server of which it still is so.
+    /// What was told last of each server, or was to be: a crash may have come between. A replica that knows it takes
+    /// no harm, and what has changed since is told as soon as an order comes.
     pub fn observations(&self) -> impl Iterator<Item = &Observation> {
-        self.servers.values().filter(|entry| !entry.writing).filter_map(|entry| {
-            let last = entry.memory.as_ref()?.observed.as_ref()?;
-            let state = match &entry.domain {
-                Seen::Here(domain) => domain.state,
-                Seen::Missing => DomainState::Missing,
-                Seen::Foreign | Seen::Unknown => return None,
-            };
-            (state == last.state).then_some(last)
-        })
+        let settled = self.servers.values().filter(|entry| !entry.writing);
+        settled.filter_map(|entry| entry.memory.as_ref()?.observed.as_ref())
     }
 
     /// Domains of this cloud that no order names, and that are not being removed.
