@@ -37,10 +37,13 @@ pub struct Memory {
     /// Set once its removal was ordered: from then on it is never started for this claim, and its removal goes on
     /// whatever is heard or not heard.
     pub removing: Option<ClaimId>,
-    /// The wish that was brought about last.
+    /// The wish that was brought about, until a step towards another is taken.
     pub fulfilled: Option<(Power, u64)>,
     /// It was seen to end without being asked, under the fulfilled wish.
     pub ended: bool,
+    /// Its guest was asked to shut down, and has neither done so nor been given up: it may end yet, though that is no
+    /// longer wanted.
+    pub stopping: bool,
     /// Its disk was made: should it be missing, the data is lost, and no new disk is made in its place.
     pub built: bool,
     /// Base image that its disk is laid over, see [`base_name`].
@@ -180,7 +183,7 @@ pub struct Done {
 pub struct Situation<'a> {
     /// The server.
     pub server: Uuid,
-    /// A clock that never goes back, milliseconds.
+    /// A clock that never goes back, milliseconds since this agent began.
     pub now: u64,
     /// The clock on the wall.
     pub wall: Millis,
@@ -403,6 +406,7 @@ fn fresh_memory(order: &Order, amount: Amount, server: Option<&Server>) -> Memor
         removing: None,
         fulfilled: None,
         ended: false,
+        stopping: false,
         built: false,
         base: server.and_then(|server| server.image.as_ref()).map(base_name),
         // Reboots asked for before it came here were done elsewhere, or are done by its first start.
@@ -423,7 +427,7 @@ fn present(s: &Situation<'_>, order: &Order, server: &Arc<Server>) -> Plan {
     memory.amount = if s.room { amount(server) } else { Amount::default() };
     if s.done.wish.is_some() {
         memory.fulfilled = s.done.wish;
-        memory.ended = false;
+        (memory.ended, memory.stopping) = (false, false);
     }
     memory.soft_reboots = memory.soft_reboots.max(s.done.soft_reboots);
     memory.hard_reboots = memory.hard_reboots.max(s.done.hard_reboots);
@@ -485,7 +489,15 @@ fn drive(s: &Situation<'_>, memory: &mut Memory, server: &Server, state: DomainS
         memory.soft_reboots = memory.soft_reboots.max(server.soft_reboots);
         memory.hard_reboots = memory.hard_reboots.max(server.hard_reboots);
     }
+    let given_up = s.asked.map_or(0, |asked| asked.first) + s.rules.shutdown_timeout;
+    let stopped = server.power != Power::Running && is_off(state);
+    let deaf = server.power != Power::Stopped && !is_off(state) && s.now >= given_up;
+    memory.stopping &= !stopped && !deaf;
     let due = memory.fulfilled != Some(wish);
+    if memory.stopping && server.power == Power::Running && state == DomainState::Running {
+        // It will end, and is to be started then: a stop that was followed by a start leaves it running.
+        return Step::wait(Task::Powering, Some(given_up));
+    }
     let met = match server.power {
         Power::Running => state == DomainState::Running,
         Power::Stopped => matches!(state, DomainState::Shutoff | DomainState::Crashed),
@@ -507,7 +519,13 @@ fn drive(s: &Situation<'_>, memory: &mut Memory, server: &Server, state: DomainS
         }),
         Power::Suspended => Some(Step::act(Action::ManagedSave, Task::Powering)),
     };
-    step.unwrap_or(Step::REST)
+    let step = step.unwrap_or(Step::REST);
+    memory.stopping |= step.action == Some(Action::Shutdown);
+    if due && step.action.is_some() {
+        // From here on the older wish no longer holds either: should it come back, it is brought about anew.
+        memory.fulfilled = None;
+    }
+    step
 }
 
 fn stop(s: &Situation<'_>, state: DomainState, goal: Goal) -> Step {

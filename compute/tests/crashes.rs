@@ -192,6 +192,10 @@ impl Host {
             self.failures -= 1;
             return Outcome::Later("bad luck".into());
         }
+        if matches!(action, Action::Start { .. } | Action::Destroy | Action::Reset) {
+            // A guest that begins anew was asked nothing.
+            self.asked.retain(|(asked, _)| *asked != server);
+        }
         let files = self.files.entry(server).or_default();
         match action {
             Action::FetchImage => unreachable!("not a step"),
@@ -303,6 +307,8 @@ impl Run {
     }
 
     fn crash(&mut self) {
+        // The agent's clock begins with it.
+        self.host.now = 0;
         self.world = self.host.boot();
         self.live.clear();
         self.waiting.clear();
@@ -428,7 +434,8 @@ impl Run {
                     self.replica.claims += 1;
                     self.replica.servers.insert(id, (self.replica.claims, Some(new_server())));
                 }
-                self.replica.change(id, |server| (server.power, server.power_changes) = (power, server.power_changes + 1));
+                self.replica
+                    .change(id, |server| (server.power, server.power_changes) = (power, server.power_changes + 1));
                 self.host.ended.remove(&Uuid::from_u128(id));
                 self.ordered(id);
             }
@@ -473,6 +480,7 @@ impl Run {
             Event::PowerOff(id) => self.ends(id, DomainState::Shutoff),
             Event::Kill(id) => self.ends(id, DomainState::Crashed),
             Event::PowerLoss => {
+                self.host.asked.clear();
                 for domain in self.host.domains.values_mut() {
                     if matches!(domain.state, DomainState::Running | DomainState::Paused) {
                         domain.state = DomainState::Shutoff;
