@@ -3,7 +3,7 @@
 #
 #   packaging/guest/build.sh [DIR]        (default: target/guest)
 #
-# Leaves DIR/luc-guest.qcow2 (15 MB) and DIR/luc-guest.raw (the same disk), bootable by BIOS from a virtio or IDE disk in
+# Leaves DIR/luc-guest.qcow2 (14 MB) and DIR/luc-guest.raw (the same disk), bootable by BIOS from a virtio or IDE disk in
 # 96 MiB of memory. The guest finds its config-drive, says on its serial console what it found there, runs its user data
 # if that is a script, keeps a shell on the console, and obeys the power button.
 #
