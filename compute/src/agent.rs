@@ -147,7 +147,7 @@ async fn first_connection(shop: &Arc<Workshop>, reports: &mut mpsc::UnboundedRec
 
 /// What is to happen once a commit is durable.
 enum After {
-    Planned(Uuid, Plan),
+    Planned(Uuid, Box<Plan>),
     State(ClaimId),
 }
 
@@ -474,10 +474,10 @@ impl Driver {
         while let Some((server, plan)) = self.world.next(now, wall) {
             if let Some(memory) = &plan.remember {
                 self.writes.push(Write::Memory(server, Box::new(memory.clone())));
-                self.after.push(After::Planned(server, plan));
+                self.after.push(After::Planned(server, Box::new(plan)));
             } else if let Some((claim, refused)) = plan.refuse.and_then(|c| Some((c, self.world.refusal(c)?))) {
                 self.writes.push(Write::Refuse(claim, refused));
-                self.after.push(After::Planned(server, plan));
+                self.after.push(After::Planned(server, Box::new(plan)));
             } else {
                 self.carry_out(server, plan);
             }
@@ -494,7 +494,7 @@ impl Driver {
             match after {
                 After::Planned(server, plan) => {
                     self.world.written(server);
-                    self.carry_out(server, plan);
+                    self.carry_out(server, *plan);
                 }
                 After::State(claim) => self.state(claim),
             }

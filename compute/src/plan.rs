@@ -636,3 +636,48 @@ fn observation(s: &Situation<'_>, memory: &Memory, step: &Step) -> Option<Observ
     let same = memory.observed.as_ref().is_some_and(|last| Observation { at: observed.at, ..last.clone() } == observed);
     (!same).then(|| Observation { counter: observed.counter + 1, ..observed })
 }
+
+#[cfg(test)]
+mod tests {
+    use luc_engine::id::{EntryId, ReplicaId};
+
+    use super::*;
+
+    fn order(number: u64, epoch: u64, wanted: Wanted) -> Order {
+        let entry = EntryId { author: ReplicaId(Uuid::nil()), number };
+        Order { server: Uuid::nil(), claim: ClaimId { entry, index: 0 }, epoch, wanted }
+    }
+
+    fn present() -> Wanted {
+        Wanted::Present { server: Arc::default(), project_name: String::new() }
+    }
+
+    #[test]
+    fn orders_are_let_in_by_claim_and_epoch() {
+        let known = fresh_memory(&order(2, 5, present()), Amount::default(), None);
+        let mut removing = known.clone();
+        removing.removing = Some(known.claim);
+        let memories = [("nothing", None), ("obeyed", Some(&known)), ("removing", Some(&removing))];
+        // What is known, its claim refused, epoch of an older refusal; claim, epoch, wish of the order; the verdict.
+        let cases = [
+            ("nothing", false, 0, 1, 0, present(), Intake::Obey),
+            ("nothing", false, 0, 1, 0, Wanted::Absent, Intake::Obey),
+            ("nothing", true, 0, 1, 9, present(), Intake::Restate),
+            ("nothing", true, 0, 1, 0, Wanted::Absent, Intake::Restate),
+            ("nothing", false, 3, 1, 2, present(), Intake::Ignore),
+            ("nothing", false, 3, 1, 2, Wanted::Absent, Intake::Refuse),
+            ("obeyed", false, 0, 2, 5, present(), Intake::Obey),
+            ("obeyed", false, 0, 3, 6, present(), Intake::Obey),
+            ("obeyed", false, 0, 1, 4, present(), Intake::Ignore),
+            ("obeyed", false, 0, 1, 4, Wanted::Absent, Intake::Refuse),
+            ("obeyed", false, 0, 2, 4, Wanted::Absent, Intake::Ignore),
+            ("obeyed", false, 7, 2, 5, present(), Intake::Ignore),
+            ("removing", false, 0, 2, 4, Wanted::Absent, Intake::Obey),
+        ];
+        for (known, refused, floor, claim, epoch, wanted, verdict) in cases {
+            let memory = memories.iter().find(|(name, _)| *name == known).and_then(|(_, memory)| *memory);
+            let order = order(claim, epoch, wanted);
+            assert_eq!(intake(&order, memory, refused, floor), verdict, "{known} {refused} {floor} {order:?}");
+        }
+    }
+}

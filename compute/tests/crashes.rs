@@ -22,6 +22,9 @@ const SERVERS: u128 = 3;
 /// Room for this many servers of the test; the last has to wait for another to go.
 const ROOM: u64 = 2;
 
+/// Where a step is cut short: before the write, before the step, before its report, or overtaken by other orders.
+const OVERTAKEN: u8 = 3;
+
 #[derive(Clone, Debug)]
 enum Event {
     /// A user's wish for a server, which is created if it is not there.
@@ -29,6 +32,12 @@ enum Event {
     SoftReboot(u128),
     HardReboot(u128),
     Delete(u128),
+    /// It is placed anew, under another claim: of the old one nothing is heard any more.
+    Move(u128),
+    /// A replica comes that knows nothing of a server.
+    Forget(u128),
+    /// The same, after a step was planned and before it is begun.
+    Overtaken,
     /// The orders as they were some time ago, from a replica that lags.
     Stale(usize),
     /// Carry out so many steps.
@@ -68,6 +77,9 @@ fn event() -> impl Strategy<Value = Event> {
         1 => server().prop_map(Event::SoftReboot),
         1 => server().prop_map(Event::HardReboot),
         3 => server().prop_map(Event::Delete),
+        1 => server().prop_map(Event::Move),
+        1 => server().prop_map(Event::Forget),
+        2 => Just(Event::Overtaken),
         2 => (0..8_usize).prop_map(Event::Stale),
         8 => (1..12_u8).prop_map(Event::Work),
         5 => (0..3_u8).prop_map(Event::Crash),
@@ -259,6 +271,11 @@ impl Run {
         run
     }
 
+    fn forget(&mut self, server: Uuid) {
+        let others = self.replica.orders().into_iter().filter(|order| order.server != server).collect();
+        self.give(others);
+    }
+
     fn reconnect(&mut self) {
         let observations: Vec<_> = self.world.observations().cloned().collect();
         for new in observations {
@@ -344,6 +361,9 @@ impl Run {
             self.stated(claim);
         }
         let Some(action) = plan.action else { return true };
+        if cut == Some(OVERTAKEN) {
+            self.forget(server);
+        }
         if !self.world.confirm(server) {
             return true;
         }
@@ -382,6 +402,10 @@ impl Run {
 
     /// The rules of starting.
     fn check(&self, server: Uuid, action: &Action) {
+        if matches!(action, Action::Undefine | Action::RemoveFiles) {
+            let memory = self.host.memories.get(&server);
+            assert!(memory.is_some_and(|memory| memory.removing.is_some()), "removed before that was written down");
+        }
         if !matches!(action, Action::Start { .. } | Action::Restore | Action::Resume | Action::Define) {
             return;
         }
@@ -452,6 +476,17 @@ impl Run {
                     *server = None;
                 }
                 self.ordered(id);
+            }
+            Event::Move(id) => {
+                if let Some((number, Some(_))) = self.replica.servers.get_mut(&id) {
+                    self.replica.claims += 1;
+                    *number = self.replica.claims;
+                }
+                self.ordered(id);
+            }
+            Event::Forget(id) => self.forget(Uuid::from_u128(id)),
+            Event::Overtaken => {
+                self.step(Some(OVERTAKEN));
             }
             Event::Stale(back) => {
                 let history = &self.replica.history;
@@ -572,7 +607,7 @@ impl Run {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 10_000, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_wishes_come_true_and_no_rule_is_broken(
@@ -584,5 +619,26 @@ proptest! {
             run.happens(event);
         }
         run.settle();
+    }
+}
+
+#[test]
+fn a_start_that_overtakes_a_stop_leaves_the_server_running() {
+    for crash in [false, true] {
+        let mut run = Run::new(true);
+        run.happens(Event::Power(0, Power::Running));
+        run.settle();
+        run.happens(Event::Power(0, Power::Stopped));
+        while run.step(None) {}
+        // The guest was asked, and has not ended yet.
+        run.happens(Event::Power(0, Power::Running));
+        while run.step(None) {}
+        if crash {
+            run.crash();
+            while run.step(None) {}
+        }
+        run.guests_react();
+        run.settle();
+        assert_eq!(run.host.domains[&Uuid::from_u128(0)].state, DomainState::Running);
     }
 }

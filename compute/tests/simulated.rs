@@ -192,7 +192,16 @@ async fn what_a_guest_does_is_seen_and_left_alone_until_the_wish_changes() {
     agent.order(order(0)).await;
     agent.stop().await;
     let mut agent = host.start(vec![order(0)]).await;
-    agent.until_state(server, DomainState::Shutoff).await;
+    // Two others, one after the other, come and go meanwhile.
+    for number in [2, 3] {
+        let other = Uuid::new_v4();
+        agent.order(present(other, number, record(Power::Running, 0))).await;
+        agent.until_state(other, DomainState::Running).await;
+        agent.order(absent(other, number)).await;
+        agent.until("it is gone", |agent| agent.statements.iter().any(|stated| stated.server == other)).await;
+    }
+    assert_eq!(host.state(server), Some(5));
+    agent.statements.clear();
     agent.order(order(1)).await;
     agent.until_state(server, DomainState::Running).await;
     agent.stop().await;
