@@ -175,6 +175,8 @@ pub struct Flavor {
     pub public: bool,
     /// Nova's extra specs.
     pub extra_specs: BTreeMap<String, String>,
+    /// Projects that may use it though it is not public: their ids in hex (the values are empty).
+    pub access: BTreeMap<String, String>,
 }
 
 /// An image. Its data, once uploaded, is content-addressed and never changes.
@@ -301,6 +303,12 @@ pub struct Server {
     pub description: String,
     /// The guest's host name, made from the first name.
     pub hostname: String,
+    /// An address its users say they reach it under: kept and shown, used by nothing. Empty if none.
+    pub access_ipv4: String,
+    /// As `access_ipv4`, in canonical form.
+    pub access_ipv6: String,
+    /// `AUTO` or `MANUAL`, as asked; empty means `MANUAL`. Shown only: LUC never repartitions a guest's disk.
+    pub disk_config: String,
     /// The availability zone that was asked for; empty if none was.
     pub availability_zone: String,
     /// What it is given.

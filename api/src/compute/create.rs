@@ -79,13 +79,14 @@ pub(super) async fn create(
     let wanted = parse(&app, &caller, &given, version, &request)?;
     let pass = wanted.server.admin_pass.clone();
     let reservation = wanted.server.reservation_id.clone();
+    let disk_config = super::render::disk_config(&wanted.server).to_owned();
     let id = place(&app, wanted).await?;
     let base = base(&app, &headers);
     if given.flag("return_reservation_id")? == Some(true) {
         return Ok(json_reply(StatusCode::ACCEPTED, &json!({"reservation_id": reservation})));
     }
     let body = json!({"server": {
-        "id": id.to_string(), "links": links(&base, "servers", &id.to_string()), "OS-DCF:diskConfig": "MANUAL",
+        "id": id.to_string(), "links": links(&base, "servers", &id.to_string()), "OS-DCF:diskConfig": disk_config,
         "security_groups": [], "adminPass": pass,
     }});
     let mut response = json_reply(StatusCode::ACCEPTED, &body);
@@ -262,11 +263,7 @@ fn parse(
     let admin_pass = given.text("adminPass")?.map_or_else(password, str::to_owned);
     let description =
         if version.0 >= 19 { given.text("description")?.unwrap_or_default().to_owned() } else { name.clone() };
-    let hostname = match given.text("hostname")? {
-        Some(hostname) if version.0 >= 90 => hostname.to_owned(),
-        Some(_) => return Err(Fault::bad("\"hostname\" needs microversion 2.90.")),
-        None => host_name(&name),
-    };
+    let hostname = super::servers::given_hostname(given, version)?.unwrap_or_else(|| host_name(&name));
     let action = ServerAction { action: "create".into(), user: caller.user, start: now };
     let server = Server {
         project,
@@ -274,6 +271,9 @@ fn parse(
         name,
         description,
         hostname,
+        access_ipv4: super::servers::address(given, "accessIPv4")?.unwrap_or_default(),
+        access_ipv6: super::servers::address(given, "accessIPv6")?.unwrap_or_default(),
+        disk_config: super::servers::disk_config(given)?.unwrap_or_default(),
         availability_zone,
         flavor,
         image,
@@ -328,7 +328,7 @@ fn flavor(view: &View, caller: &Caller, given: &Object) -> Result<ServerFlavor, 
         Some(Value::Number(number)) => number.to_string(),
         _ => return Err(Fault::bad("\"flavorRef\" is required and names a flavor by its id.")),
     };
-    let found = super::flavors::find(view, &wanted).filter(|(_, flavor)| flavor.public || caller.is_admin);
+    let found = super::flavors::find(view, &wanted).filter(|(_, flavor)| super::flavors::is_open(flavor, caller));
     let (record, Flavor { flavor_id, name, vcpus, ram_mib, disk_gib, ephemeral_gib, swap_mib, extra_specs, .. }) =
         found.ok_or_else(|| Fault::bad(format!("Flavor {wanted} could not be found.")))?;
     Ok(ServerFlavor {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use axum::Extension;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
-use luc_engine::record::{Flavor, Kind, RecordId};
+use luc_engine::record::{Flavor, Kind, Project, RecordId};
 use luc_engine::view::View;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -24,8 +24,14 @@ pub(super) fn find<'a>(view: &'a View, flavor_id: &str) -> Option<(Uuid, &'a Fla
     view.get::<Flavor>(id).map(|flavor| (id, flavor))
 }
 
+/// Whether a caller may use a flavor: a public one, or one that its project was given access to.
+pub(super) fn is_open(flavor: &Flavor, caller: &Caller) -> bool {
+    let given = |project: Uuid| flavor.access.contains_key(&project.simple().to_string());
+    flavor.public || caller.is_admin || caller.project.is_some_and(given)
+}
+
 fn visible<'a>(view: &'a View, caller: &Caller, flavor_id: &str) -> Result<(Uuid, &'a Flavor), Fault> {
-    let found = find(view, flavor_id).filter(|(_, flavor)| flavor.public || caller.is_admin);
+    let found = find(view, flavor_id).filter(|(_, flavor)| is_open(flavor, caller));
     found.ok_or_else(|| Fault::not_found(format!("Flavor {flavor_id} could not be found.")))
 }
 
@@ -54,11 +60,20 @@ fn select<'a>(view: &'a View, caller: &Caller, filters: &HashMap<String, String>
         Some(text) => text.parse::<u64>().map_err(|_| Fault::bad(format!("{key:?} must be a whole number."))),
     };
     let (disk, ram) = (number("minDisk")?, number("minRam")?);
-    let public = filters.get("is_public").map(|text| text.to_ascii_lowercase());
-    let shown = |flavor: &Flavor| match public.as_deref() {
-        Some("none") if caller.is_admin => true,
-        Some("false" | "0") if caller.is_admin => !flavor.public,
-        _ => flavor.public,
+    // Only administrators choose; the words are those of Nova's library for booleans.
+    let public = filters.get("is_public").filter(|_| caller.is_admin).map(|text| text.trim().to_ascii_lowercase());
+    let wanted = match public.as_deref() {
+        None | Some("1" | "t" | "true" | "on" | "y" | "yes") => Some(true),
+        Some("0" | "f" | "false" | "off" | "n" | "no") => Some(false),
+        Some("none") => None,
+        Some(other) => return Err(Fault::bad(format!("Invalid is_public filter [{other}]"))),
+    };
+    let own = |project: Uuid| project.simple().to_string();
+    let own = caller.project.map(own);
+    let shown = |flavor: &Flavor| match wanted {
+        None => true,
+        Some(false) => !flavor.public,
+        Some(true) => flavor.public || own.as_ref().is_some_and(|own| flavor.access.contains_key(own)),
     };
     let all = view.all::<Flavor>().map(|(_, flavor)| flavor);
     let mut found: Vec<&Flavor> = all.filter(|f| shown(f) && f.disk_gib >= disk && f.ram_mib >= ram).collect();
@@ -269,4 +284,63 @@ pub(super) async fn delete_extra_spec(
     let record = visible(&app.view(), &caller, &id)?.0;
     edit(&app, record, move |flavor| flavor.extra_specs.remove(&key).map(|_| ()).ok_or_else(|| no_spec(&key))).await?;
     empty(StatusCode::OK)
+}
+
+// ---- who may use a flavor that is not public
+
+fn accesses(flavor: &Flavor) -> Value {
+    let one = |project: &String| json!({"flavor_id": flavor.flavor_id, "tenant_id": project});
+    json!({"flavor_access": flavor.access.keys().map(one).collect::<Vec<_>>()})
+}
+
+pub(super) async fn access(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let view = app.view();
+    let (_, flavor) = visible(&view, &caller, &id)?;
+    if flavor.public {
+        return Err(Fault::not_found("Access list not available for public flavors."));
+    }
+    ok(&accesses(flavor))
+}
+
+/// `addTenantAccess` and `removeTenantAccess`.
+pub(super) async fn change_access(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<String>,
+    body: Object,
+) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let add = body.0.contains_key("addTenantAccess");
+    let given = body.inner(if add { "addTenantAccess" } else { "removeTenantAccess" })?;
+    let project = given.required("tenant")?;
+    let project = Uuid::parse_str(project).ok().filter(|id| app.view().get::<Project>(*id).is_some() || !add);
+    let project = project.ok_or_else(|| Fault::bad("\"tenant\" must be the id of a project."))?.simple().to_string();
+    let (record, public) = {
+        let view = app.view();
+        let (record, flavor) = visible(&view, &caller, &id)?;
+        (record, flavor.public)
+    };
+    if public {
+        return Err(Fault::conflict("A public flavor is everybody's: it has no access list."));
+    }
+    let flavor_id = id.clone();
+    edit(&app, record, move |flavor| {
+        let known = flavor.access.contains_key(&project);
+        if add && known {
+            return Err(Fault::conflict(format!("Flavor access already exists for flavor {id} and project {project}.")));
+        }
+        if !add && !known {
+            return Err(Fault::not_found(format!("Flavor access not found for {id} / {project} combination.")));
+        }
+        if add {
+            flavor.access.insert(project, String::new());
+        } else {
+            flavor.access.remove(&project);
+        }
+        Ok(())
+    })
+    .await?;
+    let view = app.view();
+    ok(&accesses(visible(&view, &caller, &flavor_id)?.1))
 }

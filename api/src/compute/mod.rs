@@ -53,6 +53,8 @@ fn versioned() -> Router<App> {
         .route("/flavors", get(flavors::list).post(flavors::create))
         .route("/flavors/detail", get(flavors::detail))
         .route("/flavors/{id}", get(flavors::show).put(flavors::update).delete(flavors::delete))
+        .route("/flavors/{id}/os-flavor-access", get(flavors::access))
+        .route("/flavors/{id}/action", post(flavors::change_access))
         .route("/flavors/{id}/os-extra_specs", get(flavors::extra_specs).post(flavors::add_extra_specs))
         .route(
             "/flavors/{id}/os-extra_specs/{key}",

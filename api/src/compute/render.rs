@@ -67,10 +67,10 @@ impl<'a> Renderer<'a> {
         put("created", json!(stamp(server.created_at)));
         put("updated", json!(stamp(server.updated_at.max(seen.map_or(0, |seen| seen.at)))));
         put("addresses", json!({}));
-        put("accessIPv4", json!(""));
-        put("accessIPv6", json!(""));
+        put("accessIPv4", json!(server.access_ipv4));
+        put("accessIPv6", json!(server.access_ipv6));
         put("links", self.links(id));
-        put("OS-DCF:diskConfig", json!("MANUAL"));
+        put("OS-DCF:diskConfig", json!(disk_config(server)));
         put("OS-EXT-AZ:availability_zone", json!(zone.unwrap_or_default()));
         put("OS-EXT-STS:power_state", json!(state.power_state));
         put("OS-EXT-STS:task_state", json!(state.task_state));
@@ -202,6 +202,11 @@ pub(crate) fn host_state(app: &App, view: &View, host: HostId) -> HostState {
         .host_status(host)
         .is_some_and(|status| status.age.is_some_and(|age| age < 15_000) && status.heartbeat.hypervisor_up);
     if fresh { HostState::Up } else { HostState::Down }
+}
+
+/// How Nova says whether a guest's disk may be repartitioned.
+pub(crate) fn disk_config(server: &Server) -> &str {
+    if server.disk_config.is_empty() { "MANUAL" } else { &server.disk_config }
 }
 
 /// What a server holds of a quota.

@@ -225,20 +225,58 @@ pub(super) async fn update(
         Some(_) => return Err(Fault::bad("\"description\" needs microversion 2.19.")),
         None => None,
     };
-    for (key, since) in [("accessIPv4", 1), ("accessIPv6", 1), ("hostname", 90)] {
-        if given.text(key)?.is_some_and(|text| !text.is_empty()) {
-            return Err(Fault::bad(format!("{key:?} (2.{since}) cannot be changed: LUC has no networks yet.")));
-        }
-    }
+    let (ipv4, ipv6) = (address(&given, "accessIPv4")?, address(&given, "accessIPv6")?);
+    let (hostname, disk_config) = (given_hostname(&given, version)?, disk_config(&given)?);
     edit(&app, id, move |server| {
-        server.name = name.unwrap_or(std::mem::take(&mut server.name));
-        server.description = description.unwrap_or(std::mem::take(&mut server.description));
+        let set = |field: &mut String, given: Option<String>| given.into_iter().for_each(|given| *field = given);
+        set(&mut server.name, name);
+        set(&mut server.description, description);
+        set(&mut server.access_ipv4, ipv4);
+        set(&mut server.access_ipv6, ipv6);
+        set(&mut server.hostname, hostname);
+        set(&mut server.disk_config, disk_config);
         Ok(())
     })
     .await?;
     let view = app.view();
     let server = Renderer::new(&app, &view, base(&app, &headers), version, &caller).shown(id);
     ok(&json!({"server": server}))
+}
+
+/// `accessIPv4` or `accessIPv6`, in canonical form; empty if it is taken away.
+pub(super) fn address(given: &Object, key: &str) -> Result<Option<String>, Fault> {
+    let Some(text) = given.text(key)? else { return Ok(given.0.contains_key(key).then(String::new)) };
+    if text.is_empty() {
+        return Ok(Some(String::new()));
+    }
+    let canonical = match key {
+        "accessIPv4" => text.parse::<std::net::Ipv4Addr>().map(|address| address.to_string()),
+        _ => text.parse::<std::net::Ipv6Addr>().map(|address| address.to_string()),
+    };
+    canonical.map(Some).map_err(|_| Fault::bad(format!("Invalid input for field/attribute {key}. Value: {text}.")))
+}
+
+/// `OS-DCF:diskConfig`.
+pub(super) fn disk_config(given: &Object) -> Result<Option<String>, Fault> {
+    match given.text("OS-DCF:diskConfig")? {
+        None => Ok(None),
+        Some(text @ ("AUTO" | "MANUAL")) => Ok(Some(text.to_owned())),
+        Some(_) => Err(Fault::bad("\"OS-DCF:diskConfig\" must be AUTO or MANUAL.")),
+    }
+}
+
+/// `hostname`, of letters, digits, '-' and '.'. What a guest was told when it was made is not changed by it.
+pub(super) fn given_hostname(given: &Object, version: Microversion) -> Result<Option<String>, Fault> {
+    let Some(text) = given.text("hostname")? else { return Ok(None) };
+    if version.0 < 90 {
+        return Err(Fault::bad("\"hostname\" needs microversion 2.90."));
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    let ends = |c: char| c == '-' || c == '.';
+    if text.len() < 2 || text.len() > 63 || !text.chars().all(plain) || text.starts_with(ends) || text.ends_with(ends) {
+        return Err(Fault::bad("\"hostname\" must be 2 to 63 letters, digits, '-' and '.', none of these at its ends."));
+    }
+    Ok(Some(text.to_owned()))
 }
 
 /// Changes a server that is not being deleted.
