@@ -107,7 +107,6 @@ impl App {
     }
 
     /// All routes of all services.
-    #[must_use]
     pub fn router(&self) -> Router {
         Router::new()
             .nest("/identity", crate::identity::routes())

@@ -402,10 +402,11 @@ async fn drop_unused(app: &App, blob: &str) {
     let by_image = view.all::<Image>().any(|(_, image)| image.data.as_ref().is_some_and(|data| data.blob == blob));
     let by_server =
         view.all::<Server>().any(|(_, server)| server.image.as_ref().is_some_and(|image| image.data.blob == blob));
-    if !by_image && !by_server {
-        if let Err(error) = app.net().blobs().remove(blob).await {
-            tracing::warn!(%error, "an image's data could not be removed");
-        }
+    if !by_image
+        && !by_server
+        && let Err(error) = app.net().blobs().remove(blob).await
+    {
+        tracing::warn!(%error, "an image's data could not be removed");
     }
 }
 

@@ -226,7 +226,7 @@ pub struct Statement {
     pub claim: ClaimId,
     /// The agent's incarnation.
     pub incarnation: u64,
-    /// Ed25519 signature by the agent's key over [`Statement::signed_bytes`].
+    /// Ed25519 signature by the agent's key over what it says, with the cloud.
     #[serde(with = "serde_bytes")]
     pub signature: Vec<u8>,
 }

@@ -440,11 +440,11 @@ impl Ledger {
 
     /// Notes that `entry` holds the agent's statement for a claim. Void for claims that are settled.
     pub fn note_gone(&mut self, claim: ClaimId, entry: EntryId) {
-        if let Some(row) = self.claims.get_mut(&claim) {
-            if !row.gone.contains(&entry) {
-                row.gone.push(entry);
-                row.gone.sort_unstable();
-            }
+        if let Some(row) = self.claims.get_mut(&claim)
+            && !row.gone.contains(&entry)
+        {
+            row.gone.push(entry);
+            row.gone.sort_unstable();
         }
     }
 

@@ -3,7 +3,7 @@
 
 pub mod agent;
 mod apply;
-mod document;
+pub mod document;
 pub mod entry;
 pub mod id;
 pub mod ledger;

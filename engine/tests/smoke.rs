@@ -98,7 +98,11 @@ fn a_server_lives_and_dies_in_two_replicas() {
     }
     assert_eq!(a.release_settled(7, None).unwrap(), 0, "no statement yet");
     let statement = Statement::sign(cloud, host, server, claim, 1, &agent);
-    a.transact::<_, Refusal>(7, |tx| Ok(assert!(tx.state(statement)))).unwrap();
+    a.transact::<_, Refusal>(7, |tx| {
+        let _: () = assert!(tx.state(statement));
+        Ok(())
+    })
+    .unwrap();
     assert_eq!(a.release_settled(8, None).unwrap(), 1);
     for entry in a.flush().unwrap().entries {
         assert!(matches!(b.receive(entry.bytes()), Received::Known | Received::Applied));

@@ -36,10 +36,13 @@ pub struct Agents {
     heard: Mutex<BTreeMap<HostId, (Instant, Heartbeat)>>,
 }
 
+/// A server whose console is asked for, how many lines, and where the answer goes.
+type Question = (Uuid, Option<u64>, oneshot::Sender<Result<String, String>>);
+
 struct Attached {
     orders: Mutex<BTreeMap<Uuid, Order>>,
     wake: Notify,
-    console: mpsc::Sender<(Uuid, Option<u64>, oneshot::Sender<Result<String, String>>)>,
+    console: mpsc::Sender<Question>,
 }
 
 /// Why an agent was turned away.

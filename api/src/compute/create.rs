@@ -35,7 +35,7 @@ const USER_DATA: usize = 65_535;
 /// Why servers could not be created.
 enum Unplaced {
     /// The project's quota is short.
-    Quota(Shortage),
+    Quota(Box<Shortage>),
     /// No host will do.
     NoHost(NoValidHost),
     /// Something else.
@@ -46,7 +46,7 @@ impl From<Refusal> for Unplaced {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Shortage(short) if matches!(short.subject, Some(Subject::Quota { .. }) | None) => {
-                Self::Quota(*short)
+                Self::Quota(short)
             }
             other => Self::Fault(other.into()),
         }
@@ -100,7 +100,7 @@ pub(super) async fn create(
 async fn place(app: &App, wanted: Wanted) -> Result<Uuid, Fault> {
     let first = app.node().transact::<Uuid, Unplaced, _>(attempt(wanted.clone())).await;
     let short: Vec<Shortage> = match &first {
-        Err(Unplaced::Quota(short)) if short.suffices_elsewhere() => vec![short.clone()],
+        Err(Unplaced::Quota(short)) if short.suffices_elsewhere() => vec![Shortage::clone(short)],
         Err(Unplaced::NoHost(none)) if !none.short.is_empty() => none.short.iter().take(2).cloned().collect(),
         _ => return first.map_err(|unplaced| explain(app, unplaced)),
     };

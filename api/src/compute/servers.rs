@@ -77,7 +77,7 @@ fn page(
         }
     };
     let more = found.len() > start + limit;
-    let page = found.iter().skip(start).take(limit);
+    let mut page = found.iter().skip(start).take(limit);
     let servers: Vec<Value> = page
         .clone()
         .filter_map(|(id, held, server)| {
@@ -89,7 +89,7 @@ fn page(
         })
         .collect();
     let mut body = json!({"servers": servers});
-    if let Some((last, _, _)) = page.last().filter(|_| more) {
+    if let Some((last, _, _)) = page.next_back().filter(|_| more) {
         let other = uri.query().unwrap_or_default().split('&');
         let mut query: Vec<String> =
             other.filter(|part| !part.is_empty() && !part.starts_with("marker=")).map(str::to_owned).collect();
@@ -314,7 +314,7 @@ pub(super) async fn delete(State(app): State<App>, caller: Caller, Path(id): Pat
 
 // ---- metadata
 
-fn server_in<'a>(view: &'a View, id: Uuid) -> Result<&'a Server, Fault> {
+fn server_in(view: &View, id: Uuid) -> Result<&Server, Fault> {
     let held = view.held(RecordId { kind: Kind::Server, id });
     held.and_then(|held| server_of(held)).ok_or_else(|| Fault::not_found(format!("Instance {id} could not be found.")))
 }

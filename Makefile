@@ -1,0 +1,50 @@
+# LUC: everything a newcomer needs. `make help` lists it.
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+
+# qemu for real virtual machines; test for libvirt's simulated hypervisor, where QEMU cannot be installed.
+HYPERVISOR ?= qemu
+# Set to play the demo's story once, check every step, and clean up.
+ONCE ?=
+GUEST := target/guest/luc-guest.qcow2
+VENV := target/venv
+# cargo-nextest where it is there: it runs tests in parallel, and ends those that hang.
+RUNNER := $(shell cargo nextest --version >/dev/null 2>&1 && echo nextest run || echo test)
+
+.PHONY: help demo test lint bench deps
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+
+demo: ## Three sites on this machine, a story, then yours to play with (ONCE=1: the story only; HYPERVISOR=test)
+	@HYPERVISOR=$(HYPERVISOR) packaging/install-deps.sh build demo
+	@if [ "$(HYPERVISOR)" = qemu ]; then packaging/guest/build.sh; fi
+	cargo build --release --locked -p luc-api
+	@target/release/luc demo --hypervisor $(HYPERVISOR) $(if $(ONCE),--once)
+
+test: ## Install what is missing and run all tests
+	@packaging/install-deps.sh build demo test
+	@packaging/guest/build.sh
+	@$(MAKE) --no-print-directory $(VENV)/ready
+	cargo build --locked -p luc-api
+	cargo $(RUNNER) --workspace --locked
+
+# The OpenStack client that the tests use, at exactly the versions in tests/requirements.txt.
+$(VENV)/ready: tests/requirements.txt
+	@rm -rf $(VENV)
+	python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@
+
+lint: ## Formatting, clippy with warnings denied, documentation, and that the pure parts stay pure
+	@packaging/install-deps.sh build
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+	@if cargo tree --locked -p luc-engine -e normal --prefix none | grep -E '^(tokio|quinn|rand|virt|hyper|mio) '; then \
+		echo "luc-engine must not depend on these: it is pure" >&2; exit 1; fi
+
+bench: ## Measure what the README promises
+	@HYPERVISOR=test packaging/install-deps.sh build demo
+	cargo run --release --locked -p jepsen --bin bench
