@@ -83,18 +83,38 @@ pub fn start_loop() -> Result<(), virt::error::Error> {
     .clone()
 }
 
-/// Has `signals` told of what happens on a connection, for as long as that lives.
+/// Ends when it is dropped. Registered callbacks keep a connection open: without this, each connection to a libvirtd
+/// that is gone would be kept for ever.
+#[derive(Debug)]
+pub struct Subscription {
+    connect: Connect,
+    callbacks: Vec<c_int>,
+    close: bool,
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        for id in &self.callbacks {
+            // SAFETY: the connection is alive, and the id was given out by it. Where libvirtd is gone, libvirt says so,
+            // and has forgotten the callback all the same.
+            unsafe { sys::virConnectDomainEventDeregisterAny(self.connect.as_ptr(), *id) };
+        }
+        if self.close {
+            // SAFETY: as above; it was registered with this function.
+            unsafe { sys::virConnectUnregisterCloseCallback(self.connect.as_ptr(), Some(closed)) };
+        }
+    }
+}
+
+/// Has `signals` told of what happens on a connection, until the subscription is dropped.
 ///
 /// # Errors
-/// libvirt's. Then nothing, or only a part, is told of; the connection can be closed as usual.
-pub fn subscribe(connect: &Connect, signals: &Arc<Signals>) -> Result<(), virt::error::Error> {
+/// libvirt's. Then nothing is told of.
+pub fn subscribe(connect: &Connect, signals: &Arc<Signals>) -> Result<Subscription, virt::error::Error> {
     // SAFETY: the generic callback type stands for the one that libvirt calls for this event id, which for
     // `LIFECYCLE` is the type of `lifecycle`: it is called with exactly those arguments.
-    let lifecycle = unsafe {
-        std::mem::transmute::<LifecycleCallback, unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void)>(
-            lifecycle,
-        )
-    };
+    let lifecycle = unsafe { std::mem::transmute::<LifecycleCallback, GenericCallback>(lifecycle) };
+    let mut subscription = Subscription { connect: connect.clone(), callbacks: Vec::new(), close: false };
     for (event, callback) in
         [(sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle), (sys::VIR_DOMAIN_EVENT_ID_REBOOT, rebooted as _)]
     {
@@ -112,18 +132,21 @@ pub fn subscribe(connect: &Connect, signals: &Arc<Signals>) -> Result<(), virt::
             unsafe { free(opaque) };
             return Err(error);
         }
+        subscription.callbacks.push(id);
     }
     let opaque = Arc::into_raw(signals.clone()).cast_mut().cast::<c_void>();
     // SAFETY: as above.
     let code = unsafe { sys::virConnectRegisterCloseCallback(connect.as_ptr(), Some(closed), opaque, Some(free)) };
-    if code < 0 {
+    subscription.close = code >= 0;
+    if !subscription.close {
         // Drivers in the own process, as the simulated hypervisor, cannot lose their connection and have no such event.
         // SAFETY: libvirt did not take the reference.
         unsafe { free(opaque) };
     }
-    Ok(())
+    Ok(subscription)
 }
 
+type GenericCallback = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void);
 type LifecycleCallback =
     unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, c_int, *mut c_void) -> c_int;
 

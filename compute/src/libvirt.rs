@@ -20,7 +20,7 @@ use virt::enumutil::Enum;
 use virt::error::{ErrorDomain, ErrorNumber};
 use virt::sys;
 
-use crate::events::{self, Signals};
+use crate::events::{self, Signals, Subscription};
 use crate::plan::{Action, Domain, Seen};
 use crate::xml::{Label, NAMESPACE, PREFIX};
 
@@ -51,7 +51,7 @@ pub struct Hypervisor {
     uri: String,
     cloud: CloudId,
     host: HostId,
-    connect: Mutex<Option<Connect>>,
+    connect: Mutex<Option<(Connect, Subscription)>>,
     signals: Arc<Signals>,
 }
 
@@ -86,12 +86,12 @@ impl Hypervisor {
         let connect = Connect::open(Some(&self.uri)).map_err(unreachable)?;
         // Not every driver has a connection to keep alive; those that have close it after 5 missed answers.
         let _ = connect.set_keep_alive(5, 3);
-        events::subscribe(&connect, &self.signals).map_err(unreachable)?;
+        let subscription = events::subscribe(&connect, &self.signals).map_err(unreachable)?;
         // What was told of an older connection means nothing now: a whole list follows.
         let _ = self.signals.take();
         let info = connect.node_info().map_err(unreachable)?;
         let version = connect.hyp_version().unwrap_or(0);
-        *self.connect.lock() = Some(connect);
+        *self.connect.lock() = Some((connect, subscription));
         Ok(Node { cpus: u64::from(info.cpus), memory_mib: info.memory / 1024, version: u64::from(version) })
     }
 
@@ -103,7 +103,7 @@ impl Hypervisor {
 
     fn connection(&self) -> Result<Connect, HypervisorError> {
         let unreachable = || HypervisorError::Unreachable("not connected".to_owned());
-        self.connect.lock().clone().ok_or_else(unreachable)
+        self.connect.lock().as_ref().map(|(connect, _)| connect.clone()).ok_or_else(unreachable)
     }
 
     /// All domains; those that are not of this cloud as [`Seen::Foreign`].

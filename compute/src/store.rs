@@ -1,7 +1,8 @@
 //! What an agent must not forget: who it is, what it was ordered, what it refused, what it told.
 //!
 //! One redb file in the state directory. All changes that are ready go into one commit, and nothing that rests on a
-//! change is done or said before that commit is on the disk. Values begin with the version of their format.
+//! change is done or said before that commit is on the disk. Refusals are kept for ever, some 60 bytes each: no replica can
+//! know that no lagging one will order such a claim again. Values begin with the version of their format.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
