@@ -11,7 +11,7 @@ use axum::extract::{Path, Query, Request, State};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use futures_util::TryStreamExt;
 use luc_compute::tool::Limits;
 use luc_engine::record::{Image, ImageData, Kind, RecordId, Server};
@@ -34,7 +34,13 @@ pub(crate) fn routes() -> Router<App> {
         .route("/v2/images/{id}", get(show).patch(update).delete(delete))
         .route("/v2/images/{id}/file", put(upload).get(download))
         .route("/v2/images/{id}/tags/{tag}", put(add_tag).delete(delete_tag))
-        .route("/v2/images/{id}/members", get(members))
+        .route("/v2/images/{id}/members", get(members).post(no_sharing))
+        .route("/v2/images/{id}/members/{member}", get(no_member).put(no_member).delete(no_member))
+        .route("/v2/images/{id}/actions/{action}", post(no_action))
+        .route("/v2/images/{id}/import", post(no_import))
+        .route("/v2/images/{id}/stage", put(no_import))
+        .route("/v2/schemas/member", get(member_schema))
+        .route("/v2/schemas/members", get(member_schema))
         .route("/v2/schemas/image", get(image_schema))
         .route("/v2/schemas/images", get(images_schema))
         .route("/v2/info/import", get(import_info))
@@ -50,7 +56,7 @@ pub(crate) fn is_visible(image: &Image, caller: &Caller) -> bool {
     open || caller.is_admin || Some(image.project) == caller.project
 }
 
-fn find<'a>(view: &'a View, caller: &Caller, id: &str) -> Result<(Uuid, &'a Image), Fault> {
+pub(crate) fn find<'a>(view: &'a View, caller: &Caller, id: &str) -> Result<(Uuid, &'a Image), Fault> {
     let gone = || Fault::not_found(format!("No image found with ID {id}"));
     let uuid = Uuid::parse_str(id).map_err(|_| gone())?;
     let image = view.get::<Image>(uuid).filter(|image| is_visible(image, caller)).ok_or_else(gone)?;
@@ -58,7 +64,7 @@ fn find<'a>(view: &'a View, caller: &Caller, id: &str) -> Result<(Uuid, &'a Imag
 }
 
 /// For changes: one's own, or any for administrators.
-fn owned<'a>(view: &'a View, caller: &Caller, id: &str) -> Result<(Uuid, &'a Image), Fault> {
+pub(crate) fn owned<'a>(view: &'a View, caller: &Caller, id: &str) -> Result<(Uuid, &'a Image), Fault> {
     let (id, image) = find(view, caller, id)?;
     policy::check(caller, Action::Write, Some(image.project))?;
     Ok((id, image))
@@ -76,7 +82,7 @@ fn render(id: Uuid, image: &Image) -> Value {
         "visibility": image.visibility, "protected": image.protected, "owner": image.project.simple().to_string(),
         "disk_format": text(&image.disk_format), "container_format": text(&image.container_format),
         "min_disk": image.min_disk_gib, "min_ram": image.min_ram_mib, "tags": image.tags.keys().collect::<Vec<_>>(),
-        "created_at": stamp(image.created_at), "updated_at": stamp(image.created_at),
+        "created_at": stamp(image.created_at), "updated_at": stamp(image.updated_at.max(image.created_at)),
         "size": data.map(|data| data.size), "virtual_size": data.map(|data| data.virtual_size),
         "checksum": data.map(|data| &data.md5), "os_hash_algo": data.map(|_| "sha512"),
         "os_hash_value": data.map(|data| &data.sha512), "os_hidden": false,
@@ -274,6 +280,9 @@ fn set(image: &mut Image, key: &str, value: &Value, caller: &Caller) -> Result<(
         }
         "tags" => image.tags = parse_tags(value)?,
         _ if READ_ONLY.contains(&key) => return Err(Fault::forbidden(format!("Attribute '{key}' is read-only."))),
+        _ if key.starts_with("os_glance_") => {
+            return Err(Fault::forbidden(format!("Attribute '{key}' is reserved.")));
+        }
         _ => {
             let text = value.as_str().filter(|text| text.len() <= 64 << 10 && key.len() <= 255);
             let text = text.ok_or_else(|| Fault::bad(format!("Property {key} must be a string.")))?;
@@ -342,48 +351,78 @@ async fn update(
         .map_err(|_| Fault::too_large("The body is too large."))?;
     let patch: Vec<Value> =
         serde_json::from_slice(&body).map_err(|error| Fault::bad(format!("The patch is not a JSON list: {error}")))?;
-    app.transact(move |tx| {
-        tx.update::<Image, Fault>(id, |image| patch.iter().try_for_each(|step| apply_step(image, step, &caller)))
-    })
-    .await?;
+    let steps = patch.iter().map(parse_step).collect::<Result<Vec<_>, _>>()?;
+    edit(&app, id, move |image| steps.iter().try_for_each(|step| apply_step(image, step, &caller))).await?;
     let view = app.view();
     let image = view.get::<Image>(id).ok_or_else(|| Fault::not_found("The image is gone."))?;
     ok(&render(id, image))
 }
 
-fn apply_step(image: &mut Image, step: &Value, caller: &Caller) -> Result<(), Fault> {
-    let path = step["path"].as_str().and_then(|path| path.strip_prefix('/'));
-    let key = path.ok_or_else(|| Fault::bad("A step needs a \"path\" that starts with '/'."))?;
+/// Changes an image.
+pub(crate) async fn edit(
+    app: &App,
+    id: Uuid,
+    edit: impl FnOnce(&mut Image) -> Result<(), Fault> + Send + 'static,
+) -> Result<(), Fault> {
+    app.transact(move |tx| {
+        let at = tx.now();
+        tx.update::<Image, Fault>(id, |image| {
+            edit(image)?;
+            image.updated_at = at;
+            Ok(())
+        })
+    })
+    .await
+}
+
+/// One step of a patch: what is done, to which key, and the new value.
+struct Step {
+    op: &'static str,
+    key: String,
+    value: Value,
+}
+
+/// `{"op": "add", "path": "/key", …}`, or as Glance's first patches had it, `{"add": "/key", …}`.
+fn parse_step(step: &Value) -> Result<Step, Fault> {
+    let known = ["add", "replace", "remove"];
+    let op = known.into_iter().find(|op| step["op"] == *op || (step["op"].is_null() && step[*op].is_string()));
+    let op = op.ok_or_else(|| Fault::bad("\"op\" must be add, replace or remove."))?;
+    let path = if step["op"].is_null() { &step[op] } else { &step["path"] };
+    let key = path.as_str().and_then(|path| path.strip_prefix('/')).filter(|key| !key.is_empty());
+    let key = key.ok_or_else(|| Fault::bad("A step needs a \"path\" that starts with '/'."))?;
+    if op != "remove" && step.get("value").is_none() {
+        return Err(Fault::bad(format!("The step on {key:?} needs a \"value\".")));
+    }
     let key = key.replace("~1", "/").replace("~0", "~");
+    Ok(Step { op, key, value: step["value"].clone() })
+}
+
+/// Fields that every image has: they can be replaced, never removed.
+const BASE: [&str; 9] =
+    ["name", "disk_format", "container_format", "visibility", "protected", "min_disk", "min_ram", "owner", "tags"];
+
+fn apply_step(image: &mut Image, step: &Step, caller: &Caller) -> Result<(), Fault> {
+    let Step { op, key, value } = step;
+    let fixed = BASE.contains(&key.as_str()) || READ_ONLY.contains(&key.as_str());
     let unknown = || Fault::conflict(format!("Property {key} does not exist."));
-    match step["op"].as_str() {
-        Some("add") => set(image, &key, &step["value"], caller),
-        Some("replace") => {
-            let base = [
-                "name",
-                "disk_format",
-                "container_format",
-                "visibility",
-                "protected",
-                "min_disk",
-                "min_ram",
-                "owner",
-                "tags",
-            ];
-            let exists = base.contains(&key.as_str())
-                || READ_ONLY.contains(&key.as_str())
-                || image.properties.contains_key(&key);
-            if exists { set(image, &key, &step["value"], caller) } else { Err(unknown()) }
-        }
-        Some("remove") => image.properties.remove(&key).map(|_| ()).ok_or_else(unknown),
-        _ => Err(Fault::bad("\"op\" must be add, replace or remove.")),
+    match *op {
+        "remove" if fixed => Err(Fault::forbidden(format!("Property {key} cannot be removed."))),
+        "remove" => image.properties.remove(key).map(|_| ()).ok_or_else(unknown),
+        "replace" if !fixed && !image.properties.contains_key(key) => Err(unknown()),
+        _ => set(image, key, value, caller),
     }
 }
 
 async fn delete(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Reply {
+    remove(&app, &caller, &id).await?;
+    empty(StatusCode::NO_CONTENT)
+}
+
+/// Deletes an image, and its data once nothing needs it.
+pub(crate) async fn remove(app: &App, caller: &Caller, id: &str) -> Result<(), Fault> {
     let (id, blob) = {
         let view = app.view();
-        let (id, image) = owned(&view, &caller, &id)?;
+        let (id, image) = owned(&view, caller, id)?;
         if image.protected {
             return Err(Fault::forbidden(format!("Image {id} is protected and cannot be deleted.")));
         }
@@ -391,9 +430,9 @@ async fn delete(State(app): State<App>, caller: Caller, Path(id): Path<String>) 
     };
     app.transact(move |tx| Ok(tx.delete(RecordId { kind: Kind::Image, id })?)).await?;
     if let Some(blob) = blob {
-        drop_unused(&app, &blob).await;
+        drop_unused(app, &blob).await;
     }
-    empty(StatusCode::NO_CONTENT)
+    Ok(())
 }
 
 /// Removes the data if no image and no server needs it. Other sites keep what they have cached until they need room.
@@ -461,14 +500,12 @@ async fn upload(State(app): State<App>, caller: Caller, Path(id): Path<String>, 
         sha512: stored.sha512,
         site: app.node().site().to_string(),
     };
-    app.transact(move |tx| {
-        tx.update::<Image, Fault>(id, |image| {
-            if image.data.is_some() {
-                return Err(Fault::conflict(format!("Image {id} has data already.")));
-            }
-            image.data = Some(data);
-            Ok(())
-        })
+    edit(&app, id, move |image| {
+        if image.data.is_some() {
+            return Err(Fault::conflict(format!("Image {id} has data already.")));
+        }
+        image.data = Some(data);
+        Ok(())
     })
     .await?;
     empty(StatusCode::NO_CONTENT)
@@ -496,7 +533,7 @@ async fn change_tags(
     edit: impl FnOnce(&mut Image) -> Result<(), Fault> + Send + 'static,
 ) -> Reply {
     let id = owned(&app.view(), caller, id)?.0;
-    app.transact(move |tx| tx.update::<Image, Fault>(id, edit)).await?;
+    self::edit(app, id, edit).await?;
     empty(StatusCode::NO_CONTENT)
 }
 
@@ -521,6 +558,36 @@ async fn delete_tag(State(app): State<App>, caller: Caller, Path((id, tag)): Pat
 async fn members(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Reply {
     find(&app.view(), &caller, &id)?;
     ok(&json!({"members": [], "schema": "/v2/schemas/members"}))
+}
+
+// ---- what images do not have yet
+
+async fn no_sharing(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Reply {
+    owned(&app.view(), &caller, &id)?;
+    Err(Fault::not_implemented(
+        "LUC does not share images with single projects yet: make the image public or community.",
+    ))
+}
+
+async fn no_member(State(app): State<App>, caller: Caller, Path((id, member)): Path<(String, String)>) -> Reply {
+    find(&app.view(), &caller, &id)?;
+    Err(Fault::not_found(format!("{member} is not a member of image {id}: LUC does not share images so yet.")))
+}
+
+async fn no_action(State(app): State<App>, caller: Caller, Path((id, action)): Path<(String, String)>) -> Reply {
+    owned(&app.view(), &caller, &id)?;
+    Err(Fault::not_implemented(format!("LUC does not have the image action {action} yet.")))
+}
+
+async fn no_import(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Reply {
+    owned(&app.view(), &caller, &id)?;
+    Err(Fault::not_implemented("LUC takes image data by upload only: PUT /v2/images/{id}/file."))
+}
+
+async fn member_schema(_: Caller) -> Reply {
+    let text = json!({"type": "string"});
+    let properties = json!({"member_id": text, "image_id": text, "status": text, "created_at": text, "updated_at": text, "schema": text});
+    ok(&json!({"name": "member", "properties": properties}))
 }
 
 fn schema() -> Value {

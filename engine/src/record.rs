@@ -204,6 +204,8 @@ pub struct Image {
     pub properties: BTreeMap<String, String>,
     /// Creation, Unix milliseconds.
     pub created_at: Millis,
+    /// Last change, Unix milliseconds. For people.
+    pub updated_at: Millis,
     /// The data, once uploaded.
     pub data: Option<ImageData>,
 }

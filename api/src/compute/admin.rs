@@ -87,9 +87,7 @@ fn render_hypervisor(app: &App, view: &View, id: HostId, host: &Host, version: M
     let service_id = if version.0 >= 53 { json!(id.to_string()) } else { json!(old_id(id.0)) };
     value["service"] = json!({"host": host.name, "id": service_id, "disabled_reason": reason});
     if version.0 >= 53 {
-        value["servers"] = servers_on(view, id)
-            .map(|server| json!({"uuid": server.to_string(), "name": format!("luc-{server}")}))
-            .collect();
+        value["servers"] = servers_on(view, id).map(render_server_on).collect();
     }
     if version.0 >= 88 {
         value["uptime"] = Value::Null;
@@ -179,6 +177,61 @@ pub(super) async fn hypervisor(
     ok(&json!({"hypervisor": render_hypervisor(&app, &view, id, host, version, true)}))
 }
 
+/// Hosts whose name contains the pattern, until 2.52; later the list has a filter.
+fn matching<'a>(view: &'a View, pattern: &str) -> Result<Vec<(HostId, &'a Host)>, Fault> {
+    let found: Vec<_> = hosts(view).into_iter().filter(|(_, host)| host.name.contains(pattern)).collect();
+    if found.is_empty() {
+        Err(Fault::not_found(format!("No hypervisor matching '{pattern}' could be found.")))
+    } else {
+        Ok(found)
+    }
+}
+
+pub(super) async fn search_hypervisors(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    Path(pattern): Path<String>,
+) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    super::until(version, 52)?;
+    let view = app.view();
+    let found = matching(&view, &pattern)?.into_iter();
+    let found = found.map(|(id, host)| render_hypervisor(&app, &view, id, host, version, false));
+    ok(&json!({"hypervisors": found.collect::<Vec<_>>()}))
+}
+
+pub(super) async fn hypervisor_servers(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    Path(pattern): Path<String>,
+) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    super::until(version, 52)?;
+    let view = app.view();
+    let with_servers = |(id, host): (HostId, &Host)| {
+        let mut value = render_hypervisor(&app, &view, id, host, version, false);
+        let servers: Vec<Value> = servers_on(&view, id).map(render_server_on).collect();
+        if !servers.is_empty() {
+            value["servers"] = json!(servers);
+        }
+        value
+    };
+    ok(&json!({"hypervisors": matching(&view, &pattern)?.into_iter().map(with_servers).collect::<Vec<_>>()}))
+}
+
+fn render_server_on(server: Uuid) -> Value {
+    json!({"uuid": server.to_string(), "name": format!("luc-{server}")})
+}
+
+/// Agents do not tell how long their machine has been up.
+pub(super) async fn hypervisor_uptime(caller: Caller, Extension(version): Extension<Microversion>) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    super::until(version, 87)?;
+    Err(Fault::not_implemented("LUC does not know the uptime of hypervisors."))
+}
+
 pub(super) async fn hypervisor_statistics(State(app): State<App>, caller: Caller) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
     let view = app.view();
@@ -244,7 +297,7 @@ pub(super) async fn update_service(
 ) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
     if version.0 < 53 {
-        return Err(Fault::not_implemented("Services are changed by their id, since microversion 2.53."));
+        return update_named_service(&app, &wanted, &body).await;
     }
     let unknown = || Fault::not_found(format!("Service {wanted} not found."));
     let id = Uuid::parse_str(&wanted).map_err(|_| unknown())?;
@@ -258,17 +311,46 @@ pub(super) async fn update_service(
         _ => return Err(Fault::bad("\"status\" must be enabled or disabled.")),
     };
     let reason = body.text("disabled_reason")?.unwrap_or_default().to_owned();
+    set_disabled(&app, id, disabled, reason).await?;
+    let view = app.view();
+    let host = view.get::<Host>(id).ok_or_else(unknown)?;
+    ok(&json!({"service": render_service(&app, &view, HostId(id), host, version)}))
+}
+
+async fn set_disabled(app: &App, host: Uuid, disabled: bool, reason: String) -> Result<(), Fault> {
     app.transact(move |tx| {
-        tx.update::<Host, Fault>(id, |host| {
+        tx.update::<Host, Fault>(host, |host| {
             host.disabled = disabled;
             host.disabled_reason = if disabled { reason } else { String::new() };
             Ok(())
         })
     })
-    .await?;
+    .await
+}
+
+/// Before 2.53 the path named what is done, and the body the host.
+async fn update_named_service(app: &App, verb: &str, body: &Object) -> Reply {
+    let disabled = match verb {
+        "enable" => false,
+        "disable" | "disable-log-reason" => true,
+        "force-down" => return Err(Fault::not_implemented("LUC does not have forced_down yet.")),
+        _ => return Err(Fault::not_found("Unknown action")),
+    };
+    let (name, binary) = (body.required("host")?, body.required("binary")?);
+    let unknown = || Fault::not_found(format!("Service {binary} on {name} not found."));
     let view = app.view();
-    let host = view.get::<Host>(id).ok_or_else(unknown)?;
-    ok(&json!({"service": render_service(&app, &view, HostId(id), host, version)}))
+    let found = hosts(&view).into_iter().find(|(_, host)| host.name == name && binary == "nova-compute");
+    let (id, _) = found.ok_or_else(unknown)?;
+    let reason = match verb {
+        "disable-log-reason" => body.required("disabled_reason")?.to_owned(),
+        _ => String::new(),
+    };
+    set_disabled(app, id.0, disabled, reason.clone()).await?;
+    let mut value = json!({"host": name, "binary": binary, "status": if disabled { "disabled" } else { "enabled" }});
+    if verb == "disable-log-reason" {
+        value["disabled_reason"] = json!(reason);
+    }
+    ok(&json!({"service": value}))
 }
 
 // ---- quotas
@@ -550,6 +632,27 @@ pub(super) async fn usage(
 }
 
 // ---- what there is none of yet
+
+/// Says so, to those who may ask; Nova has these for administrators.
+pub(super) async fn not_yet_for_administrators(caller: Caller, uri: axum::http::Uri) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    not_yet(caller, uri).await
+}
+
+/// Says so.
+pub(super) async fn not_yet(_: Caller, uri: axum::http::Uri) -> Reply {
+    let what = uri
+        .path()
+        .trim_matches('/')
+        .split('/')
+        .find(|part| part.starts_with("os-") || matches!(*part, "remote-consoles" | "diagnostics"));
+    Err(Fault::not_implemented(format!("LUC does not have {} yet.", what.unwrap_or("this"))))
+}
+
+/// What Nova once passed on to the network service.
+pub(super) async fn no_networks(_: Caller) -> Reply {
+    Err(Fault::not_found("LUC has no networks yet: create servers with --nic none."))
+}
 
 pub(super) async fn no_aggregates(caller: Caller) -> Reply {
     policy::check(&caller, Action::Administer, None)?;

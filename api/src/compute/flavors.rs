@@ -328,7 +328,9 @@ pub(super) async fn change_access(
     edit(&app, record, move |flavor| {
         let known = flavor.access.contains_key(&project);
         if add && known {
-            return Err(Fault::conflict(format!("Flavor access already exists for flavor {id} and project {project}.")));
+            return Err(Fault::conflict(format!(
+                "Flavor access already exists for flavor {id} and project {project}."
+            )));
         }
         if !add && !known {
             return Err(Fault::not_found(format!("Flavor access not found for {id} / {project} combination.")));

@@ -91,14 +91,20 @@ pub(super) async fn create(
     let given = body.inner("keypair")?;
     let user = owner(&caller, given.text("user_id")?.filter(|_| version.0 >= 10))?;
     let name = given.required("name")?.to_owned();
+    if version.0 < 92 && !name.chars().all(|c| c.is_ascii_alphanumeric() || "@._- ".contains(c)) {
+        return Err(Fault::bad("A key pair's name is letters, digits, spaces and any of @._-"));
+    }
     let key_type = given.text("type")?.unwrap_or("ssh");
     if key_type != "ssh" {
         return Err(Fault::bad("LUC has keypairs of type ssh."));
     }
-    let Some(public_key) = given.text("public_key")? else {
-        return Err(Fault::bad("\"public_key\" is required: keys are made where they are used (ssh-keygen)."));
+    let (public_key, private_key) = match given.text("public_key")? {
+        Some(public_key) => (public_key.trim().to_owned(), None),
+        None if version.0 >= 92 => {
+            return Err(Fault::bad("\"public_key\" is required since microversion 2.92."));
+        }
+        None => generate().map(|(public, private)| (public, Some(private)))?,
     };
-    let public_key = public_key.trim().to_owned();
     let fingerprint = fingerprint(&public_key)
         .ok_or_else(|| Fault::bad("Keypair data is invalid: failed to generate fingerprint"))?;
     let keypair =
@@ -112,6 +118,9 @@ pub(super) async fn create(
     .await?;
     let mut value = render(&keypair, version);
     value["user_id"] = json!(user.simple().to_string());
+    if let Some(private_key) = private_key {
+        value["private_key"] = json!(private_key);
+    }
     let status = if version.0 >= 2 { StatusCode::CREATED } else { StatusCode::OK };
     Ok(json_reply(status, &json!({"keypair": value})))
 }
@@ -128,6 +137,17 @@ pub(super) async fn delete(
     let id = find(&app.view(), user, &name)?.0;
     app.transact(move |tx| Ok(tx.delete(RecordId { kind: Kind::Keypair, id })?)).await?;
     empty(if version.0 >= 2 { StatusCode::NO_CONTENT } else { StatusCode::ACCEPTED })
+}
+
+/// A new key pair, public and private, as OpenSSH writes them. The private half is shown once and kept nowhere.
+fn generate() -> Result<(String, String), Fault> {
+    use ssh_key::private::{Ed25519Keypair, PrivateKey};
+    let key = PrivateKey::from(Ed25519Keypair::from_seed(&rand::random()));
+    let written = (key.public_key().to_openssh(), key.to_openssh(ssh_key::LineEnding::LF));
+    match written {
+        (Ok(public), Ok(private)) => Ok((public, private.to_string())),
+        (Err(error), _) | (_, Err(error)) => Err(Fault::unavailable(format!("No key pair could be made: {error}"))),
+    }
 }
 
 /// MD5 of the key's blob in Nova's colon form; none if it is no public key as OpenSSH writes it.

@@ -8,6 +8,7 @@ mod actions;
 mod admin;
 mod create;
 mod flavors;
+mod images;
 mod keypairs;
 mod render;
 mod servers;
@@ -24,7 +25,7 @@ use uuid::Uuid;
 
 use crate::app::App;
 use crate::auth::Caller;
-use crate::http::Fault;
+use crate::http::{Fault, Microversion};
 use crate::policy::{self, Action};
 
 pub(crate) fn routes() -> Router<App> {
@@ -47,9 +48,11 @@ fn versioned() -> Router<App> {
         .route("/servers/{id}/ips", get(servers::ips))
         .route("/servers/{id}/os-instance-actions", get(servers::instance_actions))
         .route("/servers/{id}/os-instance-actions/{request}", get(servers::instance_action))
-        .route("/servers/{id}/os-volume_attachments", get(servers::no_attachments))
-        .route("/servers/{id}/os-interface", get(servers::no_interfaces))
+        .route("/servers/{id}/os-volume_attachments", get(servers::no_attachments).post(admin::not_yet))
+        .route("/servers/{id}/os-interface", get(servers::no_interfaces).post(admin::not_yet))
         .route("/servers/{id}/os-security-groups", get(servers::no_security_groups))
+        .route("/servers/{id}/remote-consoles", post(admin::not_yet))
+        .route("/servers/{id}/diagnostics", get(admin::not_yet_for_administrators))
         .route("/flavors", get(flavors::list).post(flavors::create))
         .route("/flavors/detail", get(flavors::detail))
         .route("/flavors/{id}", get(flavors::show).put(flavors::update).delete(flavors::delete))
@@ -60,6 +63,11 @@ fn versioned() -> Router<App> {
             "/flavors/{id}/os-extra_specs/{key}",
             get(flavors::extra_spec).put(flavors::set_extra_spec).delete(flavors::delete_extra_spec),
         )
+        .route("/images", get(images::list))
+        .route("/images/detail", get(images::detail))
+        .route("/images/{id}", get(images::show).delete(images::delete))
+        .route("/images/{id}/metadata", get(images::metadata).put(images::set_metadata).post(images::add_metadata))
+        .route("/images/{id}/metadata/{key}", get(images::item).put(images::set_item).delete(images::delete_item))
         .route("/os-keypairs", get(keypairs::list).post(keypairs::create))
         .route("/os-keypairs/{name}", get(keypairs::show).delete(keypairs::delete))
         .route("/os-availability-zone", get(admin::zones))
@@ -68,6 +76,9 @@ fn versioned() -> Router<App> {
         .route("/os-hypervisors/detail", get(admin::hypervisors_detail))
         .route("/os-hypervisors/statistics", get(admin::hypervisor_statistics))
         .route("/os-hypervisors/{id}", get(admin::hypervisor))
+        .route("/os-hypervisors/{id}/search", get(admin::search_hypervisors))
+        .route("/os-hypervisors/{id}/servers", get(admin::hypervisor_servers))
+        .route("/os-hypervisors/{id}/uptime", get(admin::hypervisor_uptime))
         .route("/os-services", get(admin::services))
         .route("/os-services/{id}", put(admin::update_service))
         .route("/os-quota-sets/{project}", get(admin::quota).put(admin::set_quota).delete(admin::reset_quota))
@@ -76,10 +87,19 @@ fn versioned() -> Router<App> {
         .route("/limits", get(admin::limits))
         .route("/os-simple-tenant-usage", get(admin::usages))
         .route("/os-simple-tenant-usage/{project}", get(admin::usage))
-        .route("/os-aggregates", get(admin::no_aggregates))
-        .route("/os-server-groups", get(admin::no_server_groups))
+        .route("/os-aggregates", get(admin::no_aggregates).post(admin::not_yet_for_administrators))
+        .route("/os-server-groups", get(admin::no_server_groups).post(admin::not_yet))
         .route("/os-migrations", get(admin::no_migrations))
+        .route("/os-networks", get(admin::no_networks))
+        .route("/os-tenant-networks", get(admin::no_networks))
+        .route("/os-security-groups", get(admin::no_networks))
+        .route("/os-floating-ips", get(admin::no_networks))
         .route("/extensions", get(admin::no_extensions))
+}
+
+/// What newer microversions do not have.
+fn until(version: Microversion, last: u32) -> Result<(), Fault> {
+    if version.0 <= last { Ok(()) } else { Err(Fault::not_found(format!("Gone since microversion 2.{}.", last + 1))) }
 }
 
 /// How a host is: `up`, `down`, or `unknown` where its site cannot be reached.

@@ -274,7 +274,9 @@ pub(super) fn given_hostname(given: &Object, version: Microversion) -> Result<Op
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
     let ends = |c: char| c == '-' || c == '.';
     if text.len() < 2 || text.len() > 63 || !text.chars().all(plain) || text.starts_with(ends) || text.ends_with(ends) {
-        return Err(Fault::bad("\"hostname\" must be 2 to 63 letters, digits, '-' and '.', none of these at its ends."));
+        return Err(Fault::bad(
+            "\"hostname\" must be 2 to 63 letters, digits, '-' and '.', none of these at its ends.",
+        ));
     }
     Ok(Some(text.to_owned()))
 }
