@@ -79,7 +79,12 @@ fn nova(base: &str) -> Value {
 }
 
 async fn compute_versions(State(app): State<App>, headers: HeaderMap) -> Response {
-    json_reply(StatusCode::OK, &json!({"versions": [nova(&base(&app, &headers))]}))
+    let base = base(&app, &headers);
+    let first = json!({
+        "id": "v2.0", "status": "SUPPORTED", "version": "", "min_version": "", "updated": "2011-01-21T11:33:21Z",
+        "links": [{"rel": "self", "href": format!("{base}/compute/v2/")}],
+    });
+    json_reply(StatusCode::OK, &json!({"versions": [first, nova(&base)]}))
 }
 
 async fn compute_version(State(app): State<App>, headers: HeaderMap) -> Response {

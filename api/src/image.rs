@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use futures_util::TryStreamExt;
 use luc_compute::tool::Limits;
-use luc_engine::record::{Image, ImageData, Kind, RecordId, Server};
+use luc_engine::record::{Image, ImageData, Kind, Project, RecordId, Server};
 use luc_engine::view::View;
 use luc_sync::blob::BlobError;
 use luc_sync::node::now;
@@ -320,6 +320,9 @@ async fn create(State(app): State<App>, caller: Caller, body: Object) -> Reply {
     let record = image.clone();
     app.transact(move |tx| {
         let owner = RecordId { kind: Kind::Project, id: record.project };
+        if tx.view().get::<Project>(record.project).is_none() {
+            return Err(Fault::bad("owner must be a project's id."));
+        }
         Ok(tx.create(id, record, &[owner]).map(|_| ())?)
     })
     .await?;

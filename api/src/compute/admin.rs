@@ -437,6 +437,21 @@ pub(super) async fn default_quota(
     ok(&render_quota(id, &amount(instances, vcpus, memory), version, None))
 }
 
+/// The only class of quotas is what new projects get; it is set in the configuration of each site.
+pub(super) async fn quota_class(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    Path(class): Path<String>,
+) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let [instances, vcpus, memory] = app.settings().default_quota;
+    let mut value = render_quota(None, &amount(instances, vcpus, memory), version, None);
+    let mut set = value["quota_set"].take();
+    set["id"] = json!(class);
+    ok(&json!({"quota_class_set": set}))
+}
+
 pub(super) async fn set_quota(
     State(app): State<App>,
     caller: Caller,

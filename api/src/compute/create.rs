@@ -264,6 +264,8 @@ fn parse(
     let description =
         if version.0 >= 19 { given.text("description")?.unwrap_or_default().to_owned() } else { name.clone() };
     let hostname = super::servers::given_hostname(given, version)?.unwrap_or_else(|| host_name(&name));
+    let metadata = given.strings("metadata")?.unwrap_or_default();
+    super::servers::checked(&metadata)?;
     let action = ServerAction { action: "create".into(), user: caller.user, start: now };
     let server = Server {
         project,
@@ -277,7 +279,7 @@ fn parse(
         availability_zone,
         flavor,
         image,
-        metadata: given.strings("metadata")?.unwrap_or_default(),
+        metadata,
         tags: tags(given)?,
         key_name: key.as_ref().map(|key| key.name.clone()),
         public_key: key.map(|key| key.public_key),

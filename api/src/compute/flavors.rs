@@ -265,7 +265,14 @@ pub(super) async fn set_extra_spec(
 ) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
     let record = visible(&app.view(), &caller, &id)?.0;
-    let value = body.text(&key)?.ok_or_else(|| Fault::bad("The body must hold the key of the path."))?.to_owned();
+    if body.0.len() != 1 {
+        return Err(Fault::bad("The body must hold the key of the path and no other."));
+    }
+    let value = body
+        .text(&key)?
+        .filter(|value| value.chars().count() <= 255)
+        .ok_or_else(|| Fault::bad("The body must hold the key of the path."))?
+        .to_owned();
     let answer = json!({&key: &value});
     edit(&app, record, move |flavor| {
         flavor.extra_specs.insert(key, value);

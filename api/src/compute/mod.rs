@@ -29,7 +29,8 @@ use crate::http::{Fault, Microversion};
 use crate::policy::{self, Action};
 
 pub(crate) fn routes() -> Router<App> {
-    Router::new().nest("/v2.1", versioned())
+    // Clients of Nova's first API speak to `/v2`: it is v2.1 at its lowest version.
+    Router::new().nest("/v2.1", versioned()).nest("/v2", versioned())
 }
 
 fn versioned() -> Router<App> {
@@ -84,6 +85,7 @@ fn versioned() -> Router<App> {
         .route("/os-quota-sets/{project}", get(admin::quota).put(admin::set_quota).delete(admin::reset_quota))
         .route("/os-quota-sets/{project}/detail", get(admin::quota_detail))
         .route("/os-quota-sets/{project}/defaults", get(admin::default_quota))
+        .route("/os-quota-class-sets/{class}", get(admin::quota_class).put(admin::not_yet_for_administrators))
         .route("/limits", get(admin::limits))
         .route("/os-simple-tenant-usage", get(admin::usages))
         .route("/os-simple-tenant-usage/{project}", get(admin::usage))

@@ -332,7 +332,7 @@ pub(super) async fn metadata(State(app): State<App>, caller: Caller, Path(id): P
     ok(&json!({"metadata": server_in(&view, id)?.metadata}))
 }
 
-fn checked(metadata: &BTreeMap<String, String>) -> Result<(), Fault> {
+pub(super) fn checked(metadata: &BTreeMap<String, String>) -> Result<(), Fault> {
     if metadata.len() > 128 {
         return Err(Fault::forbidden("Maximum number of metadata items exceeds 128"));
     }
