@@ -1,0 +1,124 @@
+//! A cloud in one process: replicas on memory stores, and a network that loses, repeats and reorders.
+#![allow(clippy::unwrap_used, missing_docs, dead_code, unreachable_pub)]
+
+use std::collections::BTreeMap;
+
+use ed25519_dalek::SigningKey;
+use luc_engine::entry::{Member, MemberOp};
+use luc_engine::id::{CloudId, EntryId, ReplicaId, SiteName};
+use luc_engine::replica::{Identity, Received, Replica, founded_by, read_log};
+use luc_engine::store::{Batch, MemoryStore, Store, Table};
+use luc_engine::tx::Refusal;
+
+pub fn key(n: u8) -> SigningKey {
+    SigningKey::from_bytes(&[n + 1; 32])
+}
+
+pub fn member(n: u8) -> Member {
+    let public_key = key(n).verifying_key().to_bytes();
+    Member {
+        replica: ReplicaId::of_key(&public_key),
+        public_key,
+        site: SiteName::new(&format!("site-{n}")).unwrap(),
+        addresses: vec![],
+        identity_authority: true,
+        sponsor: true,
+        index: u32::from(n),
+    }
+}
+
+pub fn cloud() -> CloudId {
+    founded_by(&key(0).verifying_key().to_bytes())
+}
+
+pub struct Cloud {
+    pub replicas: Vec<Replica>,
+    pub disks: Vec<MemoryStore>,
+    pub clock: u64,
+}
+
+impl Cloud {
+    /// A founder and `others` who joined it.
+    pub fn new(others: u8) -> Self {
+        let disk = MemoryStore::default();
+        let identity = Identity { cloud: cloud(), key: key(0) };
+        let founder = Replica::found(identity, Box::new(disk.clone()), member(0), 1).unwrap();
+        let mut cloud = Self { replicas: vec![founder], disks: vec![disk], clock: 1 };
+        for n in 1..=others {
+            cloud.join(n);
+        }
+        cloud
+    }
+
+    pub fn join(&mut self, n: u8) {
+        let now = self.tick();
+        self.replicas[0].transact::<_, Refusal>(now, |tx| tx.membership(MemberOp::Join(member(n)))).unwrap();
+        self.replicas[0].flush().unwrap();
+        let mut disk = MemoryStore::default();
+        Replica::prepare(&mut disk).unwrap();
+        disk.commit(&snapshot(&self.replicas[0])).unwrap();
+        let identity = Identity { cloud: cloud(), key: key(n) };
+        self.replicas.push(Replica::open(identity, Box::new(disk.clone())).unwrap());
+        self.disks.push(disk);
+    }
+
+    pub fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// Opens a replica anew from its disk: what was not flushed is lost.
+    pub fn restart(&mut self, at: usize) {
+        let identity = self.replicas[at].identity().clone();
+        self.replicas[at] = Replica::open(identity, Box::new(self.disks[at].clone())).unwrap();
+    }
+
+    /// Every entry that is on one replica's disk, by author and number.
+    pub fn log(&self, at: usize) -> BTreeMap<EntryId, Vec<u8>> {
+        let reader = self.disks[at].reader().unwrap();
+        let mut entries = BTreeMap::new();
+        for author in self.replicas.iter().map(|replica| replica.identity().replica()) {
+            let mut next = EntryId { author, number: 1 };
+            while let Some(bytes) = read_log(&*reader, next, 1, 1).unwrap().pop() {
+                entries.insert(next, bytes);
+                next.number += 1;
+            }
+        }
+        entries
+    }
+
+    /// Everybody gets everything, in whatever order it can be applied.
+    pub fn exchange_all(&mut self) {
+        for replica in &mut self.replicas {
+            replica.flush().unwrap();
+        }
+        let all: BTreeMap<EntryId, Vec<u8>> = (0..self.replicas.len()).flat_map(|at| self.log(at)).collect();
+        for replica in &mut self.replicas {
+            let mut rest: Vec<&Vec<u8>> = all.values().collect();
+            while !rest.is_empty() {
+                let before = rest.len();
+                rest.retain(|bytes| match replica.receive(bytes) {
+                    Received::Applied | Received::Known => false,
+                    Received::Waiting(_) => true,
+                    Received::Refused(rejection) => panic!("refused: {rejection}"),
+                });
+                assert!(rest.len() < before, "entries wait for ever");
+            }
+            replica.flush().unwrap();
+        }
+    }
+}
+
+/// The rows of a snapshot.
+pub fn snapshot(replica: &Replica) -> Batch {
+    let reader = replica.reader().unwrap();
+    let mut batch = Batch::default();
+    for table in Table::in_snapshot() {
+        let mut put = |key: &[u8], value: &[u8]| {
+            batch.put(table, key.to_vec(), value.to_vec());
+            true
+        };
+        reader.scan(table, &[], &mut put).unwrap();
+    }
+    batch
+}
