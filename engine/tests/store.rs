@@ -2,7 +2,7 @@
 //! acknowledged before the last flush that reached the disk (rule `acknowledged-is-durable`).
 //!
 //! A backend records every write; a crash keeps all that was synchronised, an arbitrary part of what was not, and may
-//! tear the last write at any byte. Broken once to see it fail: acknowledging before the commit.
+//! tear the last write at any byte.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
