@@ -65,8 +65,11 @@ struct Stage {
     cloud: Cloud,
     pool: PoolId,
     claim: ClaimId,
+    quota_claim: ClaimId,
     server: Uuid,
     host: HostId,
+    /// What the rogue says it has seen: everything but the grant that replica 1 made to it.
+    but_the_grant: Frontier,
 }
 
 fn stage() -> Stage {
@@ -75,18 +78,23 @@ fn stage() -> Stage {
     let (host, server) = (HostId(Uuid::from_u128(9)), Uuid::from_u128(8));
     let agent_key = key(50).verifying_key().to_bytes();
     let site = member(0).site;
-    let ((pool, claim), _) = cloud.replicas[0]
+    let ((pool, claim, quota_claim), _) = cloud.replicas[0]
         .transact::<_, Refusal>(2, |tx| {
             tx.membership(MemberOp::Join(rogue))?;
             let pool = tx.mint(Subject::Host { host, site, agent_key }, vcpus(10))?;
             let id = tx.create(server, Server { name: "s".into(), ..Server::default() }, &[])?;
             let claim = tx.claim(&[pool], &vcpus(2), id, 1)?;
-            tx.grant(pool, member(3).replica, vcpus(3))?;
-            Ok((pool, claim))
+            tx.grant(pool, member(1).replica, vcpus(3))?;
+            let quota = tx.mint(Subject::Quota { project: Uuid::nil() }, vcpus(10))?;
+            let quota_claim = tx.claim(&[quota], &vcpus(2), id, 0)?;
+            Ok((pool, claim, quota_claim))
         })
         .unwrap();
     cloud.exchange_all();
-    Stage { cloud, pool, claim, server, host }
+    let but_the_grant = cloud.replicas[0].view().frontier().clone();
+    cloud.replicas[1].transact::<_, Refusal>(3, |tx| tx.grant(pool, member(3).replica, vcpus(3))).unwrap();
+    cloud.exchange_all();
+    Stage { cloud, pool, claim, quota_claim, server, host, but_the_grant }
 }
 
 fn refused(received: &Received) -> bool {
@@ -117,7 +125,7 @@ fn record(kind: Kind, n: u128) -> RecordId {
 fn every_attack_of_a_member_is_refused_by_all_alike() {
     let seen = stage().cloud.replicas[0].view().frontier().clone();
     let mallory = Rogue::new(3);
-    let Stage { pool, claim, server, host, .. } = stage();
+    let Stage { pool, claim, quota_claim, server, host, but_the_grant, .. } = stage();
     let ledger = |op: LedgerOp| (Header { ledger: vec![op], ..mallory.header(&seen) }, vec![]);
     let content = |op: ContentOp| (mallory.header(&seen), vec![op]);
     let spent = |amount| LedgerOp::Claim { pool, amount, record: record(Kind::Server, 8), epoch: 1 };
@@ -141,7 +149,6 @@ fn every_attack_of_a_member_is_refused_by_all_alike() {
     let own = |op: MemberOp| (Header { members: vec![op], ..mallory.header(&seen) }, vec![]);
     let mut future = seen.clone();
     future.set(member(0).replica, Tip { number: seen.number(member(0).replica), hash: 1 });
-    let nothing_seen = Frontier::default();
     let attacks = [
         ("spends more than it holds", ledger(spent(vcpus(4)))),
         ("spends in a dimension it has none of", ledger(spent([(Dimension::DiskGib, 1)].into_iter().collect()))),
@@ -150,7 +157,8 @@ fn every_attack_of_a_member_is_refused_by_all_alike() {
         ("burns what it does not hold", ledger(LedgerOp::Burn { pool, amount: vcpus(9) })),
         ("grants to a stranger", ledger(LedgerOp::Grant { pool, to: stranger.replica, amount: vcpus(1) })),
         ("grants to itself", ledger(LedgerOp::Grant { pool, to: member(3).replica, amount: vcpus(1) })),
-        ("releases another's claim", ledger(LedgerOp::Release { claim })),
+        ("releases another's claim on a host", ledger(LedgerOp::Release { claim })),
+        ("releases another's claim on a quota", ledger(LedgerOp::Release { claim: quota_claim })),
         (
             "makes the pool of another site's host",
             ledger(LedgerOp::Mint {
@@ -187,7 +195,7 @@ fn every_attack_of_a_member_is_refused_by_all_alike() {
         // The grant exists, and some hold it, but the spender does not name it: all refuse (E3).
         (
             "spends a right that it does not name",
-            (Header { ledger: vec![spent(vcpus(1))], ..mallory.header(&nothing_seen) }, vec![]),
+            (Header { ledger: vec![spent(vcpus(1))], ..mallory.header(&but_the_grant) }, vec![]),
         ),
     ];
     for (what, (header, content)) in attacks {
