@@ -22,6 +22,8 @@ pub(crate) fn routes() -> Router<App> {
         .route("/identity/v3/", get(identity_version))
         .route("/compute", get(compute_versions))
         .route("/compute/", get(compute_versions))
+        .route("/compute/v2", get(first_compute_version))
+        .route("/compute/v2/", get(first_compute_version))
         .route("/compute/v2.1", get(compute_version))
         .route("/compute/v2.1/", get(compute_version))
         .route("/image", get(image_versions))
@@ -78,13 +80,24 @@ fn nova(base: &str) -> Value {
     })
 }
 
-async fn compute_versions(State(app): State<App>, headers: HeaderMap) -> Response {
-    let base = base(&app, &headers);
-    let first = json!({
+/// Nova's first API: the same, at the lowest version.
+fn first_nova(base: &str) -> Value {
+    json!({
         "id": "v2.0", "status": "SUPPORTED", "version": "", "min_version": "", "updated": "2011-01-21T11:33:21Z",
         "links": [{"rel": "self", "href": format!("{base}/compute/v2/")}],
-    });
-    json_reply(StatusCode::OK, &json!({"versions": [first, nova(&base)]}))
+    })
+}
+
+async fn compute_versions(State(app): State<App>, headers: HeaderMap) -> Response {
+    let base = base(&app, &headers);
+    json_reply(StatusCode::OK, &json!({"versions": [first_nova(&base), nova(&base)]}))
+}
+
+async fn first_compute_version(State(app): State<App>, headers: HeaderMap) -> Response {
+    let mut version = first_nova(&base(&app, &headers));
+    version["media-types"] =
+        json!([{"base": "application/json", "type": "application/vnd.openstack.compute+json;version=2"}]);
+    json_reply(StatusCode::OK, &json!({"version": version}))
 }
 
 async fn compute_version(State(app): State<App>, headers: HeaderMap) -> Response {

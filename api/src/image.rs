@@ -85,7 +85,7 @@ fn render(id: Uuid, image: &Image) -> Value {
         "created_at": stamp(image.created_at), "updated_at": stamp(image.updated_at.max(image.created_at)),
         "size": data.map(|data| data.size), "virtual_size": data.map(|data| data.virtual_size),
         "checksum": data.map(|data| &data.md5), "os_hash_algo": data.map(|_| "sha512"),
-        "os_hash_value": data.map(|data| &data.sha512), "os_hidden": false,
+        "os_hash_value": data.map(|data| &data.sha512), "os_hidden": image.hidden,
         "self": format!("/v2/images/{id}"), "file": format!("/v2/images/{id}/file"), "schema": "/v2/schemas/image",
     });
     if let Value::Object(own) = own {
@@ -147,7 +147,9 @@ async fn list(
         .all::<Image>()
         .filter(|(id, image)| {
             let size = image.data.as_ref().map_or(0, |data| data.size);
+            let hidden = filters.get("os_hidden").is_some_and(|wanted| wanted.eq_ignore_ascii_case("true"));
             shown(image)
+                && image.hidden == hidden
                 && any("id", &id.to_string())
                 && any("name", &image.name)
                 && any("status", if image.data.is_some() { "active" } else { "queued" })
@@ -213,7 +215,7 @@ async fn show(State(app): State<App>, caller: Caller, Path(id): Path<String>) ->
 }
 
 /// Fields that only LUC sets.
-const READ_ONLY: [&str; 15] = [
+const READ_ONLY: [&str; 14] = [
     "status",
     "size",
     "virtual_size",
@@ -227,7 +229,6 @@ const READ_ONLY: [&str; 15] = [
     "locations",
     "os_hash_algo",
     "os_hash_value",
-    "os_hidden",
     "id",
 ];
 
@@ -272,6 +273,7 @@ fn set(image: &mut Image, key: &str, value: &Value, caller: &Caller) -> Result<(
         "protected" => {
             image.protected = value.as_bool().ok_or_else(|| Fault::bad("protected must be true or false."))?
         }
+        "os_hidden" => image.hidden = value.as_bool().ok_or_else(|| Fault::bad("os_hidden must be true or false."))?,
         "min_disk" => image.min_disk_gib = number()?,
         "min_ram" => image.min_ram_mib = number()?,
         "owner" => {
@@ -401,8 +403,18 @@ fn parse_step(step: &Value) -> Result<Step, Fault> {
 }
 
 /// Fields that every image has: they can be replaced, never removed.
-const BASE: [&str; 9] =
-    ["name", "disk_format", "container_format", "visibility", "protected", "min_disk", "min_ram", "owner", "tags"];
+const BASE: [&str; 10] = [
+    "name",
+    "disk_format",
+    "container_format",
+    "visibility",
+    "protected",
+    "os_hidden",
+    "min_disk",
+    "min_ram",
+    "owner",
+    "tags",
+];
 
 fn apply_step(image: &mut Image, step: &Step, caller: &Caller) -> Result<(), Fault> {
     let Step { op, key, value } = step;

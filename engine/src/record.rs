@@ -194,6 +194,8 @@ pub struct Image {
     pub visibility: String,
     /// Cannot be deleted while set.
     pub protected: bool,
+    /// Shown in lists only to those who ask for hidden images.
+    pub hidden: bool,
     /// Refuse flavors with a smaller disk, GiB.
     pub min_disk_gib: u64,
     /// Refuse flavors with less memory, MiB.

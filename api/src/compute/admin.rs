@@ -163,6 +163,11 @@ pub(super) async fn hypervisors_detail(
     all_hypervisors(&app, &caller, &filters, version, true)
 }
 
+fn find_hypervisor<'a>(view: &'a View, wanted: &str) -> Result<(HostId, &'a Host), Fault> {
+    let found = hosts(view).into_iter().find(|(id, _)| id.to_string() == wanted || old_id(id.0).to_string() == wanted);
+    found.ok_or_else(|| Fault::not_found(format!("Hypervisor with ID '{wanted}' could not be found.")))
+}
+
 pub(super) async fn hypervisor(
     State(app): State<App>,
     caller: Caller,
@@ -171,9 +176,7 @@ pub(super) async fn hypervisor(
 ) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
     let view = app.view();
-    let found = hosts(&view).into_iter().find(|(id, _)| id.to_string() == wanted || old_id(id.0).to_string() == wanted);
-    let (id, host) =
-        found.ok_or_else(|| Fault::not_found(format!("Hypervisor with ID '{wanted}' could not be found.")))?;
+    let (id, host) = find_hypervisor(&view, &wanted)?;
     ok(&json!({"hypervisor": render_hypervisor(&app, &view, id, host, version, true)}))
 }
 
@@ -226,9 +229,15 @@ fn render_server_on(server: Uuid) -> Value {
 }
 
 /// Agents do not tell how long their machine has been up.
-pub(super) async fn hypervisor_uptime(caller: Caller, Extension(version): Extension<Microversion>) -> Reply {
+pub(super) async fn hypervisor_uptime(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    Path(wanted): Path<String>,
+) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
     super::until(version, 87)?;
+    find_hypervisor(&app.view(), &wanted)?;
     Err(Fault::not_implemented("LUC does not know the uptime of hypervisors."))
 }
 

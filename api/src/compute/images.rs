@@ -65,7 +65,7 @@ fn select<'a>(
             && since.is_none_or(|since| image.updated_at.max(image.created_at) >= since)
             // No image is made from a server yet.
             && !filters.contains_key("server")
-            && !filters.get("type").is_some_and(|kind| kind == "snapshot")
+            && filters.get("type").is_none_or(|kind| kind != "snapshot")
     };
     let mut found: Vec<_> = view.all::<Image>().filter(is_kept).collect();
     found.sort_by_key(|(id, image)| std::cmp::Reverse((image.created_at, *id)));

@@ -265,18 +265,27 @@ pub(super) fn disk_config(given: &Object) -> Result<Option<String>, Fault> {
     }
 }
 
-/// `hostname`, of letters, digits, '-' and '.'. What a guest was told when it was made is not changed by it.
+/// `hostname`: a label since 2.90, a whole domain name since 2.94. What a guest was told when it was made is not
+/// changed by it.
 pub(super) fn given_hostname(given: &Object, version: Microversion) -> Result<Option<String>, Fault> {
     let Some(text) = given.text("hostname")? else { return Ok(None) };
-    if version.0 < 90 {
-        return Err(Fault::bad("\"hostname\" needs microversion 2.90."));
-    }
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    let (longest, dots) = match version.0 {
+        ..90 => return Err(Fault::bad("\"hostname\" needs microversion 2.90.")),
+        90..94 => (63, false),
+        94.. => (255, true),
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || (dots && c == '.');
     let ends = |c: char| c == '-' || c == '.';
-    if text.len() < 2 || text.len() > 63 || !text.chars().all(plain) || text.starts_with(ends) || text.ends_with(ends) {
-        return Err(Fault::bad(
-            "\"hostname\" must be 2 to 63 letters, digits, '-' and '.', none of these at its ends.",
-        ));
+    if text.len() < 2
+        || text.len() > longest
+        || !text.chars().all(plain)
+        || text.starts_with(ends)
+        || text.ends_with(ends)
+    {
+        let dots = if dots { ", '.'" } else { "" };
+        return Err(Fault::bad(format!(
+            "\"hostname\" must be 2 to {longest} letters, digits{dots} and '-', with a letter or digit at both ends."
+        )));
     }
     Ok(Some(text.to_owned()))
 }
