@@ -381,7 +381,7 @@ async fn story(demo: &Demo<'_>, clients: &[Client]) -> Result<()> {
     let two =
         tale("At paris: a server for lyon (its image goes there by itself)", create(paris, "bob", "lyon", &image))
             .await?;
-    let other = tale("At lyon: one for rennes", create(lyon, "erin", "rennes", &image)).await?;
+    let other = tale("And one for rennes", create(paris, "erin", "rennes", &image)).await?;
     tale("All three boot", async {
         active(paris, &one).await?;
         active(lyon, &two).await?;
