@@ -89,3 +89,102 @@ fn named(vm_state: &str) -> &'static str {
         _ => "SHUTOFF",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use luc_engine::agent::Fault;
+    use luc_engine::id::{ClaimId, EntryId, HostId, ReplicaId};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn seen(state: DomainState, launched: bool) -> Observation {
+        let entry = EntryId { author: ReplicaId(Uuid::nil()), number: 1 };
+        Observation {
+            host: HostId(Uuid::nil()),
+            server: Uuid::nil(),
+            claim: ClaimId { entry, index: 0 },
+            epoch: 0,
+            incarnation: 1,
+            counter: 1,
+            at: 1,
+            state,
+            task: None,
+            soft_reboots: 0,
+            hard_reboots: 0,
+            power_changes: 0,
+            launched_at: launched.then_some(1),
+            fault: None,
+        }
+    }
+
+    fn words(server: &Server, seen: Option<&Observation>, deleting: bool) -> String {
+        let Status { status, vm_state, task_state, power_state } = status(server, seen, deleting);
+        format!("{status} {vm_state} {} {power_state}", task_state.unwrap_or("-"))
+    }
+
+    #[test]
+    fn every_wish_and_observation_has_nova_s_words() {
+        use DomainState::{Crashed, Missing, Paused, Running, Saved, Shutoff};
+        let table = [
+            (Power::Running, Running, "ACTIVE active - 1"),
+            (Power::Running, Paused, "PAUSED paused unpausing 3"),
+            (Power::Running, Saved, "SUSPENDED suspended resuming 4"),
+            (Power::Running, Shutoff, "SHUTOFF stopped - 4"),
+            (Power::Running, Crashed, "SHUTOFF stopped - 6"),
+            (Power::Running, Missing, "SHUTOFF stopped - 4"),
+            (Power::Stopped, Running, "ACTIVE active powering-off 1"),
+            (Power::Stopped, Paused, "PAUSED paused powering-off 3"),
+            (Power::Stopped, Saved, "SUSPENDED suspended powering-off 4"),
+            (Power::Stopped, Shutoff, "SHUTOFF stopped - 4"),
+            (Power::Stopped, Crashed, "SHUTOFF stopped - 6"),
+            (Power::Paused, Running, "ACTIVE active pausing 1"),
+            (Power::Paused, Paused, "PAUSED paused - 3"),
+            (Power::Paused, Shutoff, "SHUTOFF stopped pausing 4"),
+            (Power::Suspended, Running, "ACTIVE active suspending 1"),
+            (Power::Suspended, Saved, "SUSPENDED suspended - 4"),
+            (Power::Suspended, Shutoff, "SHUTOFF stopped suspending 4"),
+        ];
+        for (power, state, expected) in table {
+            let server = Server { power, ..Server::default() };
+            assert_eq!(words(&server, Some(&seen(state, true)), false), expected, "{power:?} {state:?}");
+        }
+    }
+
+    #[test]
+    fn a_server_builds_until_it_first_ran() {
+        let server = Server::default();
+        assert_eq!(words(&server, None, false), "BUILD building scheduling 0");
+        let mut fetching = seen(DomainState::Missing, false);
+        fetching.task = Some(Task::FetchingImage);
+        assert_eq!(words(&server, Some(&fetching), false), "BUILD building spawning 0");
+        fetching.fault = Some(Fault { message: "lyon is out of reach".into(), retrying: true });
+        assert_eq!(words(&server, Some(&fetching), false), "BUILD building spawning 0", "it goes on trying");
+        fetching.fault = Some(Fault { message: "no such data".into(), retrying: false });
+        assert_eq!(words(&server, Some(&fetching), false), "ERROR error - 0");
+        assert_eq!(words(&server, Some(&fetching), true), "ERROR error deleting 0");
+        assert_eq!(words(&server, None, true), "BUILD building deleting 0");
+        assert_eq!(words(&server, Some(&seen(DomainState::Running, true)), true), "ACTIVE active deleting 1");
+    }
+
+    #[test]
+    fn reboots_show_until_the_agent_has_done_them() {
+        let mut server = Server { soft_reboots: 1, ..Server::default() };
+        let mut now = seen(DomainState::Running, true);
+        assert_eq!(words(&server, Some(&now), false), "REBOOT active rebooting 1");
+        now.soft_reboots = 1;
+        assert_eq!(words(&server, Some(&now), false), "ACTIVE active - 1");
+        server.hard_reboots = 2;
+        assert_eq!(words(&server, Some(&now), false), "HARD_REBOOT active rebooting_hard 1");
+    }
+
+    #[test]
+    fn a_start_is_under_way_until_the_agent_has_taken_it_up() {
+        let server = Server { power_changes: 2, ..Server::default() };
+        let mut now = seen(DomainState::Shutoff, true);
+        now.power_changes = 1;
+        assert_eq!(words(&server, Some(&now), false), "SHUTOFF stopped powering-on 4");
+        now.power_changes = 2;
+        assert_eq!(words(&server, Some(&now), false), "SHUTOFF stopped - 4", "it powered itself off");
+    }
+}
