@@ -2,7 +2,8 @@
 //!
 //! A server is created with its claims on the quota and on a host in one entry, before the 202. Two answers differ
 //! from Nova's for it: what cannot be placed is refused at once (409 `No valid host was found`), never accepted and
-//! left in ERROR; and a server whose host's site cannot be reached has `host_status` UNKNOWN, whatever its last status.
+//! left in ERROR; and a server whose host's site cannot be reached has the status UNKNOWN and says since when, while
+//! `OS-EXT-STS:vm_state` and `task_state` tell what was seen last.
 
 mod actions;
 mod admin;

@@ -7,6 +7,7 @@ use luc_engine::id::HostId;
 use luc_engine::ledger::Dimension;
 use luc_engine::record::{Host, Kind, RecordId, Server};
 use luc_engine::view::{Held, View};
+use luc_sync::node::now;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
@@ -42,10 +43,13 @@ impl<'a> Renderer<'a> {
         let server = server_of(held)?;
         let version = self.version;
         let seen = held.observation.as_ref();
-        let state = status(server, seen, held.deleted);
+        let mut state = status(server, seen, held.deleted);
         let placement = self.view.placement(id);
         let host = placement.as_ref().map(|placement| placement.host);
         let (host_name, host_status) = host.map(|host| self.host(host)).unwrap_or_default();
+        if host_status == "UNKNOWN" {
+            state = state.out_of_reach();
+        }
         let zone = host.and_then(|host| self.view.site_of_host(host)).map(|site| site.to_string());
         let mut map = Map::with_capacity(48);
         let mut put = |key: &str, value: Value| map.insert(key.into(), value);
@@ -83,7 +87,9 @@ impl<'a> Renderer<'a> {
         if matches!(state.status, "ACTIVE" | "BUILD" | "REBOOT" | "HARD_REBOOT") {
             put("progress", json!(self.progress(server, seen)));
         }
-        if let Some(fault) = seen.and_then(|seen| seen.fault.as_ref().map(|fault| (seen.at, fault))) {
+        if let Some((host, seen)) = host.zip(seen).filter(|_| state.status == "UNKNOWN") {
+            put("fault", self.silence(host, seen));
+        } else if let Some(fault) = seen.and_then(|seen| seen.fault.as_ref().map(|fault| (seen.at, fault))) {
             let (at, fault) = fault;
             if state.status == "ERROR" || fault.retrying {
                 put("fault", json!({"code": 500, "created": stamp(at), "message": fault.message}));
@@ -109,7 +115,8 @@ impl<'a> Renderer<'a> {
         if version.0 >= 9 {
             put("locked", json!(server.locked));
         }
-        if version.0 >= 16 && self.is_admin {
+        // Nova, too, lets owners see that a host is unknown.
+        if version.0 >= 16 && (self.is_admin || host_status == "UNKNOWN") {
             put("host_status", json!(host_status));
         }
         if version.0 >= 19 {
@@ -161,6 +168,19 @@ impl<'a> Renderer<'a> {
         let transfers = self.app.net().blobs().transfers();
         let transfer = transfers.into_iter().find(|(name, _, _)| Some(name.as_str()) == blob);
         transfer.map_or(0, |(_, done, size)| done.saturating_mul(100).checked_div(size).unwrap_or(0))
+    }
+
+    /// Since when a server cannot be seen, where Nova says what is wrong with one.
+    fn silence(&self, host: HostId, seen: &Observation) -> Value {
+        let age = self.app.net().host_status(host).and_then(|status| status.age);
+        let since = age.map_or(seen.at, |age| now().saturating_sub(age));
+        let site = self.view.site_of_host(host).map(|site| site.to_string()).unwrap_or_default();
+        let here = self.app.node().site();
+        let message = format!(
+            "Site {site} is out of reach of {here} since {}: the server's state is unknown; what is shown is what was seen last.",
+            stamp(since)
+        );
+        json!({"code": 503, "created": stamp(since), "message": message})
     }
 
     /// A host's name, and Nova's word for how it is: UNKNOWN when its site cannot be reached.

@@ -1,11 +1,12 @@
 //! Servers: lists, details, names, metadata, tags, deletion.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use axum::Extension;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
+use luc_engine::id::HostId;
 use luc_engine::record::{Kind, RecordId, Server, ServerAction};
 use luc_engine::tx::Tx;
 use luc_engine::view::{Held, View};
@@ -14,7 +15,7 @@ use regex_lite::Regex;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::render::Renderer;
+use super::render::{HostState, Renderer, host_state};
 use super::status::{server_of, status};
 use super::{find_server, live, parse_stamp, stamp};
 use crate::app::App;
@@ -67,7 +68,7 @@ fn page(
             text.parse::<usize>().map_err(|_| Fault::bad("\"limit\" must be a whole number, at least 0."))?.min(PAGE)
         }
     };
-    let mut found = select(&view, caller, filters)?;
+    let mut found = select(app, &view, caller, filters)?;
     sort(&mut found, filters)?;
     let start = match filters.get("marker") {
         None => 0,
@@ -104,7 +105,12 @@ fn page(
 type Found<'a> = (Uuid, &'a Arc<Held>, &'a Server);
 
 /// The servers that the caller may see and that the filters leave.
-fn select<'a>(view: &'a View, caller: &Caller, filters: &HashMap<String, String>) -> Result<Vec<Found<'a>>, Fault> {
+fn select<'a>(
+    app: &App,
+    view: &'a View,
+    caller: &Caller,
+    filters: &HashMap<String, String>,
+) -> Result<Vec<Found<'a>>, Fault> {
     policy::check(caller, Action::Read, Some(caller.project()?))?;
     let all = filters.get("all_tenants").is_some_and(|value| value != "0" && !value.eq_ignore_ascii_case("false"));
     if all {
@@ -126,9 +132,17 @@ fn select<'a>(view: &'a View, caller: &Caller, filters: &HashMap<String, String>
             view.children(Kind::Server, owner).filter_map(get).collect()
         }
     };
+    let mut unseen = BTreeSet::new();
+    if filters.contains_key("status") {
+        let is_unseen = |host: &HostId| host_state(app, view, *host) == HostState::Unknown;
+        unseen.extend(view.ledger().hosts().filter(is_unseen));
+    }
     let text = |key: &str, actual: &str| filters.get(key).is_none_or(|wanted| wanted == actual);
     let keep = |(id, held, server): &Found<'a>| {
-        let state = status(server, held.observation.as_ref(), held.deleted);
+        let mut state = status(server, held.observation.as_ref(), held.deleted);
+        if !unseen.is_empty() && view.placement(*id).is_some_and(|placement| unseen.contains(&placement.host)) {
+            state = state.out_of_reach();
+        }
         let updated = server.updated_at.max(held.observation.as_ref().map_or(0, |seen| seen.at));
         let host = || {
             let placement = view.placement(*id)?;

@@ -17,6 +17,15 @@ pub struct Status {
     pub power_state: u8,
 }
 
+impl Status {
+    /// The state of a server whose host cannot be seen: what was seen last is told as such, never as what is. A server
+    /// that was never seen is being built, seen or not.
+    #[must_use]
+    pub fn out_of_reach(self) -> Self {
+        if self.vm_state == "building" { self } else { Self { status: "UNKNOWN", power_state: 0, ..self } }
+    }
+}
+
 /// The server in a held record.
 #[must_use]
 pub fn server_of(held: &Held) -> Option<&Server> {
@@ -149,6 +158,16 @@ mod tests {
             let server = Server { power, ..Server::default() };
             assert_eq!(words(&server, Some(&seen(state, true)), false), expected, "{power:?} {state:?}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_unknown() {
+        let server = Server { power: Power::Stopped, ..Server::default() };
+        let far = status(&server, Some(&seen(DomainState::Running, true)), false).out_of_reach();
+        let expected =
+            Status { status: "UNKNOWN", vm_state: "active", task_state: Some("powering-off"), power_state: 0 };
+        assert_eq!(far, expected);
+        assert_eq!(status(&server, None, false).out_of_reach().status, "BUILD");
     }
 
     #[test]
