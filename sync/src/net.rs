@@ -266,7 +266,12 @@ impl Net {
                 let fresh = status.age.is_some_and(|age| age < 15_000) && status.heartbeat.hypervisor_up;
                 fresh || self.reachable_in(&site).is_empty()
             }
-            None => self.reachable_in(&site).is_empty(),
+            // Nobody of its site has told how its hosts are: that is unknown, not down.
+            None => {
+                let reachable = self.reachable_in(&site);
+                let reach = self.inner.reach.lock();
+                !reachable.iter().any(|id| reach.get(id).is_some_and(|seen| seen.status.at > 0))
+            }
         }
     }
 

@@ -119,7 +119,7 @@ impl Proto {
         let mut out = Vec::new();
         match input {
             Input::Connected(peer) => {
-                self.peers.insert(peer, Peer { heard: now, told: now, ..Peer::default() });
+                self.peers.insert(peer, Peer { heard: now, ..Peer::default() });
                 out.push(Output::Send(peer, Msg::Frontier(mine.clone())));
             }
             Input::Disconnected(peer) => {
