@@ -47,4 +47,5 @@ lint: ## Formatting, clippy with warnings denied, documentation, and that the pu
 
 bench: ## Measure what the README promises
 	@HYPERVISOR=test packaging/install-deps.sh build demo
+	cargo build --release --locked -p luc-api
 	cargo run --release --locked -p jepsen --bin bench

@@ -25,7 +25,7 @@ use uuid::Uuid;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::compute::stamp;
-use crate::http::{Fault, MAX_BODY, Object, Reply, empty, json_reply, ok};
+use crate::http::{Fault, MAX_BODY, Object, Reply, empty, json_reply, ok, read_body};
 use crate::policy::{self, Action};
 
 pub(crate) fn routes() -> Router<App> {
@@ -351,9 +351,7 @@ async fn update(
         });
     }
     let id = owned(&app.view(), &caller, &id)?.0;
-    let body = axum::body::to_bytes(request.into_body(), MAX_BODY)
-        .await
-        .map_err(|_| Fault::too_large("The body is too large."))?;
+    let body = read_body(request.into_body(), MAX_BODY).await?;
     let patch: Vec<Value> =
         serde_json::from_slice(&body).map_err(|error| Fault::bad(format!("The patch is not a JSON list: {error}")))?;
     let steps = patch.iter().map(parse_step).collect::<Result<Vec<_>, _>>()?;
