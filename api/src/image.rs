@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RANGE};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
@@ -19,6 +19,7 @@ use luc_engine::view::View;
 use luc_sync::blob::BlobError;
 use luc_sync::node::now;
 use serde_json::{Map, Value, json};
+use tokio::io::AsyncReadExt;
 use tokio_util::io::{ReaderStream, StreamReader};
 use uuid::Uuid;
 
@@ -524,19 +525,44 @@ async fn upload(State(app): State<App>, caller: Caller, Path(id): Path<String>, 
     empty(StatusCode::NO_CONTENT)
 }
 
-async fn download(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Reply {
+async fn download(State(app): State<App>, caller: Caller, Path(id): Path<String>, headers: HeaderMap) -> Reply {
     let data = find(&app.view(), &caller, &id)?.1.data.clone();
     let Some(data) = data else { return empty(StatusCode::NO_CONTENT) };
+    let range = range(&headers, data.size)?;
     app.net().fetch_blob(&data.blob, &data.site).await?;
-    let file = app.net().blobs().read(&data.blob, 0).await?;
-    let headers = [
-        (CONTENT_TYPE.as_str(), "application/octet-stream".to_owned()),
-        (CONTENT_LENGTH.as_str(), data.size.to_string()),
-        ("content-md5", data.md5),
-    ];
-    let body = Body::from_stream(ReaderStream::with_capacity(file, 1 << 18));
-    let response: Response = (StatusCode::OK, headers, body).into_response();
+    let (from, to) = range.unwrap_or((0, data.size));
+    let file = app.net().blobs().read(&data.blob, from).await?;
+    let body = Body::from_stream(ReaderStream::with_capacity(file.take(to - from), 1 << 18));
+    let mut response: Response = match range {
+        None => (StatusCode::OK, [("content-md5", data.md5)], body).into_response(),
+        Some(_) => {
+            let what = format!("bytes {from}-{}/{}", to - 1, data.size);
+            (StatusCode::PARTIAL_CONTENT, [("content-range", what)], body).into_response()
+        }
+    };
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(to - from));
     Ok(response)
+}
+
+/// The one range of bytes that a request names, as start and end; none if it names none, or several, which a server
+/// may answer whole (RFC 9110, 14.2).
+fn range(headers: &HeaderMap, size: u64) -> Result<Option<(u64, u64)>, Fault> {
+    let text = headers.get(RANGE).and_then(|range| range.to_str().ok()).and_then(|range| range.strip_prefix("bytes="));
+    let Some((first, last)) = text.and_then(|text| text.split_once('-')) else { return Ok(None) };
+    let (first, last) = (first.trim().parse::<u64>().ok(), last.trim());
+    let range = match (first, last.parse::<u64>().ok()) {
+        (Some(first), Some(last)) => (first, last.saturating_add(1).min(size)),
+        (Some(first), None) if last.is_empty() => (first, size),
+        (None, Some(last)) => (size.saturating_sub(last), size),
+        _ => return Ok(None),
+    };
+    if range.0 < range.1 {
+        return Ok(Some(range));
+    }
+    let message = format!("The image has {size} bytes: there is nothing in the range that was asked for.");
+    Err(Fault { status: StatusCode::RANGE_NOT_SATISFIABLE, message })
 }
 
 async fn change_tags(

@@ -273,3 +273,38 @@ async fn images_are_patched_in_both_forms() {
     assert_eq!(proxied.body["image"]["status"], "ACTIVE", "{proxied:?}");
     assert_eq!(cloud.get(&format!("/compute/v2.1/images/{id}")).await.status, StatusCode::NOT_FOUND, "gone since 2.36");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn image_data_comes_whole_or_in_parts() {
+    let cloud = Cloud::start().await;
+    let id = cloud.image().await;
+    // The harness uploads the six bytes of a JSON text.
+    let path = format!("/image/v2/images/{id}/file");
+    let ask = async |range: &str| {
+        let headers = [("x-auth-token", cloud.token.as_str()), ("range", range)];
+        cloud.send(Method::GET, &path, &headers, None).await
+    };
+    let whole = cloud.get(&path).await;
+    assert_eq!((whole.status, &whole.body), (StatusCode::OK, &json!("data")));
+    for (range, expected) in [("bytes=1-4", "bytes 1-4/6"), ("bytes=2-", "bytes 2-5/6"), ("bytes=-3", "bytes 3-5/6")] {
+        let part = ask(range).await;
+        assert_eq!(part.status, StatusCode::PARTIAL_CONTENT, "{range}");
+        assert_eq!(part.headers["content-range"], expected);
+    }
+    assert_eq!(ask("bytes=6-").await.status, StatusCode::RANGE_NOT_SATISFIABLE);
+    assert_eq!(ask("bytes=0-1,3-4").await.status, StatusCode::OK, "several ranges are answered whole");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_that_is_not_what_it_is_said_to_be_is_refused_and_the_image_stays_queued() {
+    let cloud = Cloud::start().await;
+    let wanted = json!({"name": "bad", "disk_format": "qcow2", "container_format": "bare"});
+    let image = cloud.post("/image/v2/images", &wanted).await.body;
+    let path = format!("/image/v2/images/{}", image["id"].as_str().unwrap());
+    let upload = cloud.request(Method::PUT, &format!("{path}/file"), Some(&json!("no qcow2"))).await;
+    assert_eq!(upload.status, StatusCode::BAD_REQUEST, "{upload:?}");
+    assert_eq!(cloud.get(&path).await.body["status"], "queued");
+    assert_eq!(cloud.get(&format!("{path}/file")).await.status, StatusCode::NO_CONTENT);
+    let refused = cloud.create(image["id"].as_str().unwrap(), json!({})).await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST, "no server starts from it");
+}

@@ -398,6 +398,13 @@ async fn story(demo: &Demo<'_>, clients: &[Client]) -> Result<()> {
     demo.wan.cut(demo.sites.last().context("rennes")?.quic.ip());
     say("\n  ~~ the network between rennes and the others is cut ~~\n");
     tale("paris notices", unreachable(paris, "rennes")).await?;
+    tale("At paris: erin, who lives at rennes, is shown as unknown, and since when", async {
+        let server = show(paris, &other).await?.context("erin is still known")?;
+        let says = server["fault"]["message"].as_str().unwrap_or_default();
+        say(&format!("    {says}"));
+        expect(server["status"] == "UNKNOWN" && says.contains("out of reach"), "erin is not shown as unknown")
+    })
+    .await?;
     let three = tale("At rennes, cut off: a server for rennes", create(rennes, "carol", "rennes", &image)).await?;
     tale("It boots there, from what rennes has cached", active(rennes, &three)).await?;
     if real {
