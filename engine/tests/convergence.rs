@@ -252,7 +252,7 @@ impl World {
             claims.extend(view.ledger().claims().map(|(id, claim)| (*id, claim.clone())));
         }
         // A claim that some replica saw released is no more, whoever still shows it.
-        for (id, _) in &claims {
+        for id in claims.keys() {
             let gone =
                 |view: &luc_engine::view::View| view.frontier().holds(id.entry) && view.ledger().claim(*id).is_none();
             if self.cloud.replicas.iter().any(|replica| gone(replica.view())) {

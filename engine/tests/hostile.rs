@@ -287,7 +287,7 @@ fn an_old_copy_of_a_store_that_meets_its_later_entry_writes_no_more() {
     Replica::prepare(&mut disk).unwrap();
     luc_engine::store::Store::commit(&mut disk, &copy).unwrap();
     let mut old = Replica::open(cloud.replicas[0].identity().clone(), Box::new(disk)).unwrap();
-    let later = cloud.log(1).into_iter().filter(|(id, _)| id.author == member(0).replica).next_back().unwrap();
+    let later = cloud.log(1).into_iter().rfind(|(id, _)| id.author == member(0).replica).unwrap();
     assert!(matches!(old.receive(&later.1), Received::Refused(Rejection::OldStore(id)) if id == later.0));
     assert!(create(&mut old, 2).is_err(), "it would fork its own chain");
 }
