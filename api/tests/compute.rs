@@ -308,3 +308,66 @@ async fn data_that_is_not_what_it_is_said_to_be_is_refused_and_the_image_stays_q
     let refused = cloud.create(image["id"].as_str().unwrap(), json!({})).await;
     assert_eq!(refused.status, StatusCode::BAD_REQUEST, "no server starts from it");
 }
+
+/// A project with a user of each role; their tokens.
+async fn team(cloud: &Cloud, project: &str) -> (String, String) {
+    let made = cloud.post("/identity/v3/projects", &json!({"project": {"name": project}})).await.body;
+    let project_id = made["project"]["id"].as_str().unwrap().to_owned();
+    let roles = cloud.get("/identity/v3/roles").await.body;
+    let mut tokens = Vec::new();
+    for role in ["member", "reader"] {
+        let name = format!("{project}-{role}");
+        let user = json!({"user": {"name": name, "password": "pass-word"}});
+        let user = cloud.post("/identity/v3/users", &user).await.body;
+        let user = user["user"]["id"].as_str().unwrap();
+        let is_role = |one: &&Value| one["name"] == role;
+        let role = roles["roles"].as_array().unwrap().iter().find(is_role).unwrap()["id"].as_str().unwrap();
+        let path = format!("/identity/v3/projects/{project_id}/users/{user}/roles/{role}");
+        assert_eq!(cloud.request(Method::PUT, &path, None).await.status, StatusCode::NO_CONTENT);
+        tokens.push(cloud.log_in(&name, "pass-word", project).await.0);
+    }
+    let reader = tokens.pop().unwrap();
+    (tokens.pop().unwrap(), reader)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_belong_to_projects_and_locks_bind_their_members() {
+    let cloud = Cloud::start().await;
+    let id = cloud.image().await;
+    let open = json!([{"op": "replace", "path": "/visibility", "value": "public"}]);
+    assert_eq!(cloud.request(Method::PATCH, &format!("/image/v2/images/{id}"), Some(&open)).await.status, 200);
+    let (member, reader) = team(&cloud, "dev").await;
+    let (stranger, _) = team(&cloud, "other").await;
+    let ask = async |token: &str, method: Method, path: &str, body: Option<Value>| {
+        let headers = [("x-auth-token", token), ("openstack-api-version", "compute 2.90")];
+        cloud.send(method, &format!("/compute/v2.1{path}"), &headers, body.as_ref()).await
+    };
+    let wanted = json!({"server": {"name": "s", "flavorRef": "42", "imageRef": id, "networks": "none"}});
+    let refused = ask(&reader, Method::POST, "/servers", Some(wanted.clone())).await;
+    assert_eq!(refused.status, StatusCode::FORBIDDEN, "readers look");
+    let created = ask(&member, Method::POST, "/servers", Some(wanted)).await;
+    assert_eq!(created.status, StatusCode::ACCEPTED, "{created:?}");
+    let server = created.body["server"]["id"].as_str().unwrap().to_owned();
+    let path = format!("/servers/{server}");
+    cloud.until(&server, "ACTIVE").await;
+    assert_eq!(ask(&reader, Method::GET, &path, None).await.status, StatusCode::OK);
+    assert_eq!(ask(&stranger, Method::GET, &path, None).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(ask(&stranger, Method::DELETE, &path, None).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(ask(&stranger, Method::GET, "/servers?all_tenants=1", None).await.status, StatusCode::FORBIDDEN);
+    let shown = ask(&member, Method::GET, &path, None).await.body;
+    assert_eq!(shown["server"].get("OS-EXT-SRV-ATTR:host"), None, "hosts are the operators'");
+    let action = format!("{path}/action");
+    let locked = ask(&cloud.token, Method::POST, &action, Some(json!({"lock": {"locked_reason": "audit"}}))).await;
+    assert_eq!(locked.status, StatusCode::ACCEPTED);
+    assert_eq!(ask(&member, Method::GET, &path, None).await.body["server"]["locked_reason"], "audit");
+    let metadata = json!({"metadata": {"a": "b"}});
+    for (method, path, body) in [
+        (Method::POST, action.clone(), Some(json!({"os-stop": null}))),
+        (Method::POST, format!("{path}/metadata"), Some(metadata)),
+        (Method::DELETE, path.clone(), None),
+    ] {
+        assert_eq!(ask(&member, method, &path, body).await.status, StatusCode::CONFLICT, "{path}");
+    }
+    assert_eq!(ask(&member, Method::POST, &action, Some(json!({"unlock": null}))).await.status, StatusCode::ACCEPTED);
+    assert_eq!(ask(&member, Method::DELETE, &path, None).await.status, StatusCode::NO_CONTENT);
+}

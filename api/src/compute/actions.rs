@@ -31,8 +31,8 @@ pub(super) async fn action(
     let id = find_server(&app.view(), &caller, &id, action)?;
     let change: fn(&mut Server) = match name.as_str() {
         "os-getConsoleOutput" => return console(&app, id, &given).await,
-        "lock" => return lock(&app, id, &given, version).await,
-        "unlock" => return unlock(&app, id).await,
+        "lock" => return lock(&app, &caller, &request, id, &given, version).await,
+        "unlock" => return unlock(&app, &caller, &request, id).await,
         "os-start" => |server| set_power(server, Power::Running),
         "os-stop" => |server| set_power(server, Power::Stopped),
         "pause" => |server| set_power(server, Power::Paused),
@@ -140,21 +140,39 @@ async fn console(app: &App, id: Uuid, given: &Value) -> Reply {
     ok(&json!({"output": output}))
 }
 
-async fn lock(app: &App, id: Uuid, given: &Value, version: Microversion) -> Reply {
-    let reason = given["locked_reason"].as_str().filter(|_| version.0 >= 73).map(str::to_owned);
-    super::servers::edit(app, id, move |server| {
-        server.locked = true;
-        server.locked_reason = reason;
-        Ok(())
-    })
-    .await?;
-    empty(StatusCode::ACCEPTED)
+async fn lock(
+    app: &App,
+    caller: &Caller,
+    request: &RequestId,
+    id: Uuid,
+    given: &Value,
+    version: Microversion,
+) -> Reply {
+    let reason = match &given["locked_reason"] {
+        Value::Null => None,
+        Value::String(reason) if version.0 >= 73 && reason.chars().count() <= 255 => Some(reason.clone()),
+        _ => return Err(Fault::bad("\"locked_reason\" is a string of at most 255 characters, since 2.73.")),
+    };
+    set_lock(app, caller, request, id, true, reason).await
 }
 
-async fn unlock(app: &App, id: Uuid) -> Reply {
-    super::servers::edit(app, id, |server| {
-        server.locked = false;
-        server.locked_reason = None;
+async fn unlock(app: &App, caller: &Caller, request: &RequestId, id: Uuid) -> Reply {
+    set_lock(app, caller, request, id, false, None).await
+}
+
+async fn set_lock(
+    app: &App,
+    caller: &Caller,
+    request: &RequestId,
+    id: Uuid,
+    locked: bool,
+    reason: Option<String>,
+) -> Reply {
+    let (request, user) = (request.clone(), caller.user);
+    super::servers::edit(app, id, move |server| {
+        server.locked = locked;
+        server.locked_reason = reason;
+        note_action(server, &request, if locked { "lock" } else { "unlock" }, user);
         Ok(())
     })
     .await?;

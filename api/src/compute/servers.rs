@@ -362,15 +362,33 @@ pub(super) fn checked(metadata: &BTreeMap<String, String>) -> Result<(), Fault> 
     Ok(())
 }
 
+/// Changes metadata of a server that is not locked, but by administrators.
+async fn edit_metadata(
+    app: &App,
+    caller: &Caller,
+    id: Uuid,
+    change: impl FnOnce(&mut BTreeMap<String, String>) -> Result<(), Fault> + Send + 'static,
+) -> Result<(), Fault> {
+    let is_admin = caller.is_admin;
+    edit(app, id, move |server| {
+        if server.locked && !is_admin {
+            return Err(Fault::conflict(format!("Instance {id} is locked")));
+        }
+        change(&mut server.metadata)?;
+        checked(&server.metadata)
+    })
+    .await
+}
+
 async fn change_metadata(app: &App, caller: &Caller, id: &str, body: Object, keep: bool) -> Reply {
     let id = find_server(&app.view(), caller, id, Action::Write)?;
     let given = body.strings("metadata")?.ok_or_else(|| Fault::bad("The body needs an object \"metadata\"."))?;
-    edit(app, id, move |server| {
+    edit_metadata(app, caller, id, move |metadata| {
         if !keep {
-            server.metadata.clear();
+            metadata.clear();
         }
-        server.metadata.extend(given);
-        checked(&server.metadata)
+        metadata.extend(given);
+        Ok(())
     })
     .await?;
     ok(&json!({"metadata": server_in(&app.view(), id)?.metadata}))
@@ -419,9 +437,9 @@ pub(super) async fn set_metadata_item(
     let value = given.get(&key).filter(|_| given.len() == 1).cloned();
     let value = value.ok_or_else(|| Fault::bad("\"meta\" must hold the key of the path and no other."))?;
     let item = json!({"meta": {&key: &value}});
-    edit(&app, id, move |server| {
-        server.metadata.insert(key, value);
-        checked(&server.metadata)
+    edit_metadata(&app, &caller, id, move |metadata| {
+        metadata.insert(key, value);
+        Ok(())
     })
     .await?;
     ok(&item)
@@ -433,7 +451,7 @@ pub(super) async fn delete_metadata_item(
     Path((id, key)): Path<(String, String)>,
 ) -> Reply {
     let id = find_server(&app.view(), &caller, &id, Action::Write)?;
-    edit(&app, id, move |server| server.metadata.remove(&key).map(|_| ()).ok_or_else(no_item)).await?;
+    edit_metadata(&app, &caller, id, move |metadata| metadata.remove(&key).map(|_| ()).ok_or_else(no_item)).await?;
     empty(StatusCode::NO_CONTENT)
 }
 
