@@ -92,6 +92,8 @@ pub struct Peer {
     /// When the batch that it is catching up with was sent, if it is.
     catching_up: Option<Millis>,
     told: Millis,
+    /// It has said what it holds.
+    known: bool,
 }
 
 /// The core.
@@ -99,13 +101,16 @@ pub struct Peer {
 pub struct Proto {
     me: ReplicaId,
     peers: BTreeMap<ReplicaId, Peer>,
+    /// What was held here a heartbeat or two ago: a peer that lacks it has not just not received it yet.
+    settled: Frontier,
+    settling: (Millis, Frontier),
 }
 
 impl Proto {
     /// A core without peers.
     #[must_use]
     pub fn new(me: ReplicaId) -> Self {
-        Self { me, peers: BTreeMap::new() }
+        Self { me, peers: BTreeMap::new(), settled: Frontier::default(), settling: (0, Frontier::default()) }
     }
 
     /// The connected peers.
@@ -120,7 +125,7 @@ impl Proto {
         match input {
             Input::Connected(peer) => {
                 self.peers.insert(peer, Peer { heard: now, ..Peer::default() });
-                out.push(Output::Send(peer, Msg::Frontier(mine.clone())));
+                out.push(Output::Send(peer, Msg::Frontier { held: mine.clone(), answer: true }));
             }
             Input::Disconnected(peer) => {
                 self.peers.remove(&peer);
@@ -130,7 +135,7 @@ impl Proto {
             Input::LogRead { peer, entries, more } => self.log_read(peer, entries, more, now, mine, &mut out),
             Input::Received { peer, answer } => {
                 if answer && self.peers.contains_key(&peer) {
-                    out.push(Output::Send(peer, Msg::Frontier(mine.clone())));
+                    out.push(Output::Send(peer, Msg::Frontier { held: mine.clone(), answer: true }));
                 }
             }
             Input::Dropped(peer) => {
@@ -140,12 +145,16 @@ impl Proto {
                 }
             }
             Input::Tick(mut status) => {
+                if now.saturating_sub(self.settling.0) >= HEARTBEAT {
+                    let before = std::mem::replace(&mut self.settling, (now, mine.clone()));
+                    self.settled = before.1;
+                }
                 status.connected = self.peers.keys().copied().collect();
                 for (peer, state) in &mut self.peers {
                     if now.saturating_sub(state.told) >= HEARTBEAT {
                         state.told = now;
                         out.push(Output::Send(*peer, Msg::Heartbeat(status.clone())));
-                        out.push(Output::Send(*peer, Msg::Frontier(mine.clone())));
+                        out.push(Output::Send(*peer, Msg::Frontier { held: mine.clone(), answer: false }));
                     }
                 }
             }
@@ -159,12 +168,17 @@ impl Proto {
         match message {
             Msg::Heartbeat(status) => state.status = status,
             Msg::Entries { entries, more } => out.push(Output::Receive { peer, entries, answer: more }),
-            Msg::Frontier(frontier) => {
-                state.reported = frontier.clone();
-                // It answers a batch, or it was said on its own and what is still under way will be known there.
-                state.sent = frontier;
-                state.catching_up = None;
-                state.read_missing(peer, now, mine, out);
+            Msg::Frontier { held, answer } => {
+                state.reported = held;
+                if answer || !state.known {
+                    state.known = true;
+                    state.sent = state.reported.clone();
+                    state.catching_up = None;
+                    state.read_missing(peer, now, mine, out);
+                } else {
+                    state.notice_lost(&self.settled);
+                    state.read_missing(peer, now, &self.settled, out);
+                }
             }
         }
     }
@@ -220,6 +234,27 @@ impl Proto {
 }
 
 impl Peer {
+    /// What the peer has from others need not be sent; what it lacks though it was sent long ago was lost, or dropped
+    /// by it.
+    fn notice_lost(&mut self, settled: &Frontier) {
+        for (author, has) in &self.reported.0 {
+            if self.sent.number(*author) < has.number {
+                self.sent.set(*author, *has);
+            }
+        }
+        for (author, tip) in &settled.0 {
+            let has = self.reported.0.get(author).copied();
+            if has.map_or(0, |has| has.number) < tip.number {
+                match has {
+                    Some(has) => self.sent.set(*author, has),
+                    None => {
+                        self.sent.0.remove(author);
+                    }
+                }
+            }
+        }
+    }
+
     fn read_missing(&mut self, peer: ReplicaId, now: Millis, mine: &Frontier, out: &mut Vec<Output>) {
         if self.catching_up.is_some_and(|since| now.saturating_sub(since) < STALLED) {
             return;

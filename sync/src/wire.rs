@@ -39,7 +39,13 @@ pub enum WireError {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Msg {
     /// What the sender holds: send me what I lack.
-    Frontier(Frontier),
+    Frontier {
+        /// What.
+        held: Frontier,
+        /// Whether it is said after everything that came before was dealt with: what it lacks was not received. Said
+        /// every second otherwise, it says nothing about what is under way.
+        answer: bool,
+    },
     /// Entries. If `more`, the sender waits for a [`Msg::Frontier`] before it goes on.
     Entries {
         /// As they travel.

@@ -1,0 +1,73 @@
+//! Image data: verified, resumable, bounded.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use luc_sync::blob::{BlobError, Blobs, CHUNK};
+
+fn data(chunks: usize) -> Vec<u8> {
+    let size = usize::try_from(CHUNK).unwrap() * chunks + 1234;
+    (0..size).map(|n| u8::try_from(n * 7 % 251).unwrap()).collect()
+}
+
+fn store(dir: &std::path::Path, name: &str) -> Blobs {
+    Blobs::open(&dir.join(name)).unwrap()
+}
+
+#[tokio::test]
+async fn a_fetch_that_broke_off_goes_on_where_it_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (store(dir.path(), "from"), store(dir.path(), "to"));
+    let data = data(4);
+    let stored = from.put(&data[..], 1 << 30, 1).await.unwrap();
+    let manifest = from.manifest(&stored.blob).await.unwrap();
+    let cut = usize::try_from(CHUNK).unwrap() * 2 + 77;
+    let broken = to.take(&stored.blob, &manifest, 0, &mut &data[..cut]).await;
+    assert!(matches!(broken, Err(BlobError::Broken(_))), "{broken:?}");
+    assert!(to.path(&stored.blob).is_none(), "half a blob is none");
+    let resume = to.resume(&stored.blob, &manifest).await.unwrap();
+    assert_eq!(resume, 2);
+    let rest = usize::try_from(CHUNK * resume).unwrap();
+    let path = to.take(&stored.blob, &manifest, resume, &mut &data[rest..]).await.unwrap();
+    assert!(std::fs::read(path).unwrap() == data);
+    assert!(to.transfers().is_empty());
+}
+
+#[tokio::test]
+async fn what_is_not_what_its_name_says_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (store(dir.path(), "from"), store(dir.path(), "to"));
+    let mut data = data(2);
+    let stored = from.put(&data[..], 1 << 30, 1).await.unwrap();
+    let manifest = from.manifest(&stored.blob).await.unwrap();
+    let last = data.len() - 1;
+    data[last] ^= 1;
+    let refused = to.take(&stored.blob, &manifest, 0, &mut &data[..]).await;
+    assert!(matches!(refused, Err(BlobError::Corrupt(_))), "{refused:?}");
+    assert!(to.path(&stored.blob).is_none());
+    // A manifest for other data, under this name.
+    let mut forged = manifest.clone();
+    forged.chunks.reverse();
+    let refused = to.take(&stored.blob, &forged, 0, &mut &data[..]).await;
+    assert!(matches!(refused, Err(BlobError::Corrupt(_))), "{refused:?}");
+    // What lies on the disk after a power cut is hashed again.
+    let partial = dir.path().join("to").join(format!("{}.partial", stored.blob));
+    std::fs::write(&partial, vec![0; usize::try_from(2 * CHUNK).unwrap()]).unwrap();
+    assert_eq!(to.resume(&stored.blob, &manifest).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn an_upload_that_fails_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = store(dir.path(), "blobs");
+    let too_large = blobs.put(&data(2)[..], CHUNK, 1).await;
+    assert!(matches!(too_large, Err(BlobError::TooLarge(_))), "{too_large:?}");
+    assert_eq!(std::fs::read_dir(dir.path().join("blobs")).unwrap().count(), 0);
+    std::fs::write(dir.path().join("blobs/upload-00"), b"left by a crash").unwrap();
+    let blobs = store(dir.path(), "blobs");
+    assert_eq!(std::fs::read_dir(dir.path().join("blobs")).unwrap().count(), 0);
+    for name in ["../store.redb", "", "AB", &"g".repeat(64)] {
+        assert!(blobs.path(name).is_none(), "{name:?}");
+        assert!(matches!(blobs.remove(name).await, Err(BlobError::Name(_))), "{name:?}");
+    }
+    let stored = blobs.put(&b""[..], 10, 2).await.unwrap();
+    assert_eq!((stored.size, stored.md5.as_str()), (0, "d41d8cd98f00b204e9800998ecf8427e"));
+}

@@ -1,0 +1,274 @@
+//! The protocol core: whatever is lost, delayed or cut, after the links are mended everybody gets everything, and
+//! catching up costs what was missing.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use ed25519_dalek::SigningKey;
+use luc_engine::entry::{Content, Entry, Frontier, Hash, Header, Scope};
+use luc_engine::id::{CloudId, EntryId, ReplicaId};
+use luc_sync::proto::{Input, Output, Proto};
+use luc_sync::wire::{Msg, Status};
+use proptest::prelude::*;
+use uuid::Uuid;
+
+/// A replica with a toy log: entries of one author follow each other, and nothing else matters.
+struct Node {
+    key: SigningKey,
+    id: ReplicaId,
+    proto: Proto,
+    log: BTreeMap<EntryId, Arc<Entry>>,
+    held: Frontier,
+}
+
+impl Node {
+    fn new(n: u8) -> Self {
+        let key = SigningKey::from_bytes(&[n + 1; 32]);
+        let id = ReplicaId::of_key(&key.verifying_key().to_bytes());
+        Self { key, id, proto: Proto::new(id), log: BTreeMap::new(), held: Frontier::default() }
+    }
+
+    fn write(&mut self) -> Arc<Entry> {
+        let number = self.held.number(self.id) + 1;
+        let header = Header {
+            cloud: CloudId(Uuid::nil()),
+            author: self.id,
+            number,
+            previous: Hash::default(),
+            seen: vec![],
+            time: number,
+            scope: Scope::Everywhere,
+            created: vec![],
+            deleted: vec![],
+            ledger: vec![],
+            members: vec![],
+            statements: vec![],
+            content: Hash::default(),
+        };
+        let entry = Arc::new(Entry::sign(header, Content::default(), &self.key));
+        self.take(entry.clone());
+        entry
+    }
+
+    /// Says whether it was new; an entry without the one before it is not taken.
+    fn take(&mut self, entry: Arc<Entry>) -> bool {
+        let id = entry.id();
+        let next = self.held.number(id.author) + 1 == id.number;
+        if next {
+            self.held.set(id.author, entry.tip());
+            self.log.insert(id, entry);
+        }
+        next
+    }
+}
+
+struct World {
+    nodes: Vec<Node>,
+    /// Messages on the way, by sender and receiver.
+    wires: BTreeMap<(usize, usize), VecDeque<Msg>>,
+    up: BTreeMap<(usize, usize), bool>,
+    now: u64,
+    /// Entries that were sent, of all.
+    sent: usize,
+}
+
+const BATCH: usize = 5;
+
+impl World {
+    fn new(count: u8) -> Self {
+        let nodes = (0..count).map(Node::new).collect();
+        Self { nodes, wires: BTreeMap::new(), up: BTreeMap::new(), now: 0, sent: 0 }
+    }
+
+    fn input(&mut self, at: usize, input: Input) {
+        let mut todo = vec![input];
+        while let Some(input) = todo.pop() {
+            let node = &mut self.nodes[at];
+            for output in node.proto.handle(input, self.now, &node.held.clone()) {
+                match output {
+                    Output::Send(peer, message) => {
+                        let to = self.index(peer);
+                        if let Msg::Entries { entries, .. } = &message {
+                            self.sent += entries.len();
+                        }
+                        self.wires.entry((at, to)).or_default().push_back(message);
+                    }
+                    Output::Receive { peer, entries, answer } => {
+                        let node = &mut self.nodes[at];
+                        let decoded = entries.iter().map(|bytes| Arc::new(Entry::decode(bytes).unwrap()));
+                        let new: Vec<_> = decoded.filter(|entry| node.take(entry.clone())).collect();
+                        todo.push(Input::Received { peer, answer });
+                        todo.push(Input::Flushed(new));
+                    }
+                    Output::ReadLog { peer, from } => {
+                        let log = &self.nodes[at].log;
+                        let all = from.iter().flat_map(|first| {
+                            let of_author = move |id: &EntryId| id.author == first.author;
+                            log.range(*first..).take_while(move |(id, _)| of_author(id))
+                        });
+                        let mut entries: Vec<_> =
+                            all.map(|(id, entry)| (*id, entry.tip(), entry.bytes().to_vec())).collect();
+                        let more = entries.len() > BATCH;
+                        entries.truncate(BATCH);
+                        todo.push(Input::LogRead { peer, entries, more });
+                    }
+                }
+            }
+        }
+    }
+
+    fn index(&self, id: ReplicaId) -> usize {
+        self.nodes.iter().position(|node| node.id == id).unwrap()
+    }
+
+    fn connect(&mut self, a: usize, b: usize) {
+        if a == b || self.up.insert((a.min(b), a.max(b)), true) == Some(true) {
+            return;
+        }
+        for (one, other) in [(a, b), (b, a)] {
+            let peer = self.nodes[other].id;
+            self.input(one, Input::Connected(peer));
+        }
+    }
+
+    /// A connection that ends takes with it what was on the way.
+    fn cut(&mut self, a: usize, b: usize) {
+        if a == b || self.up.insert((a.min(b), a.max(b)), false) != Some(true) {
+            return;
+        }
+        for (one, other) in [(a, b), (b, a)] {
+            self.wires.remove(&(one, other));
+            let peer = self.nodes[other].id;
+            self.input(one, Input::Disconnected(peer));
+        }
+    }
+
+    fn write(&mut self, at: usize) {
+        let entry = self.nodes[at].write();
+        self.input(at, Input::Flushed(vec![entry]));
+    }
+
+    fn deliver(&mut self, from: usize, to: usize) {
+        if let Some(message) = self.wires.get_mut(&(from, to)).and_then(VecDeque::pop_front) {
+            let peer = self.nodes[from].id;
+            self.input(to, Input::Message(peer, message));
+        }
+    }
+
+    /// A full queue: the message is dropped, and the sender told.
+    fn drop_one(&mut self, from: usize, to: usize) {
+        if self.wires.get_mut(&(from, to)).and_then(VecDeque::pop_back).is_some() {
+            let peer = self.nodes[to].id;
+            self.input(from, Input::Dropped(peer));
+        }
+    }
+
+    fn tick(&mut self) {
+        self.now += 1_000;
+        for at in 0..self.nodes.len() {
+            self.input(at, Input::Tick(Status::default()));
+        }
+    }
+
+    /// All links up, and time enough.
+    fn settle(&mut self) {
+        let count = self.nodes.len();
+        for a in 0..count {
+            for b in a + 1..count {
+                self.connect(a, b);
+            }
+        }
+        for _ in 0..60 {
+            self.tick();
+            let mut rounds = 0;
+            while let Some(((from, to), _)) = self.wires.iter().find(|(_, wire)| !wire.is_empty()) {
+                let (from, to) = (*from, *to);
+                self.deliver(from, to);
+                rounds += 1;
+                assert!(rounds < 100_000, "they never fall silent");
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write(usize),
+    Connect(usize, usize),
+    Cut(usize, usize),
+    Deliver(usize, usize),
+    Drop(usize, usize),
+    Tick,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let at = 0_usize..4;
+    prop_oneof![
+        4 => at.clone().prop_map(Step::Write),
+        2 => (at.clone(), at.clone()).prop_map(|(a, b)| Step::Connect(a, b)),
+        1 => (at.clone(), at.clone()).prop_map(|(a, b)| Step::Cut(a, b)),
+        8 => (at.clone(), at.clone()).prop_map(|(a, b)| Step::Deliver(a, b)),
+        1 => (at.clone(), at).prop_map(|(a, b)| Step::Drop(a, b)),
+        1 => Just(Step::Tick),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn after_the_links_are_mended_everybody_has_everything(steps in proptest::collection::vec(step(), 0..200)) {
+        let mut world = World::new(4);
+        for step in steps {
+            match step {
+                Step::Write(at) => world.write(at),
+                Step::Connect(a, b) => world.connect(a, b),
+                Step::Cut(a, b) => world.cut(a, b),
+                Step::Deliver(a, b) => world.deliver(a, b),
+                Step::Drop(a, b) => world.drop_one(a, b),
+                Step::Tick => world.tick(),
+            }
+        }
+        world.settle();
+        for node in &world.nodes {
+            prop_assert_eq!(&node.held, &world.nodes[0].held);
+        }
+    }
+}
+
+#[test]
+fn catching_up_costs_what_was_missing() {
+    let mut world = World::new(2);
+    for _ in 0..500 {
+        world.write(0);
+    }
+    world.settle();
+    assert_eq!(world.sent, 500);
+    world.cut(0, 1);
+    for _ in 0..30 {
+        world.write(0);
+    }
+    world.sent = 0;
+    world.settle();
+    assert_eq!(world.nodes[1].held, world.nodes[0].held);
+    assert_eq!(world.sent, 30, "not what both had before");
+}
+
+#[test]
+fn others_entries_are_forwarded_only_where_their_author_does_not_reach() {
+    let mut world = World::new(3);
+    world.settle();
+    world.sent = 0;
+    world.write(0);
+    world.settle();
+    assert_eq!(world.sent, 2, "each of the two others got it once");
+    world.cut(0, 2);
+    world.tick();
+    while let Some(((from, to), _)) = world.wires.iter().find(|(_, wire)| !wire.is_empty()) {
+        let (from, to) = (*from, *to);
+        world.deliver(from, to);
+    }
+    world.write(0);
+    world.deliver(0, 1);
+    world.deliver(1, 2);
+    assert_eq!(world.nodes[2].held, world.nodes[0].held, "the bridge forwarded it at once");
+}
