@@ -1,6 +1,6 @@
 //! A server as Nova shows it, by microversion.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use luc_engine::agent::Observation;
 use luc_engine::id::HostId;
@@ -8,14 +8,25 @@ use luc_engine::ledger::Dimension;
 use luc_engine::record::{Host, Kind, RecordId, Server};
 use luc_engine::view::{Held, View};
 use luc_sync::node::now;
-use serde_json::{Map, Value, json};
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::stamp;
 use super::status::{server_of, status};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::http::Microversion;
+use crate::http::{Fault, Microversion, Reply, ok};
+
+/// An object on its way out. A list of five hundred servers has twenty thousand fields: their names are not copied and
+/// not sorted.
+pub(crate) struct Fields(Vec<(&'static str, Value)>);
+
+impl Serialize for Fields {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
+    }
+}
 
 /// What every server of one answer is rendered with.
 pub(crate) struct Renderer<'a> {
@@ -39,7 +50,7 @@ impl<'a> Renderer<'a> {
     }
 
     /// Everything but what only some requests show.
-    pub(crate) fn server(&mut self, id: Uuid, held: &Held) -> Option<Value> {
+    pub(crate) fn server(&mut self, id: Uuid, held: &Held) -> Option<Fields> {
         let server = server_of(held)?;
         let version = self.version;
         let seen = held.observation.as_ref();
@@ -51,8 +62,8 @@ impl<'a> Renderer<'a> {
             state = state.out_of_reach();
         }
         let zone = host.and_then(|host| self.view.site_of_host(host)).map(|site| site.to_string());
-        let mut map = Map::with_capacity(48);
-        let mut put = |key: &str, value: Value| map.insert(key.into(), value);
+        let mut fields = Vec::with_capacity(48);
+        let mut put = |key, value| fields.push((key, value));
         put("id", json!(id.to_string()));
         put("name", json!(server.name));
         put("status", json!(state.status));
@@ -135,17 +146,26 @@ impl<'a> Renderer<'a> {
             let pinned = (!server.availability_zone.is_empty()).then_some(&server.availability_zone);
             put("pinned_availability_zone", json!(pinned));
         }
-        Some(Value::Object(map))
+        Some(Fields(fields))
+    }
+
+    /// What lists without details show.
+    pub(crate) fn brief(&self, id: Uuid, server: &Server) -> Fields {
+        Fields(vec![("id", json!(id.to_string())), ("name", json!(server.name)), ("links", self.links(id))])
     }
 
     /// What only showing one server adds.
-    pub(crate) fn shown(&mut self, id: Uuid) -> Option<Value> {
-        let held = self.view.held(RecordId { kind: Kind::Server, id })?.clone();
-        let mut value = self.server(id, &held)?;
+    ///
+    /// # Errors
+    /// 404 if it has just gone.
+    pub(crate) fn shown(&mut self, id: Uuid) -> Reply {
+        let gone = || Fault::not_found(format!("Instance {id} could not be found."));
+        let held = self.view.held(RecordId { kind: Kind::Server, id }).ok_or_else(gone)?;
+        let mut server = self.server(id, held).ok_or_else(gone)?;
         if self.version.0 >= 71 {
-            value["server_groups"] = json!([]);
+            server.0.push(("server_groups", json!([])));
         }
-        Some(value)
+        ok(&BTreeMap::from([("server", server)]))
     }
 
     fn flavor(&self, server: &Server) -> Value {

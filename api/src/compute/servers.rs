@@ -12,10 +12,11 @@ use luc_engine::tx::Tx;
 use luc_engine::view::{Held, View};
 use luc_sync::node::now;
 use regex_lite::Regex;
+use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::render::{HostState, Renderer, host_state};
+use super::render::{Fields, HostState, Renderer, host_state};
 use super::status::{server_of, status};
 use super::{find_server, live, parse_stamp, stamp};
 use crate::app::App;
@@ -78,28 +79,30 @@ fn page(
         }
     };
     let more = found.len() > start + limit;
-    let mut page = found.iter().skip(start).take(limit);
-    let servers: Vec<Value> = page
-        .clone()
-        .filter_map(|(id, held, server)| {
-            if detail {
-                renderer.server(*id, held)
-            } else {
-                Some(json!({"id": id.to_string(), "name": server.name, "links": renderer.links(*id)}))
-            }
-        })
-        .collect();
-    let mut body = json!({"servers": servers});
-    if let Some((last, _, _)) = page.next_back().filter(|_| more) {
+    let page: Vec<&Found<'_>> = found.iter().skip(start).take(limit).collect();
+    let render = |(id, held, server): &Found<'_>| match detail {
+        true => renderer.server(*id, held),
+        false => Some(renderer.brief(*id, server)),
+    };
+    let servers = page.iter().copied().filter_map(render).collect();
+    let last = page.last().filter(|_| more);
+    let next = last.map(|(last, _, _)| {
         let other = uri.query().unwrap_or_default().split('&');
         let mut query: Vec<String> =
             other.filter(|part| !part.is_empty() && !part.starts_with("marker=")).map(str::to_owned).collect();
         query.push(format!("marker={last}"));
         let path = if detail { "servers/detail" } else { "servers" };
         let href = format!("{}/compute/v2.1/{path}?{}", renderer.base, query.join("&"));
-        body["servers_links"] = json!([{"rel": "next", "href": href}]);
-    }
-    ok(&body)
+        json!([{"rel": "next", "href": href}])
+    });
+    ok(&Page { servers, servers_links: next })
+}
+
+#[derive(Serialize)]
+struct Page {
+    servers: Vec<Fields>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    servers_links: Option<Value>,
 }
 
 type Found<'a> = (Uuid, &'a Arc<Held>, &'a Server);
@@ -219,8 +222,7 @@ pub(super) async fn show(
 ) -> Reply {
     let view = app.view();
     let id = find_server(&view, &caller, &id, Action::Read)?;
-    let server = Renderer::new(&app, &view, base(&app, &headers), version, &caller).shown(id);
-    ok(&json!({"server": server}))
+    Renderer::new(&app, &view, base(&app, &headers), version, &caller).shown(id)
 }
 
 pub(super) async fn update(
@@ -253,8 +255,7 @@ pub(super) async fn update(
     })
     .await?;
     let view = app.view();
-    let server = Renderer::new(&app, &view, base(&app, &headers), version, &caller).shown(id);
-    ok(&json!({"server": server}))
+    Renderer::new(&app, &view, base(&app, &headers), version, &caller).shown(id)
 }
 
 /// `accessIPv4` or `accessIPv6`, in canonical form; empty if it is taken away.
