@@ -48,6 +48,9 @@ pub(crate) fn routes() -> Router<App> {
         .route("/v2/info/stores", get(stores))
 }
 
+/// How long, and how far, a refused upload is read on.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+const PATIENCE_BYTES: u64 = 4 << 30;
 const FORMATS: [&str; 2] = ["qcow2", "raw"];
 const VISIBILITIES: [&str; 4] = ["public", "private", "shared", "community"];
 
@@ -492,7 +495,16 @@ async fn upload(State(app): State<App>, caller: Caller, Path(id): Path<String>, 
     let limit = app.settings().max_image;
     let blobs = app.net().blobs();
     let stream = request.into_body().into_data_stream().map_err(std::io::Error::other);
-    let stored = blobs.put(StreamReader::new(stream), limit, rand::random()).await?;
+    let mut reader = StreamReader::new(stream);
+    let stored = match blobs.put(&mut reader, limit, rand::random()).await {
+        Ok(stored) => stored,
+        Err(error) => {
+            // A client that is still sending hears the answer only once it is done: read on, for a while.
+            let (mut rest, mut nowhere) = (reader.take(PATIENCE_BYTES), tokio::io::sink());
+            let _ = tokio::time::timeout(PATIENCE, tokio::io::copy(&mut rest, &mut nowhere)).await;
+            return Err(error.into());
+        }
+    };
     let path = blobs.path(&stored.blob).ok_or_else(|| Fault::unavailable("The upload is gone again."))?;
     let checked = luc_compute::image_check::check(&path, &format, limit, Limits::STANDARD).await;
     let virtual_size = match checked {
