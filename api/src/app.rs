@@ -54,7 +54,7 @@ pub(crate) struct Inner {
     pub(crate) settings: Settings,
     pub(crate) verified: Mutex<HashMap<[u8; 32], Arc<Claims>>>,
     /// Argon2 needs 19 MiB a hash: two at a time bound what a burst of logins costs.
-    pub(crate) hashing: Semaphore,
+    pub(crate) hashing: Arc<Semaphore>,
     pub(crate) throttle: Throttle,
     pub(crate) metrics: Metrics,
 }
@@ -67,7 +67,7 @@ impl App {
             net,
             settings,
             verified: Mutex::default(),
-            hashing: Semaphore::new(2),
+            hashing: Arc::new(Semaphore::new(2)),
             throttle: Throttle::default(),
             metrics: Metrics::default(),
         };
@@ -143,6 +143,7 @@ pub async fn serve(app: App, listener: tokio::net::TcpListener, stop: impl Futur
     let mut http = hyper::server::conn::http1::Builder::new();
     // A client that never finishes its request headers must not hold a connection for ever.
     http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
+    let housekeeping = tokio::spawn(forget_expired(app));
     tokio::pin!(stop);
     loop {
         let accepted = tokio::select! {
@@ -167,7 +168,18 @@ pub async fn serve(app: App, listener: tokio::net::TcpListener, stop: impl Futur
             }
         });
     }
+    housekeeping.abort();
     let _ = tokio::time::timeout(Duration::from_secs(2), graceful.shutdown()).await;
+}
+
+async fn forget_expired(app: App) {
+    let mut every = tokio::time::interval(Duration::from_secs(600));
+    loop {
+        every.tick().await;
+        if let Err(fault) = crate::auth::forget_expired(&app, luc_sync::node::now()).await {
+            tracing::warn!(reason = fault.message, "revocations of expired tokens stay for now");
+        }
+    }
 }
 
 /// Where a request came from.

@@ -19,7 +19,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use luc_engine::entry::Member;
 use luc_engine::id::{Millis, ReplicaId};
-use luc_engine::record::{Assignment, NAMESPACE, Project, Revocation, User};
+use luc_engine::record::{Assignment, Kind, NAMESPACE, Project, RecordId, Revocation, User};
 use luc_engine::view::View;
 use luc_sync::node::now;
 use parking_lot::Mutex;
@@ -140,12 +140,37 @@ impl Caller {
 /// The roles of a user in a project, in order, each once.
 #[must_use]
 pub fn roles(view: &View, user: Uuid, project: Uuid) -> Vec<String> {
-    let assigned = view.children(luc_engine::record::Kind::Assignment, user);
+    let assigned = view.children(Kind::Assignment, user);
     let assigned = assigned.filter_map(|id| view.get::<Assignment>(id)).filter(|a| a.project == project);
     let mut roles: Vec<String> = assigned.map(|assignment| assignment.role.clone()).collect();
     roles.sort();
     roles.dedup();
     roles
+}
+
+/// Deletes revocations of tokens that have expired anyway. An hour's grace covers clocks that differ; the replica that
+/// wrote one deletes it, others only a day later, when that replica seems to be gone.
+///
+/// # Errors
+/// [`Fault`] if it cannot be written down; nothing was deleted.
+pub async fn forget_expired(app: &App, now: Millis) -> Result<(), Fault> {
+    const HOUR: Millis = 3_600_000;
+    let (view, me) = (app.view(), app.node().me());
+    let expired = |(id, revocation): (Uuid, &Revocation)| {
+        let record = RecordId { kind: Kind::Revocation, id };
+        let mine = view.held(record).is_some_and(|held| held.created.iter().any(|entry| entry.author == me));
+        let grace = if mine { HOUR } else { 25 * HOUR };
+        (revocation.expires_at.saturating_add(grace) < now).then_some(record)
+    };
+    let expired: Vec<RecordId> = view.all::<Revocation>().filter_map(expired).take(1000).collect();
+    if expired.is_empty() {
+        return Ok(());
+    }
+    app.transact(move |tx| {
+        let live: Vec<_> = expired.into_iter().filter(|id| tx.view().get::<Revocation>(id.id).is_some()).collect();
+        live.into_iter().try_for_each(|id| Ok(tx.delete(id)?))
+    })
+    .await
 }
 
 impl FromRequestParts<App> for Caller {
@@ -248,29 +273,40 @@ impl App {
     /// # Errors
     /// See [`hash_password`].
     pub async fn hash(&self, password: String) -> Result<String, Fault> {
-        let _permit = self.inner.hashing.acquire().await;
-        let hashed = tokio::task::spawn_blocking(move || hash_password(&password)).await;
-        hashed.unwrap_or_else(|error| Err(Fault::unavailable(error.to_string())))
+        let permit = self.inner.hashing.clone().acquire_owned().await;
+        // The permit goes with the work: a client that hangs up does not make room for one more.
+        let hashed = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            hash_password(&password)
+        });
+        hashed.await.unwrap_or_else(|error| Err(Fault::unavailable(error.to_string())))
     }
 
-    /// Checks a password. An unknown user costs as much time as a wrong password, and answers alike.
+    /// Checks the password of the user that was `named`, who may not exist. An unknown user costs as much time as a
+    /// wrong password, answers alike, and is throttled alike: nothing tells which names exist.
     ///
     /// # Errors
     /// 401 if it is wrong, 429 after many failures.
     pub async fn check_password(
         &self,
+        named: &str,
         user: Option<(Uuid, String)>,
         from: IpAddr,
         password: String,
     ) -> Result<Uuid, Fault> {
-        let key = (user.as_ref().map(|(id, _)| *id), from);
+        let key = ThrottleKey::new(user.as_ref().map(|(id, _)| *id), named, from);
         self.inner.throttle.check(key)?;
-        let _permit = self.inner.hashing.acquire().await;
+        let permit = self.inner.hashing.clone().acquire_owned().await;
+        // Those that came at once with failures before them have waited beside them: the count is another now.
+        self.inner.throttle.check(key)?;
         let (id, hash) = match user {
+            // A user without a password: nothing matches, at the same cost.
+            Some((_, hash)) if hash.is_empty() => (None, NOBODY.to_owned()),
             Some((id, hash)) => (Some(id), hash),
             None => (None, NOBODY.to_owned()),
         };
         let checked = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
             let parsed = PasswordHash::new(&hash);
             parsed.is_ok_and(|hash| Argon2::default().verify_password(password.as_bytes(), &hash).is_ok())
         });
@@ -291,7 +327,22 @@ impl App {
 /// Argon2id hash of nothing anybody knows: what an unknown user's password is compared with.
 const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$bm9ib2R5bm9ib2R5bm9i$5TzaH1qsYc1yYkfB1k2kA0VJ1dQhDqv3rVJ7rQk9hXg";
 
-type ThrottleKey = (Option<Uuid>, IpAddr);
+/// Who fails from where. Users that exist count under their id, so that it does not matter how they are named; others
+/// under what they were called.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct ThrottleKey([u8; 16], IpAddr);
+
+impl ThrottleKey {
+    fn new(user: Option<Uuid>, named: &str, from: IpAddr) -> Self {
+        let name = user.map_or_else(|| Uuid::new_v5(&NAMESPACE, named.as_bytes()), |id| id);
+        // A client has a whole /64 of IPv6 addresses.
+        let from = match from {
+            IpAddr::V6(address) => IpAddr::V6((u128::from(address) >> 64 << 64).into()),
+            IpAddr::V4(_) => from,
+        };
+        Self(name.into_bytes(), from)
+    }
+}
 
 /// Failed logins by user and address: after some, a wait that doubles.
 #[derive(Default)]
@@ -329,5 +380,47 @@ impl Throttle {
 
     fn wait(count: u32) -> Duration {
         Duration::from_millis(250) * 2_u32.saturating_pow(count.saturating_sub(Self::FREE).min(8))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_unknown_user_costs_what_a_known_one_does() {
+        let known = hash_password("secret").unwrap();
+        let (known, nobody) = (PasswordHash::new(&known).unwrap(), PasswordHash::new(NOBODY).unwrap());
+        assert_eq!((known.algorithm, known.version, &known.params), (nobody.algorithm, nobody.version, &nobody.params));
+        assert_eq!(known.hash.unwrap().len(), nobody.hash.unwrap().len());
+        assert!(Argon2::default().verify_password(b"", &nobody).is_err());
+    }
+
+    #[test]
+    fn failures_are_counted_by_user_and_address_whether_the_user_exists_or_not() {
+        let from: IpAddr = "192.0.2.1".parse().unwrap();
+        for user in [None, Some(Uuid::from_u128(7))] {
+            let throttle = Throttle::default();
+            let key = ThrottleKey::new(user, "alice", from);
+            for _ in 0..=Throttle::FREE {
+                assert!(throttle.check(key).is_ok());
+                throttle.failed(key);
+            }
+            assert!(throttle.check(key).is_err());
+            assert!(throttle.check(ThrottleKey::new(None, "bob", from)).is_ok(), "others are not kept waiting");
+            assert!(throttle.check(ThrottleKey::new(user, "alice", "192.0.2.2".parse().unwrap())).is_ok());
+            throttle.forget(key);
+            assert!(throttle.check(key).is_ok());
+        }
+    }
+
+    #[test]
+    fn the_memory_of_failures_is_bounded() {
+        let throttle = Throttle::default();
+        for n in 0..Throttle::MOST + 10 {
+            throttle.failed(ThrottleKey::new(None, &n.to_string(), "192.0.2.1".parse().unwrap()));
+        }
+        assert!(throttle.0.lock().len() <= Throttle::MOST);
     }
 }

@@ -30,10 +30,13 @@ pub(crate) fn routes() -> Router<App> {
         .route("/image/", get(image_versions))
         .route("/image/versions", get(image_versions))
         .route("/network", any(no_network))
+        .route("/network/", any(no_network))
         .route("/network/{*path}", any(no_network))
         .route("/volume", any(no_volume))
+        .route("/volume/", any(no_volume))
         .route("/volume/{*path}", any(no_volume))
         .route("/placement", any(no_placement))
+        .route("/placement/", any(no_placement))
         .route("/placement/{*path}", any(no_placement))
 }
 

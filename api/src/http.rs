@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use axum::extract::{FromRequest, Request, State};
 use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -370,7 +370,7 @@ pub(crate) async fn around(State(app): State<App>, mut request: Request, next: N
         headers.insert(FRONTIER, frontier);
     }
     let took = started.elapsed();
-    app.inner.metrics.count(service, response.status(), took);
+    app.inner.metrics.count(service, &method, response.status(), took);
     if let Some(path) = path {
         let status = response.status().as_u16();
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
@@ -483,17 +483,21 @@ fn decode_frontier(text: &str) -> Option<Frontier> {
 /// Counts of requests, for `/metrics`.
 #[derive(Default)]
 pub struct Metrics {
-    counts: Mutex<BTreeMap<(&'static str, u16), u64>>,
+    counts: Mutex<BTreeMap<(&'static str, &'static str, u16), u64>>,
     buckets: [AtomicU64; BUCKETS.len() + 1],
     micros: AtomicU64,
 }
+
+const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
 
 /// Upper bounds of the latency histogram, microseconds.
 const BUCKETS: [u64; 10] = [250, 500, 1_000, 2_500, 5_000, 10_000, 50_000, 250_000, 1_000_000, 5_000_000];
 
 impl Metrics {
-    fn count(&self, service: Service, status: StatusCode, took: Duration) {
-        *self.counts.lock().entry((service.name(), status.as_u16())).or_default() += 1;
+    fn count(&self, service: Service, method: &Method, status: StatusCode, took: Duration) {
+        // Clients may send any method: what is counted by name is a fixed set.
+        let method = METHODS.iter().find(|known| **known == method.as_str()).copied().unwrap_or("other");
+        *self.counts.lock().entry((service.name(), method, status.as_u16())).or_default() += 1;
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let bucket = BUCKETS.iter().position(|bound| micros <= *bound).unwrap_or(BUCKETS.len());
         if let Some(bucket) = self.buckets.get(bucket) {
@@ -506,8 +510,9 @@ impl Metrics {
     pub(crate) fn write(&self, out: &mut String) {
         use std::fmt::Write;
         out.push_str("# HELP luc_http_requests_total Requests answered.\n# TYPE luc_http_requests_total counter\n");
-        for ((service, status), count) in self.counts.lock().iter() {
-            let _ = writeln!(out, "luc_http_requests_total{{service=\"{service}\",status=\"{status}\"}} {count}");
+        for ((service, method, status), count) in self.counts.lock().iter() {
+            let labels = format!("service=\"{service}\",method=\"{method}\",status=\"{status}\"");
+            let _ = writeln!(out, "luc_http_requests_total{{{labels}}} {count}");
         }
         out.push_str("# HELP luc_http_request_seconds Time to answer.\n# TYPE luc_http_request_seconds histogram\n");
         let mut sum = 0;

@@ -40,6 +40,7 @@ pub(crate) fn routes() -> Router<App> {
         .route("/v3/auth/catalog", get(auth_catalog))
         .route("/v3/auth/projects", get(auth_projects))
         .route("/v3/auth/domains", get(domains))
+        .route("/v3/auth/system", get(system_scopes))
         .route("/v3/projects", get(list_projects).post(create_project))
         .route("/v3/projects/{id}", get(show_project).patch(update_project).delete(delete_project))
         .route("/v3/users", get(list_users).post(create_user))
@@ -56,6 +57,7 @@ pub(crate) fn routes() -> Router<App> {
         .route("/v3/services", get(services))
         .route("/v3/services/{id}", get(show_service))
         .route("/v3/endpoints", get(endpoints))
+        .route("/v3/endpoints/{id}", get(show_endpoint))
         .route("/v3/regions", get(regions))
         .route("/v3/regions/{id}", get(show_region))
         .route("/v3/groups", get(groups))
@@ -151,8 +153,9 @@ async fn by_password(app: &App, given: Object, from: std::net::IpAddr) -> Result
     };
     let user = id.and_then(|id| view.get::<User>(id).filter(|user| user.enabled).map(|user| (id, user)));
     let user = user.map(|(id, user)| (id, user.password_hash.clone()));
+    let named = given.text("id")?.or(given.text("name")?).unwrap_or_default();
     drop(view);
-    app.check_password(user, from, password).await
+    app.check_password(named, user, from, password).await
 }
 
 fn is_default_domain(domain: Option<&Value>) -> Result<bool, Fault> {
@@ -468,7 +471,8 @@ async fn create_user(State(app): State<App>, caller: Caller, body: Object) -> Re
     check_domain(&given)?;
     // A user without a password cannot log in by one.
     let password_hash = match given.text("password")? {
-        Some(password) => app.hash(password.to_owned()).await?,
+        Some(password) if !password.is_empty() => app.hash(password.to_owned()).await?,
+        Some(_) => return Err(Fault::bad("\"password\" must not be empty.")),
         None => String::new(),
     };
     let user = User {
@@ -495,7 +499,8 @@ async fn update_user(State(app): State<App>, caller: Caller, Path(id): Path<Stri
     let id = find::<User>(&app.view(), "user", &id)?.0;
     let given = body.inner("user")?;
     let hash = match given.text("password")? {
-        Some(password) => Some(app.hash(password.to_owned()).await?),
+        Some(password) if !password.is_empty() => Some(app.hash(password.to_owned()).await?),
+        Some(_) => return Err(Fault::bad("\"password\" must not be empty.")),
         None => None,
     };
     let (name, description) = (given.name("name")?.map(str::to_owned), given.text("description")?.map(str::to_owned));
@@ -551,8 +556,11 @@ async fn change_password(
     let (Some(old), Some(new)) = (given.text("original_password")?, given.text("password")?) else {
         return Err(Fault::bad("\"user\" needs \"original_password\" and \"password\"."));
     };
+    if new.is_empty() {
+        return Err(Fault::bad("\"password\" must not be empty."));
+    }
     let user = app.view().get::<User>(id).filter(|user| user.enabled).map(|user| (id, user.password_hash.clone()));
-    let id = app.check_password(user, from.ip(), old.to_owned()).await?;
+    let id = app.check_password(&hex(id), user, from.ip(), old.to_owned()).await?;
     let hash = app.hash(new.to_owned()).await?;
     app.transact(move |tx| {
         tx.update::<User, Fault>(id, |user| {
@@ -696,23 +704,32 @@ async fn show_service(_: Caller, Path(id): Path<String>) -> Reply {
     ok(&json!({"service": render_service(found)}))
 }
 
+fn all_endpoints(base: &str) -> impl Iterator<Item = Value> {
+    let each = |(kind, _, path)| INTERFACES.map(|interface| (kind, path, interface));
+    SERVICES.into_iter().flat_map(each).map(move |(kind, path, interface)| {
+        let mut endpoint = endpoint(base, kind, path, interface);
+        endpoint["service_id"] = json!(service_id(kind));
+        endpoint["enabled"] = json!(true);
+        endpoint["links"] = json!({"self": null});
+        endpoint
+    })
+}
+
 async fn endpoints(State(app): State<App>, _: Caller, headers: HeaderMap, Query(filters): Filters) -> Reply {
-    let base = base(&app, &headers);
-    let mut found = Vec::new();
-    for (kind, _, path) in SERVICES {
-        for interface in INTERFACES {
-            let wanted = filters.get("service_id").is_none_or(|id| *id == service_id(kind))
-                && filters.get("interface").is_none_or(|wanted| wanted == interface);
-            if wanted {
-                let mut endpoint = endpoint(&base, kind, path, interface);
-                endpoint["service_id"] = json!(service_id(kind));
-                endpoint["enabled"] = json!(true);
-                endpoint["links"] = json!({"self": null});
-                found.push(endpoint);
-            }
-        }
-    }
-    list("endpoints", found)
+    let is = |endpoint: &Value, key: &str| filters.get(key).is_none_or(|wanted| endpoint[key] == **wanted);
+    let wanted = |endpoint: &Value| ["service_id", "interface", "region_id"].iter().all(|key| is(endpoint, key));
+    list("endpoints", all_endpoints(&base(&app, &headers)).filter(wanted).collect())
+}
+
+async fn show_endpoint(State(app): State<App>, _: Caller, headers: HeaderMap, Path(id): Path<String>) -> Reply {
+    let found = all_endpoints(&base(&app, &headers)).find(|endpoint| endpoint["id"] == *id);
+    let found = found.ok_or_else(|| Fault::not_found(format!("Could not find endpoint: {id}.")))?;
+    ok(&json!({"endpoint": found}))
+}
+
+/// Nobody has roles outside of projects.
+async fn system_scopes(_: Caller) -> Reply {
+    ok(&json!({"system": [], "links": {"self": null}}))
 }
 
 fn render_region(view: &View) -> Value {

@@ -16,18 +16,19 @@ use luc_engine::entry::{Entry, MemberOp, Subject};
 use luc_engine::id::HostId;
 use luc_engine::ledger::Amount;
 use luc_engine::record::{Host, Kind, Site};
+use luc_engine::view::View;
 use luc_sync::node::now;
 use serde_json::{Map, Value, json};
 
 use crate::app::App;
 use crate::auth::Caller;
-use crate::compute::host_words;
+use crate::compute::{host_words, status};
 use crate::http::{Fault, Reply, ok, seconds};
 use crate::policy::{self, Action};
 
 pub(crate) fn routes() -> Router<App> {
     Router::new()
-        .route("/status", get(status))
+        .route("/status", get(whole_status))
         .route("/sites", get(sites))
         .route("/replicas", get(replicas))
         .route("/replicas/{id}/revoke", post(revoke))
@@ -45,7 +46,7 @@ pub(crate) fn open_routes() -> Router<App> {
 }
 
 /// Everything at once, for `luc status`.
-async fn status(State(app): State<App>, caller: Caller) -> Reply {
+async fn whole_status(State(app): State<App>, caller: Caller) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
     let view = app.view();
     ok(&json!({
@@ -290,17 +291,46 @@ async fn metrics(State(app): State<App>) -> Response {
     line("luc_members", "gauge", "Members.", view.members().count().to_string());
     line("luc_quarantined", "gauge", "Authors whose entries are refused.", app.node().quarantine().len().to_string());
     line("process_resident_memory_bytes", "gauge", "Resident memory.", resident().to_string());
-    for reach in app.net().reach() {
-        let site = view.member(reach.replica).map(|state| state.member.site.to_string()).unwrap_or_default();
-        let labels = format!("{{replica=\"{}\",site=\"{site}\"}}", reach.replica);
-        let _ = writeln!(out, "luc_peer_reachable{labels} {}", u8::from(reach.reachable));
-        let _ = writeln!(out, "luc_peer_lag_entries{labels} {}", reach.ahead);
-        if let Some(rtt) = reach.rtt {
-            let _ =
-                writeln!(out, "luc_peer_rtt_seconds{labels} {}", seconds(u64::try_from(rtt.as_micros()).unwrap_or(0)));
-        }
+    family(&mut out, "luc_servers_by_status", "gauge", "Servers by what their hosts told last.", &by_status(&view));
+    for (name, help, lines) in peers(&app, &view) {
+        family(&mut out, name, "gauge", help, &lines);
     }
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], out).into_response()
+}
+
+/// One metric with labels.
+fn family(out: &mut String, name: &str, kind: &str, help: &str, lines: &[(String, String)]) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    for (labels, value) in lines {
+        let _ = writeln!(out, "{name}{{{labels}}} {value}");
+    }
+}
+
+fn by_status(view: &View) -> Vec<(String, String)> {
+    let mut counts = std::collections::BTreeMap::<&str, u64>::new();
+    for (_, held) in view.held_all(Kind::Server) {
+        if let Some(server) = status::server_of(held) {
+            *counts.entry(status::status(server, held.observation.as_ref(), held.deleted).status).or_default() += 1;
+        }
+    }
+    counts.into_iter().map(|(status, count)| (format!("status=\"{status}\""), count.to_string())).collect()
+}
+
+/// Each other replica's metrics. Site names are letters, digits and hyphens: nothing in a label needs escaping.
+fn peers(app: &App, view: &View) -> [(&'static str, &'static str, Vec<(String, String)>); 3] {
+    let (mut reachable, mut lag, mut rtt) = (Vec::new(), Vec::new(), Vec::new());
+    for reach in app.net().reach() {
+        let site = view.member(reach.replica).map(|state| state.member.site.to_string()).unwrap_or_default();
+        let labels = format!("replica=\"{}\",site=\"{site}\"", reach.replica);
+        reachable.push((labels.clone(), u8::from(reach.reachable).to_string()));
+        lag.push((labels.clone(), reach.ahead.to_string()));
+        rtt.extend(reach.rtt.map(|rtt| (labels, seconds(u64::try_from(rtt.as_micros()).unwrap_or(0)))));
+    }
+    [
+        ("luc_peer_reachable", "1 if the replica can be reached.", reachable),
+        ("luc_peer_lag_entries", "Entries held here that the replica has not confirmed.", lag),
+        ("luc_peer_rtt_seconds", "Round trip to the replica.", rtt),
+    ]
 }
 
 /// Resident memory, bytes; 0 where `/proc` does not say.

@@ -46,6 +46,9 @@ pub(crate) struct Answer {
 /// The cloud.
 pub(crate) struct Cloud {
     router: Router,
+    /// What the routes share.
+    #[allow(dead_code, reason = "not every test file looks inside")]
+    pub(crate) app: App,
     /// The administrator's token.
     pub(crate) token: String,
     /// The administrator's project.
@@ -92,7 +95,7 @@ impl Cloud {
             Net::start(node.clone(), credentials, Some(authority), Tokens::of(dir.path()), blobs, anywhere).unwrap();
         attach_agent(node, site);
         let app = App::new(net, Settings::default());
-        let mut cloud = Self { router: app.router(), token: String::new(), project: String::new(), _dir: dir };
+        let mut cloud = Self { router: app.router(), app, token: String::new(), project: String::new(), _dir: dir };
         (cloud.token, cloud.project) = cloud.log_in("admin", PASSWORD, "admin").await;
         for _ in 0..500 {
             if cloud.get("/compute/v2.1/os-services").await.body["services"][0]["state"] == "up" {
@@ -101,6 +104,12 @@ impl Cloud {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("the host never came up");
+    }
+
+    /// All routes.
+    #[allow(dead_code, reason = "not every test file looks at them")]
+    pub(crate) fn router(&self) -> &Router {
+        &self.router
     }
 
     /// A token for a project, and the project's id.
@@ -148,6 +157,15 @@ impl Cloud {
             headers: parts.headers,
             body: serde_json::from_slice(&bytes).unwrap_or_default(),
         }
+    }
+
+    /// GET of a text.
+    #[allow(dead_code, reason = "not every test file reads texts")]
+    pub(crate) async fn text(&self, path: &str) -> String {
+        let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+        let response = tower_service::Service::call(&mut self.router.clone(), request).await.unwrap();
+        let bytes = axum::body::to_bytes(response.into_body(), 64 << 20).await.unwrap();
+        String::from_utf8(bytes.to_vec()).unwrap()
     }
 
     /// GET.
