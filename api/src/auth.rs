@@ -334,7 +334,7 @@ struct ThrottleKey([u8; 16], IpAddr);
 
 impl ThrottleKey {
     fn new(user: Option<Uuid>, named: &str, from: IpAddr) -> Self {
-        let name = user.map_or_else(|| Uuid::new_v5(&NAMESPACE, named.as_bytes()), |id| id);
+        let name = user.unwrap_or_else(|| Uuid::new_v5(&NAMESPACE, named.as_bytes()));
         // A client has a whole /64 of IPv6 addresses.
         let from = match from {
             IpAddr::V6(address) => IpAddr::V6((u128::from(address) >> 64 << 64).into()),

@@ -298,6 +298,9 @@ async fn metrics(State(app): State<App>) -> Response {
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], out).into_response()
 }
 
+/// Labels and values of one metric.
+type Lines = Vec<(String, String)>;
+
 /// One metric with labels.
 fn family(out: &mut String, name: &str, kind: &str, help: &str, lines: &[(String, String)]) {
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
@@ -306,7 +309,7 @@ fn family(out: &mut String, name: &str, kind: &str, help: &str, lines: &[(String
     }
 }
 
-fn by_status(view: &View) -> Vec<(String, String)> {
+fn by_status(view: &View) -> Lines {
     let mut counts = std::collections::BTreeMap::<&str, u64>::new();
     for (_, held) in view.held_all(Kind::Server) {
         if let Some(server) = status::server_of(held) {
@@ -317,7 +320,7 @@ fn by_status(view: &View) -> Vec<(String, String)> {
 }
 
 /// Each other replica's metrics. Site names are letters, digits and hyphens: nothing in a label needs escaping.
-fn peers(app: &App, view: &View) -> [(&'static str, &'static str, Vec<(String, String)>); 3] {
+fn peers(app: &App, view: &View) -> [(&'static str, &'static str, Lines); 3] {
     let (mut reachable, mut lag, mut rtt) = (Vec::new(), Vec::new(), Vec::new());
     for reach in app.net().reach() {
         let site = view.member(reach.replica).map(|state| state.member.site.to_string()).unwrap_or_default();
