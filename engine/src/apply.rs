@@ -131,7 +131,7 @@ fn released(header: &crate::entry::Header) -> impl Iterator<Item = RecordId> + '
 fn author_of(view: &View, entry: &Entry, frontier: &Frontier) -> Result<Member, Invalid> {
     let header = &entry.header;
     if let Some(state) = view.members.get(&header.author) {
-        return if frontier.holds(state.joined) { Ok(state.member.clone()) } else { Err(Invalid::NotMember) };
+        return state.admitted(frontier).cloned().ok_or(Invalid::NotMember);
     }
     match header.members.first() {
         Some(MemberOp::Join(member))
@@ -157,12 +157,11 @@ pub(crate) fn apply_member(view: &mut View, author: Author<'_>, op: &MemberOp) -
             if ReplicaId::of_key(&member.public_key) != member.replica {
                 return Err(Invalid::BadMember(member.replica));
             }
-            // Admitted twice, in two halves of a split: the lower entry stands, whichever came first here.
+            // Admitted already, as its author knew: void, or a sponsor could change a member's site and powers. Admitted
+            // twice, in two halves of a split: both are kept, since each is the past of somebody's entries.
             let known = view.members.get(&member.replica);
-            if known.is_none_or(|state| author.entry < state.joined) {
-                let revoked = known.is_some_and(|state| state.revoked);
-                let state = MemberState { member: member.clone(), joined: author.entry, readdressed: None, revoked };
-                view.set_member(state);
+            if known.is_none_or(|state| state.admitted(author.frontier).is_none()) {
+                view.set_member(MemberState::with_admission(known, author.entry, member));
             }
         }
         MemberOp::Readdress { addresses } => {
@@ -176,7 +175,7 @@ pub(crate) fn apply_member(view: &mut View, author: Author<'_>, op: &MemberOp) -
             if !author.member.sponsor {
                 return Err(refused(author, "revoke a certificate"));
             }
-            let known = view.members.get(replica).filter(|state| author.frontier.holds(state.joined));
+            let known = view.members.get(replica).filter(|state| state.admitted(author.frontier).is_some());
             let mut state = known.cloned().ok_or_else(|| Invalid::Unknown(format!("member {replica}")))?;
             state.revoked = true;
             view.set_member(state);
@@ -205,7 +204,7 @@ pub(crate) fn apply_ledger(view: &mut View, author: Author<'_>, index: usize, op
         LedgerOp::Release { claim } => Some(Touched::Claim(*claim)),
     };
     let members = view.members.clone();
-    let is_member = |replica| members.get(&replica).is_some_and(|state| author.frontier.holds(state.joined));
+    let is_member = |replica| members.get(&replica).is_some_and(|state| state.admitted(author.frontier).is_some());
     let judged = Judged { entry: author.entry, frontier: author.frontier, is_member: &is_member };
     view.edit_ledger(touches, |ledger| ledger.apply(judged, number, op))
         .map_err(|source| Invalid::Ledger { index, source })
@@ -214,13 +213,23 @@ pub(crate) fn apply_ledger(view: &mut View, author: Author<'_>, index: usize, op
 pub(crate) fn apply_created(view: &mut View, author: Author<'_>, created: &Created) -> Result<(), Invalid> {
     check_writer(view, author, created.record)?;
     let (id, by) = (created.record, author.entry);
-    if view.tombstones.contains_key(&id) {
+    if let Some(tombstone) = view.tombstones.get_mut(&id) {
+        // Its author's later entries name this creation, and may know no other (E3).
+        tombstone.push(by);
+        tombstone.sort_unstable();
+        view.dirty.records.insert(id);
         return Ok(());
     }
     if view.records.contains_key(&id) {
+        // Whichever came first here: all creations, and all that any of them refers to.
         view.edit_record(id, |held| {
             held.created.push(by);
             held.created.sort_unstable();
+            if held.references != created.references {
+                held.references.extend(&created.references);
+                held.references.sort_unstable();
+                held.references.dedup();
+            }
         });
     } else {
         let references = created.references.clone();
@@ -265,6 +274,9 @@ fn apply_content(
     match op {
         ContentOp::Change { record, bytes } => {
             check_writer(view, author, *record)?;
+            // Judged before it is asked whether the record is gone here, so that all judge alike (E3).
+            let invalid = |source| Invalid::Document { record: *record, source };
+            document::check_author(author.entry.author, bytes).map_err(invalid)?;
             if !is_present(view, author, *record)? {
                 return Ok(());
             }
@@ -291,8 +303,12 @@ pub(crate) fn apply_name_op(view: &mut View, author: Author<'_>, op: &ContentOp)
         ContentOp::Bind { name, generation, bearer } => {
             apply_name(view, author, name, *bearer, |state| {
                 let taken_back = state.unbound.contains(&(*generation, *bearer));
-                if !taken_back && !state.bound.iter().any(|(_, g, b)| (*g, *b) == (*generation, *bearer)) {
-                    state.bound.push((author.entry, *generation, *bearer));
+                let same = state.bound.iter_mut().find(|(_, g, b)| (*g, *b) == (*generation, *bearer));
+                match same {
+                    // Given by two at once: the lower entry is told, whichever came first here.
+                    Some((entry, _, _)) => *entry = author.entry.min(*entry),
+                    None if !taken_back => state.bound.push((author.entry, *generation, *bearer)),
+                    None => {}
                 }
             })?;
         }

@@ -64,10 +64,7 @@ pub(crate) fn apply(
     kind: Kind,
     bytes: &[u8],
 ) -> Result<(Vec<u8>, Option<Record>), BadDocument> {
-    let change = Change::from_bytes(bytes.to_vec()).map_err(|error| BadDocument::Change(error.to_string()))?;
-    if *change.actor_id() != actor(author) {
-        return Err(BadDocument::Actor);
-    }
+    let change = check_author(author, bytes)?;
     let mut document = saved.map_or_else(|| Ok(AutoCommit::new()), load)?;
     let expected = next_operation(&mut document, change.deps())?;
     if change.start_op().get() != expected {
@@ -76,6 +73,12 @@ pub(crate) fn apply(
     document.apply_changes([change]).map_err(|error| BadDocument::Change(error.to_string()))?;
     let record = read(&document, kind);
     Ok((document.save_nocompress(), record))
+}
+
+/// What can be said of a change without its document: that it is one, and made by this author.
+pub(crate) fn check_author(author: ReplicaId, bytes: &[u8]) -> Result<Change, BadDocument> {
+    let change = Change::from_bytes(bytes.to_vec()).map_err(|error| BadDocument::Change(error.to_string()))?;
+    if *change.actor_id() == actor(author) { Ok(change) } else { Err(BadDocument::Actor) }
 }
 
 fn next_operation(document: &mut AutoCommit, dependencies: &[ChangeHash]) -> Result<u64, BadDocument> {

@@ -45,6 +45,31 @@ pub struct MemberState {
     pub readdressed: Option<EntryId>,
     /// Its certificate is revoked.
     pub revoked: bool,
+    /// Every admission, in order of the entries: more than one only if sponsors in two halves of a split admitted it.
+    pub admissions: Vec<(EntryId, Member)>,
+}
+
+impl MemberState {
+    /// The member, as an entry with this frontier knows it: by the lowest admission in its past. None if there is
+    /// none; what else is held here does not matter (`PROTOCOL.md`, E3).
+    #[must_use]
+    pub fn admitted(&self, frontier: &Frontier) -> Option<&Member> {
+        self.admissions.iter().find(|(entry, _)| frontier.holds(*entry)).map(|(_, member)| member)
+    }
+
+    /// The state with one more admission. The lowest is shown; newer addresses and a revocation stay.
+    pub(crate) fn with_admission(known: Option<&Self>, entry: EntryId, member: &Member) -> Self {
+        let mut admissions = known.map(|state| state.admissions.clone()).unwrap_or_default();
+        admissions.push((entry, member.clone()));
+        admissions.sort_by_key(|(entry, _)| *entry);
+        let (joined, mut shown) = admissions.first().cloned().unwrap_or((entry, member.clone()));
+        let readdressed = known.and_then(|state| state.readdressed);
+        if let Some(state) = known.filter(|state| state.readdressed.is_some()) {
+            shown.addresses.clone_from(&state.member.addresses);
+        }
+        let revoked = known.is_some_and(|state| state.revoked);
+        Self { member: shown, joined, readdressed, revoked, admissions }
+    }
 }
 
 /// The bearers of one name.
