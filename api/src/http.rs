@@ -22,6 +22,7 @@ use luc_engine::entry::{Frontier, Tip};
 use luc_engine::id::ReplicaId;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tracing::Instrument;
 
 use crate::app::App;
 
@@ -349,6 +350,8 @@ pub(crate) async fn around(State(app): State<App>, mut request: Request, next: N
             },
         }
     };
+    // Whatever is logged on the way names the request.
+    let run = run.instrument(tracing::info_span!("request", id));
     let response = AssertUnwindSafe(run).catch_unwind().await;
     let response = response.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response());
     let mut response = render(service, response, &id);

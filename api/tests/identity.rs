@@ -4,7 +4,9 @@
 #[allow(dead_code, reason = "each test file uses a part")]
 mod support;
 
-use axum::http::{Method, StatusCode};
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode};
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 use support::{Answer, Cloud, PASSWORD};
 
@@ -256,4 +258,21 @@ async fn metrics_are_lines_that_prometheus_reads() {
     assert!(text.contains(r#"luc_http_requests_total{service="identity",method="POST",status="201"} "#), "{text}");
     assert!(text.contains(r#"method="other",status="405"} 1"#), "{text}");
     assert!(text.contains("luc_servers_by_status"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_are_told_as_they_become_visible() {
+    let cloud = Cloud::start().await;
+    let request = Request::builder().uri("/luc/v1/events").header("x-auth-token", &cloud.token);
+    let request = request.body(Body::empty()).unwrap();
+    let response = tower_service::Service::call(&mut cloud.router().clone(), request).await.unwrap();
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    let project = cloud.post("/identity/v3/projects", &json!({"project": {"name": "dev"}})).await.body;
+    let id = uuid::Uuid::parse_str(project["project"]["id"].as_str().unwrap()).unwrap().to_string();
+    let mut stream = response.into_body().into_data_stream();
+    let mut seen = String::new();
+    while !seen.contains(&id) {
+        seen.push_str(std::str::from_utf8(&stream.next().await.unwrap().unwrap()).unwrap());
+    }
+    assert!(seen.contains("event: entry\n"), "{seen}");
 }
