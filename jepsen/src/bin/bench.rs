@@ -134,6 +134,7 @@ impl Connection {
     async fn send(&mut self, method: Method, path: &str, body: Vec<u8>) -> Result<(u16, hyper::HeaderMap, Bytes)> {
         let request = Request::builder().method(method).uri(path).header("host", &self.host);
         let request = request.header("x-auth-token", &self.token).header("openstack-api-version", "compute 2.90");
+        self.sender.ready().await?;
         let answer = self.sender.send_request(request.body(Full::new(Bytes::from(body)))?).await?;
         let (parts, body) = answer.into_parts();
         Ok((parts.status.as_u16(), parts.headers, body.collect().await?.to_bytes()))
