@@ -24,6 +24,8 @@ const IDENTITY: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("identit
 const MEMORY: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("memory");
 const REFUSED: TableDefinition<'_, [u8; 28], &[u8]> = TableDefinition::new("refused");
 
+/// Memory for the file's pages, bytes: everything is read once, at the start.
+const CACHE: usize = 4 << 20;
 /// The format written by this version.
 const VERSION: u8 = 1;
 
@@ -107,7 +109,7 @@ impl Store {
         let directory = |source| StoreError::Directory { dir: dir.to_owned(), source };
         fs::DirBuilder::new().recursive(true).mode(0o711).create(dir).map_err(directory)?;
         let path = dir.join("agent.redb");
-        let database = Database::create(&path).map_err(|error| match error {
+        let database = Database::builder().set_cache_size(CACHE).create(&path).map_err(|error| match error {
             redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse(dir.to_owned()),
             error => database(error),
         })?;

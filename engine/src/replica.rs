@@ -102,6 +102,14 @@ pub enum Rejection {
         /// The entry that exists twice.
         named: EntryId,
     },
+    /// It has seen another form of an entry than is held here: the author of the one or of the other has forked or lied.
+    #[error("entry {entry} has seen {named} in another form than is held here")]
+    Disagrees {
+        /// Which.
+        entry: EntryId,
+        /// The entry that it names.
+        named: EntryId,
+    },
     /// It breaks a rule.
     #[error("entry {entry}: {reason}")]
     Invalid {
@@ -280,15 +288,7 @@ impl Replica {
     pub fn receive(&mut self, bytes: &[u8]) -> Received {
         match self.accept(bytes) {
             Ok(received) => received,
-            Err(rejection) => {
-                if let Rejection::Invalid { entry: EntryId { author, .. }, .. }
-                | Rejection::Fork { named: EntryId { author, .. } }
-                | Rejection::Chain(EntryId { author, .. }) = &rejection
-                {
-                    self.quarantine.insert(*author, rejection.clone());
-                }
-                Received::Refused(rejection)
-            }
+            Err(rejection) => Received::Refused(rejection),
         }
     }
 
@@ -416,20 +416,34 @@ impl Replica {
         }
         let chain = self.chains.get(&id.author).cloned().unwrap_or_default();
         let held = chain.frontier.number(id.author);
-        if id.number <= held {
-            return self.compare(id, entry.hash());
-        }
-        if let Some(before) = self.missing(&entry, held) {
-            return Ok(Received::Waiting(before));
-        }
-        if self.quarantine.contains_key(&id.author) {
-            return Err(Rejection::Quarantined(id.author));
+        if id.number > held {
+            if let Some(before) = self.missing(&entry, held) {
+                return Ok(Received::Waiting(before));
+            }
+            if self.quarantine.contains_key(&id.author) {
+                return Err(Rejection::Quarantined(id.author));
+            }
+        } else if self.short_hash(id)? == Some(entry.hash().short()) {
+            return Ok(Received::Known);
         }
         let key = match self.view.member(id.author) {
             Some(state) => state.member.public_key,
             None => founder_key(header).ok_or(Rejection::Invalid { entry: id, reason: Invalid::NotMember })?,
         };
+        // Up to here anybody may have sent it: nobody is blamed for what it did not sign.
         entry.verify(&key)?;
+        let judged = if id.number <= held { Err(Rejection::Fork { named: id }) } else { self.judge(entry, &chain) };
+        if let Err(rejection) = &judged
+            && !matches!(rejection, Rejection::Store(_) | Rejection::OldStore(_))
+        {
+            self.quarantine.insert(id.author, rejection.clone());
+        }
+        judged
+    }
+
+    /// Applies an entry that its author signed, and that comes next.
+    fn judge(&mut self, entry: Entry, chain: &Chain) -> Result<Received, Rejection> {
+        let (header, id) = (&entry.header, entry.id());
         if id.author == self.me {
             self.old_store = Some(id);
             return Err(Rejection::OldStore(id));
@@ -439,13 +453,13 @@ impl Replica {
         }
         let mut frontier = Frontier::clone(&chain.frontier);
         for (replica, tip) in &header.seen {
+            // A frontier never falls.
+            if *replica == id.author || tip.number <= frontier.number(*replica) {
+                return Err(Rejection::Chain(id));
+            }
             let named = EntryId { author: *replica, number: tip.number };
             if self.short_hash(named)? != Some(tip.hash) {
-                return Err(Rejection::Fork { named });
-            }
-            // A frontier never falls.
-            if *replica == id.author || tip.number < frontier.number(*replica) {
-                return Err(Rejection::Chain(id));
+                return Err(Rejection::Disagrees { entry: id, named });
             }
             frontier.set(*replica, *tip);
         }
@@ -463,15 +477,6 @@ impl Replica {
         self.pending.documents.extend(changed);
         self.took(Arc::new(entry), frontier);
         Ok(Received::Applied)
-    }
-
-    /// An entry of a number that is held: the same one, or a fork.
-    fn compare(&self, id: EntryId, hash: Hash) -> Result<Received, Rejection> {
-        if self.short_hash(id)? == Some(hash.short()) {
-            Ok(Received::Known)
-        } else {
-            Err(Rejection::Fork { named: id })
-        }
     }
 
     /// The first entry of this one's past that is not held.

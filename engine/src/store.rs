@@ -171,7 +171,7 @@ pub struct RedbStore {
 
 impl RedbStore {
     /// How much of the file is cached in memory, bytes: views are served from memory, so the cache serves only updates.
-    const CACHE: usize = 16 << 20;
+    const CACHE: usize = 8 << 20;
 
     /// Opens the file, or makes it. An unclean end is repaired to the last commit.
     ///

@@ -111,6 +111,8 @@ fn assert_refused(stage: &mut Stage, what: &str, attack: &Entry) {
     for (replica, before) in stage.cloud.replicas.iter_mut().zip(before) {
         let received = replica.receive(attack.bytes());
         assert!(refused(&received), "{what}: {received:?}");
+        let blamed: Vec<_> = replica.quarantine().keys().collect();
+        assert_eq!(blamed, [&member(3).replica], "{what}: who signed it is blamed, and nobody else");
         assert_eq!(replica.view().digest(), before, "{what}: it left something behind");
     }
     stage.cloud.exchange_all();
@@ -253,10 +255,18 @@ fn forged_entries_are_refused_and_their_alleged_author_is_not_blamed() {
     let mut header = forger.header(&seen);
     header.author = member(3).replica;
     let forged = Entry::sign(header, Content::default(), &key(7));
+    // The same in the place of an entry that is held, and in the name of one who is not known yet.
+    let mut header = forger.header(&Frontier::default());
+    header.author = member(0).replica;
+    let second = Entry::sign(header, Content::default(), &key(7));
+    let mut header = forger.header(&Frontier::default());
+    header.author = member(9).replica;
+    let unknown = Entry::sign(header, Content::default(), &key(7));
     for replica in &mut stage.cloud.replicas {
         let received = replica.receive(forged.bytes());
         assert!(matches!(received, Received::Refused(Rejection::Bad(BadEntry::Signature))), "{received:?}");
-        assert!(replica.quarantine().is_empty());
+        assert!(refused(&replica.receive(second.bytes())) && refused(&replica.receive(unknown.bytes())));
+        assert!(replica.quarantine().is_empty(), "bytes that nobody signed put somebody in quarantine");
     }
 }
 
