@@ -294,9 +294,12 @@ pub struct Ledger {
     claims: OrdMap<ClaimId, Claim>,
     quota_pools: OrdMap<Uuid, Vector<PoolId>>,
     host_pools: OrdMap<HostId, Vector<PoolId>>,
-    claims_by_record: OrdMap<RecordId, Vector<ClaimId>>,
+    claims_by_record: OrdMap<(RecordId, ClaimId), ()>,
     claims_by_host: OrdMap<(HostId, ClaimId), ()>,
 }
+
+/// Where the claims of one record or host begin in an index.
+const LOWEST_CLAIM: ClaimId = ClaimId { entry: EntryId { author: ReplicaId(Uuid::nil()), number: 0 }, index: 0 };
 
 /// Which rows of the ledger an operation changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -358,15 +361,14 @@ impl Ledger {
 
     /// The live claims of a record.
     pub fn claims_of(&self, record: RecordId) -> impl Iterator<Item = (ClaimId, &Claim)> {
-        let ids = self.claims_by_record.get(&record);
-        ids.into_iter().flatten().filter_map(|id| self.claims.get(id).map(|claim| (*id, claim)))
+        let ids = self.claims_by_record.range((record, LOWEST_CLAIM)..).map(|(key, ())| *key);
+        let ids = ids.take_while(move |(r, _)| *r == record);
+        ids.filter_map(|(_, id)| self.claims.get(&id).map(|claim| (id, claim)))
     }
 
     /// The live claims on a host.
     pub fn claims_on(&self, host: HostId) -> impl Iterator<Item = (ClaimId, &Claim)> {
-        let lowest = EntryId { author: ReplicaId(Uuid::nil()), number: 0 };
-        let from = (host, ClaimId { entry: lowest, index: 0 });
-        let ids = self.claims_by_host.range(from..).map(|(key, ())| *key).take_while(move |(h, _)| *h == host);
+        let ids = self.claims_by_host.range((host, LOWEST_CLAIM)..).map(|(key, ())| *key).take_while(move |(h, _)| *h == host);
         ids.filter_map(|(_, id)| self.claims.get(&id).map(|claim| (id, claim)))
     }
 
@@ -462,7 +464,7 @@ impl Ledger {
         if let Some(host) = self.host_of(&claim) {
             self.claims_by_host.insert((host, id), ());
         }
-        insert_sorted(self.claims_by_record.entry(claim.record).or_default(), id);
+        self.claims_by_record.insert((claim.record, id), ());
         self.claims.insert(id, claim);
     }
 
@@ -497,12 +499,7 @@ impl Ledger {
         if let Some(host) = host {
             self.claims_by_host.remove(&(host, id));
         }
-        if let Some(ids) = self.claims_by_record.get_mut(&claim.record) {
-            ids.retain(|other| *other != id);
-            if ids.is_empty() {
-                self.claims_by_record.remove(&claim.record);
-            }
-        }
+        self.claims_by_record.remove(&(claim.record, id));
         Ok(())
     }
 

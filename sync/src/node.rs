@@ -26,8 +26,9 @@ const QUEUE: usize = 4096;
 const BATCH: usize = 512;
 /// Most entries that wait for their past.
 const WAITING: usize = 8192;
-/// Flushes that a subscriber may be behind before it misses some.
-const BACKLOG: usize = 4096;
+/// Flushes that a subscriber may be behind before it misses some. They are kept in memory with their entries, read or
+/// not; what the network misses is found by anti-entropy.
+const BACKLOG: usize = 64;
 
 /// What the replica's thread does: run a job, then, after the flush, its second half.
 type Job = Box<dyn FnOnce(&mut Worker) -> After + Send>;
