@@ -368,7 +368,11 @@ impl Ledger {
 
     /// The live claims on a host.
     pub fn claims_on(&self, host: HostId) -> impl Iterator<Item = (ClaimId, &Claim)> {
-        let ids = self.claims_by_host.range((host, LOWEST_CLAIM)..).map(|(key, ())| *key).take_while(move |(h, _)| *h == host);
+        let ids = self
+            .claims_by_host
+            .range((host, LOWEST_CLAIM)..)
+            .map(|(key, ())| *key)
+            .take_while(move |(h, _)| *h == host);
         ids.filter_map(|(_, id)| self.claims.get(&id).map(|claim| (id, claim)))
     }
 
