@@ -135,14 +135,15 @@ impl RecordType for Server {
     }
 }
 
-/// Rows that have changed since they were last written to the store.
+/// Rows that have changed since they were last written to the store. Persistent sets: every step of a transaction works
+/// on a clone, and a batch may have changed thousands of rows before it.
 #[derive(Clone, Debug, Default)]
 pub struct Dirty {
-    pub(crate) records: BTreeSet<RecordId>,
-    pub(crate) names: BTreeSet<Name>,
-    pub(crate) members: BTreeSet<ReplicaId>,
-    pub(crate) pools: BTreeSet<PoolId>,
-    pub(crate) claims: BTreeSet<ClaimId>,
+    pub(crate) records: OrdSet<RecordId>,
+    pub(crate) names: OrdSet<Name>,
+    pub(crate) members: OrdSet<ReplicaId>,
+    pub(crate) pools: OrdSet<PoolId>,
+    pub(crate) claims: OrdSet<ClaimId>,
 }
 
 /// The state of the cloud, as one replica holds it.
@@ -389,9 +390,9 @@ impl View {
         for item in before.into_iter().chain(self.with_pool(Some(after))).collect::<BTreeSet<_>>() {
             self.digest_ledger(item, true);
             match item {
-                Touched::Pool(id) => self.dirty.pools.insert(id),
-                Touched::Claim(id) => self.dirty.claims.insert(id),
-            };
+                Touched::Pool(id) => drop(self.dirty.pools.insert(id)),
+                Touched::Claim(id) => drop(self.dirty.claims.insert(id)),
+            }
         }
         Ok(())
     }

@@ -24,6 +24,8 @@ use crate::wire::HostStatus;
 
 /// Messages on the way to or from an agent.
 pub const CHANNEL: usize = 1024;
+/// Orders in the first message to an agent, at most.
+const FIRST_ORDERS: usize = 256;
 /// Observations and statements that become one entry at most.
 const BATCH: usize = 256;
 /// After how long without a heartbeat a host counts as down.
@@ -151,9 +153,14 @@ pub async fn serve(
     node.agents().attached.lock().insert(host, attached.clone());
     let _detach = Detach { node: node.clone(), host, attached: attached.clone() };
     let view = node.view();
-    let all = view.ledger().claims_on(host).filter_map(|(id, claim)| order(&view, id, claim)).collect();
+    let mut all: Vec<Order> = view.ledger().claims_on(host).filter_map(|(id, claim)| order(&view, id, claim)).collect();
     drop(view);
+    // A host with thousands of servers gets the rest one by one: a frame has a limit.
+    let rest = all.split_off(all.len().min(FIRST_ORDERS));
     to.send(ToAgent::Orders(all)).await.map_err(|_| AgentError::Gone)?;
+    for order in rest {
+        to.send(ToAgent::Order(Box::new(order))).await.map_err(|_| AgentError::Gone)?;
+    }
     let mut asked: BTreeMap<u64, oneshot::Sender<Result<String, String>>> = BTreeMap::new();
     let mut request = 0;
     loop {
