@@ -197,7 +197,7 @@ async fn pools(State(app): State<App>, caller: Caller) -> Reply {
         .pools()
         .map(|(id, pool)| {
             let subject = match &pool.subject {
-                Subject::Host { host, site, .. } => json!({"host": host.to_string(), "site": site.as_str()}),
+                Subject::Host(host) => json!({"host": host.host.to_string(), "site": host.site.as_str()}),
                 Subject::Quota { project } => json!({"project": project.simple().to_string()}),
             };
             let rights: Vec<Value> = pool

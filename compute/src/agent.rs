@@ -69,7 +69,7 @@ impl Agent {
     /// # Errors
     /// [`AgentError`].
     pub fn open(config: AgentConfig) -> Result<Self, AgentError> {
-        let (store, loaded) = Store::open(&config.state_dir, config.identity)?;
+        let (store, loaded) = Store::open(&config.state_dir)?;
         Ok(Self { config, store, loaded })
     }
 

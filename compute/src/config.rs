@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use luc_engine::id::{CloudId, HostId, SiteName};
+use luc_engine::id::{CloudId, SiteName};
 use serde::{Deserialize, Serialize};
 
 /// By whom guests are executed.
@@ -53,9 +53,6 @@ pub struct AgentConfig {
     pub shutdown_timeout: Duration,
     /// Largest disk that an image may describe, bytes.
     pub max_image_size: u64,
-    /// Host id and incarnation of an agent without its old disk, as an operator knows them (S4). Used only when the
-    /// state directory is new.
-    pub identity: Option<(HostId, u64)>,
 }
 
 impl AgentConfig {
@@ -78,7 +75,6 @@ impl AgentConfig {
             disk_gib: None,
             shutdown_timeout: Duration::from_secs(60),
             max_image_size: 1 << 40,
-            identity: None,
         }
     }
 }

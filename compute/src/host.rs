@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use luc_engine::agent::{Heartbeat, HostFacts};
+use luc_engine::entry::HostIdentity;
 use luc_engine::id::Millis;
 use luc_engine::ledger::{Amount, Dimension};
 
@@ -44,10 +45,8 @@ pub fn facts(config: &AgentConfig, identity: &Identity, node: &Node) -> HostFact
     };
     let (disk, _) = disk_gib(&config.state_dir);
     HostFacts {
-        host: identity.host,
+        identity: HostIdentity::sign(config.cloud, &config.site, &identity.key),
         name: config.name.clone(),
-        site: config.site.clone(),
-        agent_key: identity.key.verifying_key().to_bytes(),
         incarnation: identity.incarnation,
         hypervisor_type: kind.to_owned(),
         hypervisor_version: node.version,

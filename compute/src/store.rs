@@ -61,7 +61,7 @@ pub enum StoreError {
 /// Who an agent is.
 #[derive(Clone)]
 pub struct Identity {
-    /// Its host.
+    /// Its host: follows from the key.
     pub host: HostId,
     /// 1 at first (S4).
     pub incarnation: u64,
@@ -100,12 +100,11 @@ fn database(error: impl Into<redb::Error>) -> StoreError {
 }
 
 impl Store {
-    /// Opens an agent's memory, or begins one. `identity` is used for a new one only: host and incarnation, if the
-    /// operator knows them (S4); random and 1 otherwise.
+    /// Opens an agent's memory, or begins one: with a new key, which makes it a new host.
     ///
     /// # Errors
     /// [`StoreError`]; nothing was changed.
-    pub fn open(dir: &Path, identity: Option<(HostId, u64)>) -> Result<(Self, Loaded), StoreError> {
+    pub fn open(dir: &Path) -> Result<(Self, Loaded), StoreError> {
         let directory = |source| StoreError::Directory { dir: dir.to_owned(), source };
         fs::DirBuilder::new().recursive(true).mode(0o711).create(dir).map_err(directory)?;
         let path = dir.join("agent.redb");
@@ -116,12 +115,12 @@ impl Store {
         // It holds the agent's key.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(directory)?;
         let store = Self { database };
-        store.begin(identity)?;
+        store.begin()?;
         let loaded = store.load()?;
         Ok((store, loaded))
     }
 
-    fn begin(&self, identity: Option<(HostId, u64)>) -> Result<(), StoreError> {
+    fn begin(&self) -> Result<(), StoreError> {
         let transaction = self.database.begin_write().map_err(database)?;
         {
             let mut table = transaction.open_table(IDENTITY).map_err(database)?;
@@ -131,10 +130,8 @@ impl Store {
                 let mut key = [0; 32];
                 io::Read::read_exact(&mut fs::File::open("/dev/urandom").map_err(StoreError::Random)?, &mut key)
                     .map_err(StoreError::Random)?;
-                let (host, incarnation) = identity.unwrap_or((HostId(Uuid::new_v4()), 1));
                 table.insert("key", encode(&key)?.as_slice()).map_err(database)?;
-                table.insert("host", encode(&host)?.as_slice()).map_err(database)?;
-                table.insert("incarnation", encode(&incarnation)?.as_slice()).map_err(database)?;
+                table.insert("incarnation", encode(&1_u64)?.as_slice()).map_err(database)?;
             }
         }
         transaction.commit().map_err(database)
@@ -148,11 +145,9 @@ impl Store {
             value.map(|value| value.value().to_vec()).ok_or_else(|| StoreError::Damaged { what: name.to_owned() })
         };
         let key: [u8; 32] = decode("key", &get("key")?)?;
-        let identity = Identity {
-            host: decode("host", &get("host")?)?,
-            incarnation: decode("incarnation", &get("incarnation")?)?,
-            key: SigningKey::from_bytes(&key),
-        };
+        let key = SigningKey::from_bytes(&key);
+        let host = HostId::of_key(&key.verifying_key().to_bytes());
+        let identity = Identity { host, incarnation: decode("incarnation", &get("incarnation")?)?, key };
         let mut memories = BTreeMap::new();
         for row in transaction.open_table(MEMORY).map_err(database)?.iter().map_err(database)? {
             let (id, value) = row.map_err(database)?;

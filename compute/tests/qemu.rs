@@ -186,7 +186,7 @@ impl Process {
         let mut process = Self { child, reader, writer, seen, statements, console, key: [0; 32] };
         let FromAgent::Hello(facts) = receive(&mut process.reader).await.unwrap() else { panic!("no hello") };
         assert_eq!(facts.hypervisor_type, "QEMU");
-        process.key = facts.agent_key;
+        process.key = facts.identity.agent_key;
         send(&mut process.writer, &ToAgent::Orders(orders)).await.unwrap();
         process
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use luc_compute::{Agent, AgentConfig, AgentError, Fetch, FetchError, Images, LinkHandle, Progress, link};
 use luc_engine::agent::{DomainState, FromAgent, HostFacts, Observation, Order, Statement, ToAgent, Wanted};
-use luc_engine::id::{ClaimId, CloudId, EntryId, HostId, ReplicaId, SiteName};
+use luc_engine::id::{ClaimId, CloudId, EntryId, ReplicaId, SiteName};
 use luc_engine::record::{Power, Server, ServerFlavor};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
@@ -161,8 +161,8 @@ async fn a_server_goes_through_its_life() {
     agent.until("a statement", |agent| !agent.statements.is_empty()).await;
     assert_eq!(host.state(server), None);
     let statement = agent.statements.remove(0);
-    assert!(statement.verify(host.cloud, &agent.facts.agent_key));
-    assert_eq!((statement.server, statement.claim, statement.host), (server, claim(1), agent.facts.host));
+    assert!(statement.verify(host.cloud, &agent.facts.identity.agent_key));
+    assert_eq!((statement.server, statement.claim, statement.host), (server, claim(1), agent.facts.identity.host));
 
     // Whatever a lagging replica orders: the answer is the same, and nothing starts.
     agent.order(step(Power::Running, 9)).await;
@@ -301,14 +301,12 @@ async fn five_hundred_orders_at_once() {
 async fn a_state_directory_has_one_agent() {
     let host = Host::new();
     let site = SiteName::new("paris").unwrap();
-    let mut config = AgentConfig::new("h1", site, host.cloud, "test:///default", host.dir.path().to_owned());
-    config.identity = Some((HostId(Uuid::from_u128(9)), 3));
+    let config = AgentConfig::new("h1", site, host.cloud, "test:///default", host.dir.path().to_owned());
     let first = Agent::open(config.clone()).unwrap();
-    assert_eq!(first.host(), HostId(Uuid::from_u128(9)));
+    let host_id = first.host();
     assert!(matches!(Agent::open(config.clone()), Err(AgentError::Store(luc_compute::store::StoreError::InUse(_)))));
     let key = first.key().to_bytes();
     drop(first);
-    config.identity = None;
     let again = Agent::open(config).unwrap();
-    assert_eq!((again.host(), again.key().to_bytes()), (HostId(Uuid::from_u128(9)), key));
+    assert_eq!((again.host(), again.key().to_bytes()), (host_id, key));
 }

@@ -7,11 +7,12 @@
 
 use std::sync::Arc;
 
-use ed25519_dalek::{Signature, Signer, SigningKey, Verifier, VerifyingKey};
+use ed25519_dalek::{Signer, SigningKey};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::id::{ClaimId, CloudId, HostId, Millis, SiteName};
+use crate::entry::{HostIdentity, is_signed};
+use crate::id::{ClaimId, CloudId, HostId, Millis};
 use crate::record::Server;
 
 /// Replica to agent.
@@ -58,14 +59,10 @@ pub enum FromAgent {
 /// A host, as its agent introduces it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostFacts {
-    /// Stable id, from the agent's state directory.
-    pub host: HostId,
     /// Host name.
     pub name: String,
-    /// The site it belongs to.
-    pub site: SiteName,
-    /// The agent's Ed25519 public key.
-    pub agent_key: [u8; 32],
+    /// Which host, of which site: signed by the agent.
+    pub identity: HostIdentity,
     /// Raised each time the agent starts without its old disk (S4); 1 at first.
     pub incarnation: u64,
     /// `QEMU`, `KVM` or `test`.
@@ -249,11 +246,8 @@ impl Statement {
 
     /// Whether `agent_key` signed this for `cloud`.
     #[must_use]
-    pub fn verify(&self, cloud: CloudId, agent_key: &[u8]) -> bool {
-        let key = <&[u8; 32]>::try_from(agent_key).ok().and_then(|key| VerifyingKey::from_bytes(key).ok());
-        let signature = Signature::from_slice(&self.signature).ok();
-        let (Some(key), Some(signature)) = (key, signature) else { return false };
-        key.verify(&self.signed_bytes(cloud), &signature).is_ok()
+    pub fn verify(&self, cloud: CloudId, agent_key: &[u8; 32]) -> bool {
+        is_signed(agent_key, &self.signed_bytes(cloud), &self.signature)
     }
 
     /// What is signed: a domain-separating prefix, then every field at a fixed width.

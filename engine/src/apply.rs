@@ -63,11 +63,11 @@ pub(crate) enum ApplyError {
     Store(#[from] StoreError),
 }
 
-/// Saved documents: read from the store, written with the entry.
+/// Documents at rest: read from the store, written with the entry.
 pub(crate) trait Documents {
     fn load(&mut self, id: RecordId) -> Result<Option<Vec<u8>>, StoreError>;
-    /// Puts a document in saved form, or takes it away.
-    fn save(&mut self, id: RecordId, saved: Option<Vec<u8>>);
+    /// Puts a document's row, or takes it away.
+    fn save(&mut self, id: RecordId, row: Option<Vec<u8>>);
 }
 
 /// The cloud that the replica with this key founded. Whoever knows the cloud's id thus knows who may admit itself.
@@ -187,13 +187,16 @@ pub(crate) fn apply_member(view: &mut View, author: Author<'_>, op: &MemberOp) -
 pub(crate) fn apply_ledger(view: &mut View, author: Author<'_>, index: usize, op: &LedgerOp) -> Result<(), Invalid> {
     if let LedgerOp::Mint { subject, .. } = op {
         match subject {
-            Subject::Host { site, .. } if *site != author.member.site => {
+            Subject::Host(host) if host.site != author.member.site => {
                 return Err(refused(author, "make the pool of another site's host"));
+            }
+            Subject::Host(host) if !host.is_genuine(view.cloud) => {
+                return Err(refused(author, "make the pool of a host whose agent has not signed it"));
             }
             Subject::Quota { .. } if !author.member.identity_authority => {
                 return Err(refused(author, "make a quota"));
             }
-            Subject::Host { .. } | Subject::Quota { .. } => {}
+            Subject::Host(_) | Subject::Quota { .. } => {}
         }
     }
     let number = u32::try_from(index).unwrap_or(u32::MAX);
@@ -258,8 +261,9 @@ pub(crate) fn is_evidence(view: &View, frontier: &Frontier, statement: &Statemen
     let Some(claim) = claim else { return false };
     let Some(pool) = view.ledger.pool(claim.pool) else { return false };
     match &pool.subject {
-        Subject::Host { host, agent_key, .. } => {
-            *host == statement.host && claim.record.id == statement.server && statement.verify(view.cloud, agent_key)
+        Subject::Host(host) => {
+            let of_claim = host.host == statement.host && claim.record.id == statement.server;
+            of_claim && statement.verify(view.cloud, &host.agent_key)
         }
         Subject::Quota { .. } => false,
     }
@@ -276,15 +280,18 @@ fn apply_content(
             check_writer(view, author, *record)?;
             // Judged before it is asked whether the record is gone here, so that all judge alike (E3).
             let invalid = |source| Invalid::Document { record: *record, source };
-            document::check_author(author.entry.author, bytes).map_err(invalid)?;
+            let change = document::check_author(author.entry.author, bytes).map_err(invalid)?;
             if !is_present(view, author, *record)? {
                 return Ok(());
             }
-            let saved = documents.load(*record)?;
-            let (saved, value) = document::apply(saved.as_deref(), author.entry.author, record.kind, bytes)
-                .map_err(|source| Invalid::Document { record: *record, source })?;
-            set_value(view, *record, value);
-            documents.save(*record, Some(saved));
+            let row = documents.load(*record)?;
+            let unreadable = |error: BadDocument| StoreError::Failed { doing: "read", reason: error.to_string() };
+            let past = (author.entry, author.frontier);
+            let applied = document::apply(row.as_deref(), past, record.kind, change).map_err(unreadable)?;
+            if let Some(document::Applied { row, record: value }) = applied {
+                set_value(view, *record, value);
+                documents.save(*record, Some(row));
+            }
         }
         ContentOp::Observe(observation) => apply_observation(view, author, observation)?,
         ContentOp::Bind { .. } | ContentOp::Unbind { .. } => apply_name_op(view, author, op)?,
@@ -409,7 +416,7 @@ fn check_writer(view: &View, author: Author<'_>, id: RecordId) -> Result<(), Inv
 /// Whether a host's pool was minted by the author's site, in the entry's past.
 fn is_host_of(view: &View, author: Author<'_>, host: HostId) -> bool {
     let minted_here = |id: PoolId, subject: &Subject| {
-        author.frontier.holds(id.entry) && matches!(subject, Subject::Host { site, .. } if *site == author.member.site)
+        author.frontier.holds(id.entry) && matches!(subject, Subject::Host(host) if host.site == author.member.site)
     };
     view.ledger.host_pools(host).any(|(id, pool)| minted_here(id, &pool.subject))
 }

@@ -1,15 +1,28 @@
 //! The Automerge document behind a record: made, changed, merged and read back.
 //!
-//! Documents rest in saved form and are loaded only to be changed. The actor of every change is the replica that
-//! wrote its entry, so one replica cannot write in another's name; a change follows its dependencies in operation
-//! numbers, so none can be made to win by a number from the future (`PROTOCOL.md`, E6).
+//! Documents rest in saved form, with the numbers of the entries that brought their changes, and are loaded only to be
+//! changed. The actor of every change is the replica that wrote its entry, so one replica cannot write in another's name.
+//!
+//! A change is **void** unless it rests on changes in its entry's past alone and follows them in operation numbers, so
+//! that none wins by a number from the future (`PROTOCOL.md`, E3, E6). It is void, not a reason to refuse its entry: what
+//! a change rests on can be looked up only while the record is there, and whether it is, is the receiver's matter.
 
-use automerge::{ActorId, AutoCommit, Change, ChangeHash};
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use automerge::{ActorId, AutoCommit, Change};
 use autosurgeon::{Hydrate, Reconcile, hydrate, reconcile};
+use serde::{Deserialize, Serialize};
 
-use crate::id::ReplicaId;
+use crate::entry::{Frontier, encode};
+use crate::id::{EntryId, ReplicaId};
 use crate::record::{Kind, Record};
 use crate::view::RecordType;
+
+/// Where Automerge's format says what a chunk is: after the magic bytes and the checksum.
+const CHUNK_TYPE: usize = 8;
+/// A change that is not compressed.
+const PLAIN_CHANGE: u8 = 1;
 
 /// Why a document or a change of one cannot be used. The document is as before.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,71 +39,108 @@ pub enum BadDocument {
     /// The change was made in another replica's name.
     #[error("the change's actor is not the entry's author")]
     Actor,
-    /// The change rests on changes that are not in the entry's past.
-    #[error("the change depends on one that is not in its past")]
-    Dependency,
-    /// The change's operation numbers do not follow from its dependencies (E6).
-    #[error("the change starts at operation {start}, not at {expected}")]
-    Start {
-        /// Where it starts.
-        start: u64,
-        /// Where it must.
-        expected: u64,
-    },
 }
 
-/// A change as it travels, and the document after it in saved form.
+/// A change as it travels, and the row of the document after it.
 pub(crate) struct Written {
     pub(crate) change: Vec<u8>,
-    pub(crate) saved: Vec<u8>,
+    pub(crate) row: Vec<u8>,
 }
 
-/// Writes a new document.
-pub(crate) fn create(author: ReplicaId, record: &Record) -> Result<Written, BadDocument> {
-    let document = AutoCommit::new().with_actor(actor(author));
-    write(document, record).and_then(|written| written.ok_or_else(|| BadDocument::Write("it is empty".into())))
+/// A document after a change: its row, and the record if it makes one of its kind.
+pub(crate) struct Applied {
+    pub(crate) row: Vec<u8>,
+    pub(crate) record: Option<Record>,
 }
 
-/// Writes `record` over a saved document; none if that changes nothing.
-pub(crate) fn edit(saved: &[u8], author: ReplicaId, record: &Record) -> Result<Option<Written>, BadDocument> {
-    write(load(saved)?.with_actor(actor(author)), record)
+/// A document at rest.
+#[derive(Serialize, Deserialize, Default)]
+struct Row {
+    /// As Automerge saves it.
+    #[serde(with = "serde_bytes")]
+    saved: Vec<u8>,
+    /// Of each author, the numbers of the entries that brought its changes, in order.
+    brought: BTreeMap<ReplicaId, Vec<u64>>,
 }
 
-/// Applies another replica's change to a saved document, or to a new one. The record is none if the document does not
-/// make one of that kind.
+/// Writes a new document, by `entry`.
+pub(crate) fn create(entry: EntryId, record: &Record) -> Result<Written, BadDocument> {
+    let document = AutoCommit::new();
+    let written = write(document, BTreeMap::new(), entry, record)?;
+    written.ok_or_else(|| BadDocument::Write("it is empty".into()))
+}
+
+/// Writes `record` over a document, by `entry`; none if that changes nothing.
+pub(crate) fn edit(row: &[u8], entry: EntryId, record: &Record) -> Result<Option<Written>, BadDocument> {
+    let (document, brought) = load(Some(row))?;
+    write(document, brought, entry, record)
+}
+
+/// Applies a change that an entry with this frontier brings, to a document or to a new one. None if the change is void.
+///
+/// # Errors
+/// [`BadDocument::Load`], which says nothing about the change.
 pub(crate) fn apply(
-    saved: Option<&[u8]>,
-    author: ReplicaId,
+    row: Option<&[u8]>,
+    (entry, frontier): (EntryId, &Frontier),
     kind: Kind,
-    bytes: &[u8],
-) -> Result<(Vec<u8>, Option<Record>), BadDocument> {
-    let change = check_author(author, bytes)?;
-    let mut document = saved.map_or_else(|| Ok(AutoCommit::new()), load)?;
-    let expected = next_operation(&mut document, change.deps())?;
-    if change.start_op().get() != expected {
-        return Err(BadDocument::Start { start: change.start_op().get(), expected });
+    change: Change,
+) -> Result<Option<Applied>, BadDocument> {
+    let (mut document, mut brought) = load(row)?;
+    let own = brought.entry(entry.author).or_default();
+    let in_sequence = u64::try_from(own.len()).is_ok_and(|held| change.seq() == held + 1);
+    own.push(entry.number);
+    if !in_sequence || start(&mut document, &brought, frontier, &change) != Some(change.start_op().get()) {
+        return Ok(None);
     }
-    document.apply_changes([change]).map_err(|error| BadDocument::Change(error.to_string()))?;
-    let record = read(&document, kind);
-    Ok((document.save_nocompress(), record))
+    // The library asserts what a hostile change may break: this must not stop those who receive it.
+    let applied = catch_unwind(AssertUnwindSafe(|| {
+        let taken = document.apply_changes([change]);
+        taken.ok().map(|()| (document.save_nocompress(), read(&document, kind)))
+    }));
+    let applied = applied.ok().flatten();
+    Ok(applied.map(|(saved, record)| Applied { row: encode(&Row { saved, brought }), record }))
 }
 
 /// What can be said of a change without its document: that it is one, and made by this author.
 pub(crate) fn check_author(author: ReplicaId, bytes: &[u8]) -> Result<Change, BadDocument> {
-    let change = Change::from_bytes(bytes.to_vec()).map_err(|error| BadDocument::Change(error.to_string()))?;
+    // A compressed one could be a thousand times its size once it is decoded: nobody writes those here.
+    if bytes.get(CHUNK_TYPE) != Some(&PLAIN_CHANGE) {
+        return Err(BadDocument::Change("it is no uncompressed change".into()));
+    }
+    let parsed = catch_unwind(|| Change::from_bytes(bytes.to_vec()).map_err(|error| error.to_string()));
+    let parsed = parsed.unwrap_or_else(|_| Err("it breaks the decoder".into()));
+    let change = parsed.map_err(BadDocument::Change)?;
     if *change.actor_id() == actor(author) { Ok(change) } else { Err(BadDocument::Actor) }
 }
 
-fn next_operation(document: &mut AutoCommit, dependencies: &[ChangeHash]) -> Result<u64, BadDocument> {
+/// The operation number at which a change must start; none if it rests on one that is not in its entry's past.
+fn start(
+    document: &mut AutoCommit,
+    brought: &BTreeMap<ReplicaId, Vec<u64>>,
+    frontier: &Frontier,
+    change: &Change,
+) -> Option<u64> {
     let mut last = 0;
-    for hash in dependencies {
-        let change = document.get_change_meta_by_hash(hash).ok_or(BadDocument::Dependency)?;
-        last = last.max(change.max_op);
+    for hash in change.deps() {
+        let meta = document.get_change_meta_by_hash(hash)?;
+        let author = replica(&meta.actor)?;
+        let number = *brought.get(&author)?.get(usize::try_from(meta.seq).ok()?.checked_sub(1)?)?;
+        if !frontier.holds(EntryId { author, number }) {
+            return None;
+        }
+        last = last.max(meta.max_op);
     }
-    Ok(last + 1)
+    last.checked_add(1)
 }
 
-fn write(mut document: AutoCommit, record: &Record) -> Result<Option<Written>, BadDocument> {
+fn write(
+    document: AutoCommit,
+    mut brought: BTreeMap<ReplicaId, Vec<u64>>,
+    entry: EntryId,
+    record: &Record,
+) -> Result<Option<Written>, BadDocument> {
+    let mut document = document.with_actor(actor(entry.author));
     let failed = |error: autosurgeon::ReconcileError| BadDocument::Write(error.to_string());
     match record {
         Record::Site(value) => reconcile(&mut document, value),
@@ -109,7 +159,9 @@ fn write(mut document: AutoCommit, record: &Record) -> Result<Option<Written>, B
         return Ok(None);
     }
     let change = document.get_last_local_change().ok_or_else(|| BadDocument::Write("no change was made".into()))?;
-    Ok(Some(Written { change: change.raw_bytes().to_vec(), saved: document.save_nocompress() }))
+    let change = change.raw_bytes().to_vec();
+    brought.entry(entry.author).or_default().push(entry.number);
+    Ok(Some(Written { change, row: encode(&Row { saved: document.save_nocompress(), brought }) }))
 }
 
 fn read(document: &AutoCommit, kind: Kind) -> Option<Record> {
@@ -130,10 +182,17 @@ fn read(document: &AutoCommit, kind: Kind) -> Option<Record> {
     }
 }
 
-fn load(saved: &[u8]) -> Result<AutoCommit, BadDocument> {
-    AutoCommit::load(saved).map_err(|error| BadDocument::Load(error.to_string()))
+fn load(row: Option<&[u8]>) -> Result<(AutoCommit, BTreeMap<ReplicaId, Vec<u64>>), BadDocument> {
+    let Some(row) = row else { return Ok((AutoCommit::new(), BTreeMap::new())) };
+    let Row { saved, brought } = rmp_serde::from_slice(row).map_err(|error| BadDocument::Load(error.to_string()))?;
+    let document = AutoCommit::load(&saved).map_err(|error| BadDocument::Load(error.to_string()))?;
+    Ok((document, brought))
 }
 
 fn actor(replica: ReplicaId) -> ActorId {
     ActorId::from(replica.0.as_bytes().as_slice())
+}
+
+fn replica(actor: &ActorId) -> Option<ReplicaId> {
+    uuid::Uuid::from_slice(actor.to_bytes()).ok().map(ReplicaId)
 }

@@ -18,7 +18,7 @@ use crate::ledger::Amount;
 use crate::record::{Kind, RecordId};
 
 /// Version of the entry format; the first byte of every encoded entry.
-pub const FORMAT: u8 = 1;
+pub const FORMAT: u8 = 2;
 /// Largest encoded entry, header and content together: a hostile one costs no more memory than this.
 pub const MAX_ENTRY: usize = 4 << 20;
 
@@ -144,21 +144,57 @@ pub struct Created {
 /// What a pool is the capacity of.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub enum Subject {
-    /// A host's vCPU, memory and disk. Minted by a replica of its site.
-    Host {
-        /// The host.
-        host: HostId,
-        /// Its site, for ever.
-        site: SiteName,
-        /// Its agent's key, which signs statements (A3).
-        #[serde(with = "serde_bytes")]
-        agent_key: [u8; 32],
-    },
+    /// A host's vCPU, memory and disk. Minted by a replica of its site, which its agent has signed: no other site can
+    /// make a pool for it.
+    Host(HostIdentity),
     /// A project's quota. Minted by a replica of an identity authority.
     Quota {
         /// The project.
         project: Uuid,
     },
+}
+
+/// A host, as its agent has signed it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct HostIdentity {
+    /// The host: its id follows from `agent_key`.
+    pub host: HostId,
+    /// Its site, for ever.
+    pub site: SiteName,
+    /// Its agent's Ed25519 public key, which signs statements (A3).
+    #[serde(with = "serde_bytes")]
+    pub agent_key: [u8; 32],
+    /// The agent's signature over cloud and site.
+    #[serde(with = "serde_bytes")]
+    pub signature: Vec<u8>,
+}
+
+impl HostIdentity {
+    /// The host whose agent has `key`, at a site of a cloud.
+    #[must_use]
+    pub fn sign(cloud: CloudId, site: &SiteName, key: &SigningKey) -> Self {
+        let agent_key = key.verifying_key().to_bytes();
+        let signature = key.sign(&host_bytes(cloud, site)).to_bytes().to_vec();
+        Self { host: HostId::of_key(&agent_key), site: site.clone(), agent_key, signature }
+    }
+
+    /// Whether the agent has signed that its host belongs to this site of `cloud`.
+    #[must_use]
+    pub fn is_genuine(&self, cloud: CloudId) -> bool {
+        let bytes = host_bytes(cloud, &self.site);
+        HostId::of_key(&self.agent_key) == self.host && is_signed(&self.agent_key, &bytes, &self.signature)
+    }
+}
+
+fn host_bytes(cloud: CloudId, site: &SiteName) -> Vec<u8> {
+    [b"luc/host/1\0".as_slice(), cloud.0.as_bytes(), site.as_str().as_bytes()].concat()
+}
+
+/// Whether `signature` is `public_key`'s over `bytes` (Ed25519).
+pub(crate) fn is_signed(public_key: &[u8; 32], bytes: &[u8], signature: &[u8]) -> bool {
+    let key = VerifyingKey::from_bytes(public_key).ok();
+    let signature = Signature::from_slice(signature).ok();
+    matches!((key, signature), (Some(key), Some(signature)) if key.verify(bytes, &signature).is_ok())
 }
 
 /// One change of a ledger (A1–A4). What is claimed and released is judged at the author's own past.
@@ -401,9 +437,8 @@ impl Entry {
     /// # Errors
     /// [`BadEntry::Signature`] if `public_key` did not sign it.
     pub fn verify(&self, public_key: &[u8; 32]) -> Result<(), BadEntry> {
-        let key = VerifyingKey::from_bytes(public_key).map_err(|_| BadEntry::Signature)?;
-        let signature = Signature::from_slice(&self.signature).map_err(|_| BadEntry::Signature)?;
-        key.verify(&signed_bytes(&self.hash), &signature).map_err(|_| BadEntry::Signature)
+        let signed = is_signed(public_key, &signed_bytes(&self.hash), &self.signature);
+        if signed { Ok(()) } else { Err(BadEntry::Signature) }
     }
 
     /// Author and number.

@@ -43,7 +43,8 @@ uuid_id!(
     CloudId
 );
 uuid_id!(
-    /// One hypervisor, driven by one agent. Stable over reinstalls of the agent that keep its state directory.
+    /// One hypervisor, driven by one agent: the first 16 bytes of the BLAKE3 hash of its agent's first Ed25519 public
+    /// key, so that nobody else can introduce a host by this name. Stable while the agent keeps its state directory.
     HostId
 );
 uuid_id!(
@@ -55,11 +56,23 @@ impl ReplicaId {
     /// The id that belongs to `public_key`.
     #[must_use]
     pub fn of_key(public_key: &[u8; 32]) -> Self {
-        let hash = blake3::hash(public_key);
-        let mut id = [0; 16];
-        id.copy_from_slice(&hash.as_bytes()[..16]);
-        Self(Uuid::from_bytes(id))
+        Self(of_key(public_key))
     }
+}
+
+impl HostId {
+    /// The id that belongs to its agent's `public_key`.
+    #[must_use]
+    pub fn of_key(public_key: &[u8; 32]) -> Self {
+        Self(of_key(public_key))
+    }
+}
+
+fn of_key(public_key: &[u8; 32]) -> Uuid {
+    let hash = blake3::hash(public_key);
+    let mut id = [0; 16];
+    id.copy_from_slice(&hash.as_bytes()[..16]);
+    Uuid::from_bytes(id)
 }
 
 /// A site's name: an OpenStack availability zone. Lower-case letters, digits and `-`, at most 63 (a DNS label).

@@ -380,7 +380,7 @@ impl Ledger {
     #[must_use]
     pub fn host_of(&self, claim: &Claim) -> Option<HostId> {
         match &self.pools.get(&claim.pool)?.subject {
-            Subject::Host { host, .. } => Some(*host),
+            Subject::Host(host) => Some(host.host),
             Subject::Quota { .. } => None,
         }
     }
@@ -457,7 +457,7 @@ impl Ledger {
     /// Puts a stored pool back.
     pub fn insert_pool(&mut self, id: PoolId, pool: Pool) {
         match &pool.subject {
-            Subject::Host { host, .. } => insert_sorted(self.host_pools.entry(*host).or_default(), id),
+            Subject::Host(host) => insert_sorted(self.host_pools.entry(host.host).or_default(), id),
             Subject::Quota { project } => insert_sorted(self.quota_pools.entry(*project).or_default(), id),
         }
         self.pools.insert(id, pool);

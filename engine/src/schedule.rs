@@ -131,7 +131,7 @@ fn weight(free: &Amount) -> u64 {
 #[must_use]
 pub fn subject_host(subject: &Subject) -> Option<HostId> {
     match subject {
-        Subject::Host { host, .. } => Some(*host),
+        Subject::Host(host) => Some(host.host),
         Subject::Quota { .. } => None,
     }
 }

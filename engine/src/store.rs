@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use redb::{ReadableDatabase, TableDefinition};
 
 /// Version of the store's format, written in [`Table::Meta`].
-pub const FORMAT: u64 = 2;
+pub const FORMAT: u64 = 3;
 
 /// The tables. Each has its own key and value encoding, see [`crate::replica`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -29,7 +29,7 @@ pub enum Table {
     Member,
     /// Typed records with their observations: what views are made of.
     Record,
-    /// Automerge documents in saved form.
+    /// Automerge documents in saved form, with the entries that brought their changes.
     Document,
     /// Deleted records that are gone.
     Tombstone,

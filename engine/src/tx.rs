@@ -228,7 +228,7 @@ impl<'a> Tx<'a> {
         self.parts.created.push(created);
         let value = value.into_record();
         let written =
-            document::create(self.entry.author, &value).map_err(|source| Refusal::Document { record: id, source })?;
+            document::create(self.entry, &value).map_err(|source| Refusal::Document { record: id, source })?;
         self.wrote(id, value, written);
         Ok(id)
     }
@@ -248,9 +248,9 @@ impl<'a> Tx<'a> {
         if let Some(value) = T::of_mut(&mut value) {
             edit(value)?;
         }
-        let saved = self.documents.load(id).map_err(Refusal::from)?.unwrap_or_default();
-        let written = document::edit(&saved, self.entry.author, &value)
-            .map_err(|source| Refusal::Document { record: id, source })?;
+        let row = self.documents.load(id).map_err(Refusal::from)?.unwrap_or_default();
+        let written =
+            document::edit(&row, self.entry, &value).map_err(|source| Refusal::Document { record: id, source })?;
         if let Some(written) = written {
             self.with_author(|view, author| apply::apply_writable(view, author, id)).map_err(Refusal::from)?;
             self.wrote(id, value, written);
@@ -436,7 +436,7 @@ impl<'a> Tx<'a> {
 
     fn wrote(&mut self, id: RecordId, value: crate::record::Record, written: document::Written) {
         apply::set_value(&mut self.view, id, Some(value));
-        self.documents.save(id, Some(written.saved));
+        self.documents.save(id, Some(written.row));
         self.parts.content.push(ContentOp::Change { record: id, bytes: written.change });
     }
 

@@ -304,7 +304,7 @@ impl View {
     #[must_use]
     pub fn site_of_host(&self, host: HostId) -> Option<SiteName> {
         self.ledger.host_pools(host).find_map(|(_, pool)| match &pool.subject {
-            crate::entry::Subject::Host { site, .. } => Some(site.clone()),
+            crate::entry::Subject::Host(host) => Some(host.site.clone()),
             crate::entry::Subject::Quota { .. } => None,
         })
     }

@@ -10,7 +10,7 @@ mod common;
 
 use common::{Cloud, key, member};
 use luc_engine::agent::{DomainState, Observation, Statement};
-use luc_engine::entry::Subject;
+use luc_engine::entry::{HostIdentity, Subject};
 use luc_engine::id::{ClaimId, HostId, PoolId};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::{Kind, Project, RecordId, Server, User};
@@ -111,24 +111,23 @@ impl World {
     fn new() -> Self {
         let mut cloud = Cloud::new(2);
         let project = Uuid::from_u128(1);
-        let hosts: Vec<HostId> = (0..HOSTS).map(|n| HostId(Uuid::from_u128(100 + u128::from(n)))).collect();
+        let identities: Vec<HostIdentity> =
+            (0..HOSTS).map(|n| HostIdentity::sign(common::cloud(), &member(0).site, &key(50 + n))).collect();
         let capacity: Amount = [(Dimension::Vcpus, CAPACITY), (Dimension::Instances, CAPACITY)].into_iter().collect();
-        let ids = hosts.clone();
-        let site = member(0).site;
+        let ids = identities.clone();
         let (pools, _) = cloud.replicas[0]
             .transact::<_, Refusal>(2, |tx| {
                 tx.create(project, Project { name: "p".into(), enabled: true, ..Project::default() }, &[])?;
                 let quota = tx.mint(Subject::Quota { project }, capacity.clone())?;
-                let agent_key = key(50).verifying_key().to_bytes();
                 let pools = ids
                     .iter()
-                    .map(|host| tx.mint(Subject::Host { host: *host, site: site.clone(), agent_key }, capacity.clone()))
+                    .map(|host| tx.mint(Subject::Host(host.clone()), capacity.clone()))
                     .collect::<Result<Vec<_>, _>>()?;
                 Ok((quota, pools))
             })
             .unwrap();
         cloud.exchange_all();
-        let hosts = hosts.into_iter().zip(pools.1).collect();
+        let hosts = identities.into_iter().map(|identity| identity.host).zip(pools.1).collect();
         Self { cloud, project, quota: pools.0, hosts, next: 1_000, counter: 0 }
     }
 
@@ -221,11 +220,11 @@ impl World {
         replica.flush().unwrap();
         let view = replica.view().clone();
         let (mut seen, mut stated) = (Vec::new(), Vec::new());
-        for (host, _) in &self.hosts {
+        for (n, (host, _)) in (50..).zip(&self.hosts) {
             for (claim, row) in view.ledger().claims_on(*host).filter(|(_, row)| row.gone.is_empty()) {
                 let Some(held) = view.held(row.record) else { continue };
                 if held.deleted {
-                    let statement = Statement::sign(view.cloud(), *host, row.record.id, claim, 1, &key(50));
+                    let statement = Statement::sign(view.cloud(), *host, row.record.id, claim, 1, &key(n));
                     stated.push(statement);
                 } else {
                     self.counter += 1;

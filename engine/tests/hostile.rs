@@ -6,10 +6,10 @@
 
 mod common;
 
-use common::{Cloud, cloud, key, member};
+use common::{Cloud, Rogue, host_at, key, member};
 use luc_engine::agent::{DomainState, Observation};
 use luc_engine::entry::{
-    BadEntry, Content, ContentOp, Created, Entry, Frontier, Hash, Header, LedgerOp, MemberOp, Scope, Subject, Tip,
+    BadEntry, Content, ContentOp, Created, Entry, Frontier, Header, HostIdentity, LedgerOp, MemberOp, Subject, Tip,
 };
 use luc_engine::id::{ClaimId, EntryId, HostId, PoolId, ReplicaId};
 use luc_engine::ledger::{Amount, Dimension};
@@ -21,43 +21,6 @@ use uuid::Uuid;
 
 fn vcpus(n: u64) -> Amount {
     [(Dimension::Vcpus, n)].into_iter().collect()
-}
-
-/// A member that signs what it likes: it knows its chain's last entry, and what it says it has seen.
-struct Rogue {
-    n: u8,
-    last: Hash,
-    number: u64,
-}
-
-impl Rogue {
-    fn new(n: u8) -> Self {
-        Self { n, last: Hash::default(), number: 0 }
-    }
-
-    fn header(&self, seen: &Frontier) -> Header {
-        let me = member(self.n).replica;
-        let others = seen.0.iter().filter(|(id, _)| **id != me);
-        Header {
-            cloud: cloud(),
-            author: me,
-            number: self.number + 1,
-            previous: self.last,
-            seen: others.map(|(id, tip)| (*id, *tip)).collect(),
-            time: 0,
-            scope: Scope::Everywhere,
-            created: vec![],
-            deleted: vec![],
-            ledger: vec![],
-            members: vec![],
-            statements: vec![],
-            content: Hash::default(),
-        }
-    }
-
-    fn sign(&self, header: Header, content: Vec<ContentOp>) -> Entry {
-        Entry::sign(header, Content { ops: content }, &key(self.n))
-    }
 }
 
 /// Founder 0, honest 1 and 2; 3 is a member that its site's operator has turned against us, and no authority.
@@ -75,13 +38,13 @@ struct Stage {
 fn stage() -> Stage {
     let mut cloud = Cloud::new(2);
     let rogue = luc_engine::entry::Member { identity_authority: false, sponsor: false, ..member(3) };
-    let (host, server) = (HostId(Uuid::from_u128(9)), Uuid::from_u128(8));
-    let agent_key = key(50).verifying_key().to_bytes();
-    let site = member(0).site;
+    let server = Uuid::from_u128(8);
+    let identity = host_at(0);
+    let host = identity.host;
     let ((pool, claim, quota_claim), _) = cloud.replicas[0]
         .transact::<_, Refusal>(2, |tx| {
             tx.membership(MemberOp::Join(rogue))?;
-            let pool = tx.mint(Subject::Host { host, site, agent_key }, vcpus(10))?;
+            let pool = tx.mint(Subject::Host(identity), vcpus(10))?;
             let id = tx.create(server, Server { name: "s".into(), ..Server::default() }, &[])?;
             let claim = tx.claim(&[pool], &vcpus(2), id, 1)?;
             tx.grant(pool, member(1).replica, vcpus(3))?;
@@ -163,10 +126,18 @@ fn every_attack_of_a_member_is_refused_by_all_alike() {
         ("releases another's claim on a quota", ledger(LedgerOp::Release { claim: quota_claim })),
         (
             "makes the pool of another site's host",
+            ledger(LedgerOp::Mint { subject: Subject::Host(host_at(0)), amount: vcpus(1) }),
+        ),
+        (
+            "makes a pool of its own for another site's host",
             ledger(LedgerOp::Mint {
-                subject: Subject::Host { host, site: member(0).site, agent_key: [0; 32] },
+                subject: Subject::Host(HostIdentity { site: member(3).site, ..host_at(0) }),
                 amount: vcpus(1),
             }),
+        ),
+        (
+            "takes another site's host over with an agent of its own",
+            ledger(LedgerOp::Mint { subject: Subject::Host(HostIdentity { host, ..host_at(3) }), amount: vcpus(1) }),
         ),
         (
             "makes a quota without being an authority",
@@ -321,7 +292,7 @@ fn the_format_of_entries_does_not_change_unnoticed() {
     let again = Entry::decode(entry.bytes()).unwrap();
     assert_eq!((again.header, again.content), (entry.header, entry.content));
 }
-const PINNED: &str = "dd2161e8a5ff9f99365b01089958629d0fc4cf4c103ffbae95a47b1113d5a2e1";
+const PINNED: &str = "dbb6db8d336c32398c728b68bc8cab8c8e0b4a1afa8a04b6fe45279d9e3376ac";
 
 proptest! {
     #[test]

@@ -3,8 +3,8 @@
 
 use ed25519_dalek::SigningKey;
 use luc_engine::agent::Statement;
-use luc_engine::entry::{Member, MemberOp, Subject};
-use luc_engine::id::{HostId, ReplicaId, SiteName};
+use luc_engine::entry::{HostIdentity, Member, MemberOp, Subject};
+use luc_engine::id::{ReplicaId, SiteName};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::{Kind, Project, RecordId, Server};
 use luc_engine::replica::{Identity, Received, Replica, founded_by};
@@ -57,14 +57,15 @@ fn a_server_lives_and_dies_in_two_replicas() {
     let mut b = Replica::open(Identity { cloud, key: key(2) }, Box::new(copy)).unwrap();
     assert_eq!(a.view().digest(), b.view().digest());
 
-    let (host, agent) = (HostId(Uuid::from_u128(7)), key(9));
-    let agent_key = agent.verifying_key().to_bytes();
+    let agent = key(9);
+    let paris_1 = HostIdentity::sign(cloud, &paris.site, &agent);
+    let host = paris_1.host;
     let (project, server) = (Uuid::from_u128(1), Uuid::from_u128(2));
     let amount: Amount = [(Dimension::Vcpus, 4), (Dimension::MemoryMib, 100)].into_iter().collect();
     let (pool, _) = a
         .transact::<_, Refusal>(3, |tx| {
             tx.create(project, Project { name: "p".into(), ..Project::default() }, &[])?;
-            tx.mint(Subject::Host { host, site: paris.site.clone(), agent_key }, amount.clone())
+            tx.mint(Subject::Host(paris_1), amount.clone())
         })
         .unwrap();
     let (claim, _) = a

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use luc_engine::agent::{DomainState, FromAgent, Heartbeat, HostFacts, Observation, Order, ToAgent, Wanted};
-use luc_engine::entry::Subject;
+use luc_engine::entry::{HostIdentity, Subject};
 use luc_engine::id::{HostId, ReplicaId};
 use luc_engine::ledger::{Amount, Claim, Dimension};
 use luc_engine::record::{Host, Kind, Project, Record, RecordId, host_record};
@@ -139,13 +139,15 @@ pub async fn serve(
     certified: Option<([u8; 32], HostId)>,
 ) -> Result<(), AgentError> {
     let Some(FromAgent::Hello(facts)) = from.recv().await else { return Err(AgentError::NoHello) };
-    if facts.site != *node.site() {
-        return Err(AgentError::OtherSite(facts.site.to_string()));
+    let HostIdentity { host, site, agent_key, .. } = &facts.identity;
+    let host = *host;
+    if site != node.site() {
+        return Err(AgentError::OtherSite(site.to_string()));
     }
-    if certified.is_some_and(|certified| certified != (facts.agent_key, facts.host)) {
-        return Err(AgentError::OtherKey(facts.host));
+    let is_certified = certified.is_none_or(|certified| certified == (*agent_key, host));
+    if !is_certified || !facts.identity.is_genuine(node.view().cloud()) {
+        return Err(AgentError::OtherKey(host));
     }
-    let host = facts.host;
     register(&node, *facts).await?;
     let (console, mut questions) = mpsc::channel(64);
     let attached = Arc::new(Attached { orders: Mutex::default(), wake: Notify::new(), console });
@@ -280,15 +282,15 @@ fn order(view: &View, id: luc_engine::id::ClaimId, claim: &Claim) -> Option<Orde
 
 /// Writes down a host that is new or has changed. Its pool is minted by the replica that first meets it.
 async fn register(node: &Node, facts: HostFacts) -> Result<(), AgentError> {
-    let subject = Subject::Host { host: facts.host, site: facts.site.clone(), agent_key: facts.agent_key };
+    let HostIdentity { host: id, site, .. } = facts.identity.clone();
+    let subject = Subject::Host(facts.identity.clone());
     let view = node.view();
-    let known = view.ledger().host_pools(facts.host).next();
-    if known.as_ref().is_some_and(|(_, pool)| pool.subject != subject) {
-        return Err(AgentError::OtherKey(facts.host));
+    if view.ledger().host_pools(id).any(|(_, pool)| pool.subject != subject) {
+        return Err(AgentError::OtherKey(id));
     }
     node.transact::<_, Refusal, _>(move |tx| {
         let capacity = capacity(&facts);
-        let known = tx.view().ledger().host_pools(facts.host).map(|(id, pool)| (id, pool.capacity())).next();
+        let known = tx.view().ledger().host_pools(id).map(|(id, pool)| (id, pool.capacity())).next();
         match known {
             None => {
                 let pool = tx.mint(subject, capacity.clone())?;
@@ -298,7 +300,7 @@ async fn register(node: &Node, facts: HostFacts) -> Result<(), AgentError> {
         }
         let host = Host {
             name: facts.name.clone(),
-            site: facts.site.to_string(),
+            site: site.to_string(),
             hypervisor_type: facts.hypervisor_type.clone(),
             hypervisor_version: facts.hypervisor_version,
             cpus: facts.cpus,
@@ -306,10 +308,10 @@ async fn register(node: &Node, facts: HostFacts) -> Result<(), AgentError> {
             disk_gib: facts.disk_gib,
             ..Host::default()
         };
-        if tx.view().held(host_record(facts.host)).is_none() {
-            return tx.create(facts.host.0, host, &[]).map(|_| ());
+        if tx.view().held(host_record(id)).is_none() {
+            return tx.create(id.0, host, &[]).map(|_| ());
         }
-        tx.update::<Host, Refusal>(facts.host.0, |old| {
+        tx.update::<Host, Refusal>(id.0, |old| {
             let (disabled, reason) = (old.disabled, std::mem::take(&mut old.disabled_reason));
             *old = Host { disabled, disabled_reason: reason, ..host };
             Ok(())

@@ -237,7 +237,7 @@ fn admit_replica(tx: &mut Tx<'_>, mut member: Member) -> Result<(), Refusal> {
 fn share(subject: &Subject, capacity: &Amount, members: u64) -> Amount {
     match subject {
         Subject::Quota { .. } => capacity.divided_by(members),
-        Subject::Host { .. } => capacity.divided_by(4).divided_by(members.saturating_sub(1)),
+        Subject::Host(_) => capacity.divided_by(4).divided_by(members.saturating_sub(1)),
     }
 }
 

@@ -144,7 +144,7 @@ async fn join_as_replica(config: &Config, token: &Token) -> Result<()> {
 
 async fn join_as_agent(config: &Config, token: &Token) -> Result<()> {
     std::fs::create_dir_all(&config.data_dir)?;
-    let (store, loaded) = luc_compute::store::Store::open(&config.agent_dir(), None)?;
+    let (store, loaded) = luc_compute::store::Store::open(&config.agent_dir())?;
     let (host, key) = (loaded.identity.host, loaded.identity.key);
     drop(store);
     let admission = rpc::join(token, Newcomer { key, addresses: Vec::new(), host: Some(host) }).await?;

@@ -11,7 +11,7 @@ use ed25519_dalek::SigningKey;
 use luc_api::app::{App, ClientAddress, Settings};
 use luc_api::{auth, bootstrap};
 use luc_engine::agent::{DomainState, FromAgent, Heartbeat, HostFacts, Observation, Order, Statement, ToAgent, Wanted};
-use luc_engine::entry::Member;
+use luc_engine::entry::{HostIdentity, Member};
 use luc_engine::id::{HostId, ReplicaId, SiteName};
 use luc_engine::record::Power;
 use luc_engine::replica::{Identity, Replica, founded_by};
@@ -214,10 +214,8 @@ impl Cloud {
 fn attach_agent(node: Node, site: SiteName) {
     let key = SigningKey::from_bytes(&rand::random());
     let facts = HostFacts {
-        host: HostId(Uuid::new_v4()),
+        identity: HostIdentity::sign(node.view().cloud(), &site, &key),
         name: "paris-1".into(),
-        site,
-        agent_key: key.verifying_key().to_bytes(),
         incarnation: 1,
         hypervisor_type: "test".into(),
         hypervisor_version: 2,
@@ -231,7 +229,7 @@ fn attach_agent(node: Node, site: SiteName) {
     let cloud = node.view().cloud();
     tokio::spawn(async move { agents::serve(node, from, to, None).await });
     tokio::spawn(async move {
-        let host = facts.host;
+        let host = facts.identity.host;
         to_replica.send(FromAgent::Hello(Box::new(facts))).await.unwrap();
         let beat = Heartbeat { at: now(), hypervisor_up: true, disk_free_gib: 400, ..Heartbeat::default() };
         to_replica.send(FromAgent::Heartbeat(beat)).await.unwrap();

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use ed25519_dalek::SigningKey;
-use luc_engine::entry::{Member, MemberOp};
+use luc_engine::entry::{Content, ContentOp, Entry, Frontier, Hash, Header, HostIdentity, Member, MemberOp, Scope};
 use luc_engine::id::{CloudId, EntryId, ReplicaId, SiteName};
 use luc_engine::replica::{Identity, Received, Replica, founded_by, read_log};
 use luc_engine::store::{Batch, MemoryStore, Store, Table};
@@ -25,6 +25,11 @@ pub fn member(n: u8) -> Member {
         sponsor: true,
         index: u32::from(n),
     }
+}
+
+/// A host of member `n`'s site.
+pub fn host_at(n: u8) -> HostIdentity {
+    HostIdentity::sign(cloud(), &member(n).site, &key(50 + n))
 }
 
 pub fn cloud() -> CloudId {
@@ -60,6 +65,21 @@ impl Cloud {
         let identity = Identity { cloud: cloud(), key: key(n) };
         self.replicas.push(Replica::open(identity, Box::new(disk.clone())).unwrap());
         self.disks.push(disk);
+    }
+
+    /// Admits a member that has no replica here.
+    pub fn admit(&mut self, n: u8) {
+        self.replicas[0].transact::<_, Refusal>(2, |tx| tx.membership(MemberOp::Join(member(n)))).unwrap();
+    }
+
+    /// Everybody gets an entry that nobody here wrote, and all else.
+    pub fn deliver(&mut self, bytes: &[u8]) {
+        self.exchange_all();
+        for replica in &mut self.replicas {
+            let received = replica.receive(bytes);
+            assert!(matches!(received, Received::Applied | Received::Known), "{received:?}");
+            replica.flush().unwrap();
+        }
     }
 
     pub fn tick(&mut self) -> u64 {
@@ -106,6 +126,43 @@ impl Cloud {
             }
             replica.flush().unwrap();
         }
+    }
+}
+
+/// A member that signs what it likes: it knows its chain's last entry, and what it says it has seen.
+pub struct Rogue {
+    pub n: u8,
+    pub last: Hash,
+    pub number: u64,
+}
+
+impl Rogue {
+    pub fn new(n: u8) -> Self {
+        Self { n, last: Hash::default(), number: 0 }
+    }
+
+    pub fn header(&self, seen: &Frontier) -> Header {
+        let me = member(self.n).replica;
+        let others = seen.0.iter().filter(|(id, _)| **id != me);
+        Header {
+            cloud: cloud(),
+            author: me,
+            number: self.number + 1,
+            previous: self.last,
+            seen: others.map(|(id, tip)| (*id, *tip)).collect(),
+            time: 0,
+            scope: Scope::Everywhere,
+            created: vec![],
+            deleted: vec![],
+            ledger: vec![],
+            members: vec![],
+            statements: vec![],
+            content: Hash::default(),
+        }
+    }
+
+    pub fn sign(&self, header: Header, content: Vec<ContentOp>) -> Entry {
+        Entry::sign(header, Content { ops: content }, &key(self.n))
     }
 }
 
