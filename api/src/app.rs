@@ -127,7 +127,7 @@ impl From<Refusal> for Fault {
             Refusal::Exists(_) | Refusal::NameTaken { .. } => Self::conflict(refusal.to_string()),
             Refusal::Shortage(_) => Self::forbidden(refusal.to_string()),
             Refusal::Invalid(_) => Self::forbidden(refusal.to_string()),
-            Refusal::Document { .. } | Refusal::Store(_) => Self::unavailable(refusal.to_string()),
+            Refusal::Document { .. } | Refusal::Store(_) | Refusal::Fenced(_) => Self::unavailable(refusal.to_string()),
         }
     }
 }

@@ -5,12 +5,15 @@
 //! a record that is gone, a statement about a released claim), it is void, not wrong: whether it is settled depends
 //! on what the receiver holds.
 
+use std::collections::BTreeSet;
+
 use crate::agent::{Observation, Statement};
 use crate::document::{self, BadDocument};
-use crate::entry::{ContentOp, Created, Entry, Frontier, LedgerOp, Member, MemberOp, Name, Subject};
+use crate::entry::{ContentOp, Created, Entry, Frontier, LedgerOp, Member, MemberOp, Name, Subject, Tip};
 use crate::id::{ClaimId, CloudId, EntryId, HostId, PoolId, ReplicaId};
 use crate::ledger::{BadLedgerOp, Judged, Touched};
 use crate::record::{Kind, Record, RecordId, site_record};
+use crate::retire::{Request, Retired, Row};
 use crate::store::StoreError;
 use crate::view::{Held, MemberState, View};
 
@@ -39,6 +42,12 @@ pub enum Invalid {
     /// A part names something that is not in the entry's past.
     #[error("{0} is not in its past")]
     Unknown(String),
+    /// Its author is retired, and knew it.
+    #[error("its author is retired in its past")]
+    Retired,
+    /// A retirement that names nobody, somebody twice, a stranger, an heir that is going too, or who is going already.
+    #[error("the retirement is malformed: {0}")]
+    BadRetirement(&'static str),
     /// A member's id does not follow from its key, or the like.
     #[error("the member {0} is malformed")]
     BadMember(ReplicaId),
@@ -87,6 +96,8 @@ pub(crate) struct Author<'a> {
     pub(crate) member: &'a Member,
     /// Its full frontier, this entry included.
     pub(crate) frontier: &'a Frontier,
+    /// Who was retired in its past.
+    pub(crate) retired: &'a Retired,
 }
 
 /// Applies a whole entry. On an error the view is half changed: the caller drops it.
@@ -98,7 +109,11 @@ pub(crate) fn apply(
 ) -> Result<(), ApplyError> {
     let header = &entry.header;
     let member = author_of(view, entry, frontier)?;
-    let author = Author { entry: entry.id(), member: &member, frontier };
+    let retired = view.retired_at(frontier);
+    if retired.contains(header.author) {
+        return Err(Invalid::Retired.into());
+    }
+    let author = Author { entry: entry.id(), member: &member, frontier, retired: &retired };
     for op in &header.members {
         apply_member(view, author, op)?;
     }
@@ -118,7 +133,7 @@ pub(crate) fn apply(
         apply_deleted(view, author, *record)?;
     }
     sweep(view, header.deleted.iter().copied().chain(released(header)), documents);
-    view.frontier.set(header.author, entry.tip());
+    view.advance(header.author, entry.tip());
     Ok(())
 }
 
@@ -180,6 +195,48 @@ pub(crate) fn apply_member(view: &mut View, author: Author<'_>, op: &MemberOp) -
             state.revoked = true;
             view.set_member(state);
         }
+        MemberOp::Retire(request) => {
+            if !author.member.sponsor {
+                return Err(refused(author, "retire a replica"));
+            }
+            check_request(view, author, request)?;
+            view.set_retirement(author.entry, Row::Request(request.clone()));
+        }
+        MemberOp::Seal => {
+            let named = view.retirements.named(author.frontier);
+            if named.is_empty() || named.contains(&author.entry.author) {
+                return Err(Invalid::BadRetirement("its sealer has nothing to seal"));
+            }
+            if view.retirements.row(author.entry).is_some() {
+                return Err(Invalid::BadRetirement("who asks for it seals it in an entry of its own"));
+            }
+            let mut sealed = author.frontier.clone();
+            sealed.set(author.entry.author, Tip { number: author.entry.number, hash: 0 });
+            view.set_retirement(author.entry, Row::Seal(sealed));
+        }
+    }
+    Ok(())
+}
+
+fn check_request(view: &View, author: Author<'_>, request: &Request) -> Result<(), Invalid> {
+    let going = view.retirements.named(author.frontier);
+    let set: BTreeSet<ReplicaId> = request.set.iter().map(|retiree| retiree.replica).collect();
+    let is_member = |id: &ReplicaId| view.members.get(id).is_some_and(|m| m.admitted(author.frontier).is_some());
+    let heirs: BTreeSet<ReplicaId> = request.set.iter().map(|retiree| retiree.heir).collect();
+    if set.is_empty() || set.len() < request.set.len() {
+        return Err(Invalid::BadRetirement("it names nobody, or somebody twice"));
+    }
+    if set.contains(&author.entry.author) {
+        return Err(Invalid::BadRetirement("nobody retires itself"));
+    }
+    if !set.iter().chain(&heirs).all(is_member) {
+        return Err(Invalid::BadRetirement("it names somebody who is no member in its past"));
+    }
+    if set.iter().any(|id| going.contains(id)) {
+        return Err(Invalid::BadRetirement("it names somebody who is being retired already"));
+    }
+    if heirs.iter().any(|heir| set.contains(heir) || going.contains(heir)) {
+        return Err(Invalid::BadRetirement("an heir is being retired itself"));
     }
     Ok(())
 }
@@ -203,12 +260,16 @@ pub(crate) fn apply_ledger(view: &mut View, author: Author<'_>, index: usize, op
     let touches = match op {
         LedgerOp::Mint { .. } => None,
         LedgerOp::Grow { pool, .. } | LedgerOp::Burn { pool, .. } => Some(Touched::Pool(*pool)),
-        LedgerOp::Grant { pool, .. } | LedgerOp::Claim { pool, .. } => Some(Touched::Pool(*pool)),
+        LedgerOp::Grant { pool, .. } | LedgerOp::Claim { pool, .. } | LedgerOp::Inherit { pool, .. } => {
+            Some(Touched::Pool(*pool))
+        }
         LedgerOp::Release { claim } => Some(Touched::Claim(*claim)),
     };
     let members = view.members.clone();
-    let is_member = |replica| members.get(&replica).is_some_and(|state| state.admitted(author.frontier).is_some());
-    let judged = Judged { entry: author.entry, frontier: author.frontier, is_member: &is_member };
+    let admitted = |replica| members.get(&replica).is_some_and(|state| state.admitted(author.frontier).is_some());
+    let is_member = |replica| admitted(replica) && !author.retired.contains(replica);
+    let Author { entry, frontier, retired, .. } = author;
+    let judged = Judged { entry, frontier, is_member: &is_member, retired };
     view.edit_ledger(touches, |ledger| ledger.apply(judged, number, op))
         .map_err(|source| Invalid::Ledger { index, source })
 }
@@ -428,7 +489,8 @@ fn refused(author: Author<'_>, what: &str) -> Invalid {
 /// The claims that `holder` can release: stated gone, of servers that are deleted; with the claims of the same server
 /// on its quota (A3).
 pub(crate) fn releasable(view: &View, holder: ReplicaId, server: RecordId) -> Vec<ClaimId> {
-    let mine: Vec<_> = view.ledger.claims_of(server).filter(|(id, _)| id.entry.author == holder).collect();
+    let mine = |id: &ClaimId| view.retired().acts_for(holder, id.entry.author);
+    let mine: Vec<_> = view.ledger.claims_of(server).filter(|(id, _)| mine(id)).collect();
     let on_host = |claim| view.ledger.host_of(claim).is_some();
     let deleted = view.records.get(&server).is_none_or(|held| held.deleted);
     let settled = mine.iter().all(|(_, claim)| !on_host(claim) || !claim.gone.is_empty());

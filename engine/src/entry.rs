@@ -16,6 +16,7 @@ use crate::agent::{Observation, Statement};
 use crate::id::{ClaimId, CloudId, EntryId, HostId, Millis, PoolId, ReplicaId, SiteName};
 use crate::ledger::Amount;
 use crate::record::{Kind, RecordId};
+use crate::retire::Request;
 
 /// Version of the entry format; the first byte of every encoded entry.
 pub const FORMAT: u8 = 2;
@@ -207,7 +208,7 @@ pub enum LedgerOp {
         /// How much.
         amount: Amount,
     },
-    /// Adds to a pool. Root only.
+    /// Adds to a pool. Its root only, or the root's heir.
     Grow {
         /// The pool.
         pool: PoolId,
@@ -241,10 +242,17 @@ pub enum LedgerOp {
         /// The placement epoch that a claim on a host gives its server (S1); 0 for other pools.
         epoch: u64,
     },
-    /// Gives a claim's rights back to its holder, who is the author.
+    /// Gives a claim's rights back to its holder, who is the author or whose heir the author is.
     Release {
         /// The claim.
         claim: ClaimId,
+    },
+    /// Takes over the free rights of a retired replica. Its heir only.
+    Inherit {
+        /// The pool.
+        pool: PoolId,
+        /// Who is retired.
+        from: ReplicaId,
     },
 }
 
@@ -263,6 +271,11 @@ pub enum MemberOp {
         /// Whose.
         replica: ReplicaId,
     },
+    /// An operator's word that replicas are gone for good (M2). Sponsors only.
+    Retire(Request),
+    /// The author seals everything named in the requests that it knows: it holds what this entry's frontier says, and
+    /// takes no more than another survivor has.
+    Seal,
 }
 
 /// A member, as its sponsor admitted it.

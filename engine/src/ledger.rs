@@ -19,6 +19,7 @@ use uuid::Uuid;
 use crate::entry::{Frontier, LedgerOp, Subject};
 use crate::id::{ClaimId, EntryId, HostId, PoolId, ReplicaId};
 use crate::record::RecordId;
+use crate::retire::Retired;
 
 /// What an amount counts. The numbers are part of the formats: never reuse one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -279,6 +280,14 @@ pub enum BadLedgerOp {
         /// To whom.
         to: ReplicaId,
     },
+    /// Only its heir inherits from a replica, and only once it is retired in the entry's past.
+    #[error("the author is not the heir of {from}, or that is not retired in the entry's past (pool {pool})")]
+    NotHeir {
+        /// The pool.
+        pool: PoolId,
+        /// From whom.
+        from: ReplicaId,
+    },
     /// Only its holder releases a claim, once.
     #[error("claim {0} is not the author's, or was released before")]
     NotHolder(ClaimId),
@@ -319,6 +328,8 @@ pub struct Judged<'a> {
     pub frontier: &'a Frontier,
     /// Whether a replica is a member in the entry's past.
     pub is_member: &'a dyn Fn(ReplicaId) -> bool,
+    /// Who is retired in the entry's past, and who inherits.
+    pub retired: &'a Retired,
 }
 
 impl Ledger {
@@ -411,7 +422,7 @@ impl Ledger {
             }
             LedgerOp::Grow { pool: id, amount } => {
                 let pool = self.pool_mut(judged, *id)?;
-                if id.entry.author != author {
+                if !judged.retired.acts_for(author, id.entry.author) {
                     return Err(BadLedgerOp::NotRoot(*id));
                 }
                 pool.minted = pool.minted.checked_add(amount).ok_or(BadLedgerOp::Overflow(*id))?;
@@ -440,6 +451,7 @@ impl Ledger {
                 self.insert_claim(claim, row);
                 Ok(Touched::Claim(claim))
             }
+            LedgerOp::Inherit { pool, from } => self.inherit(judged, *pool, *from).map(|()| Touched::Pool(*pool)),
             LedgerOp::Release { claim } => self.release(judged, *claim).map(|()| Touched::Claim(*claim)),
         }
     }
@@ -488,7 +500,8 @@ impl Ledger {
     }
 
     fn release(&mut self, judged: Judged<'_>, id: ClaimId) -> Result<(), BadLedgerOp> {
-        let Some(claim) = self.claims.get(&id).filter(|_| id.entry.author == judged.entry.author).cloned() else {
+        let acts = judged.retired.acts_for(judged.entry.author, id.entry.author);
+        let Some(claim) = self.claims.get(&id).filter(|_| acts).cloned() else {
             return Err(BadLedgerOp::NotHolder(id));
         };
         let host = self.host_of(&claim);
@@ -504,6 +517,25 @@ impl Ledger {
             self.claims_by_host.remove(&(host, id));
         }
         self.claims_by_record.remove(&(claim.record, id));
+        Ok(())
+    }
+
+    /// Moves what a retired replica held: all of its chain that counts is in the past of everybody who knows of its
+    /// retirement, so all judges move the same. What is granted to it later waits for the next time.
+    fn inherit(&mut self, judged: Judged<'_>, id: PoolId, from: ReplicaId) -> Result<(), BadLedgerOp> {
+        let author = judged.entry.author;
+        if judged.retired.heir(from) != Some(author) {
+            return Err(BadLedgerOp::NotHeir { pool: id, from });
+        }
+        let pool = self.pool_mut(judged, id)?;
+        let Some(left) = pool.accounts.get_mut(&from) else { return Err(BadLedgerOp::Nothing(id)) };
+        left.settle(judged.frontier);
+        let amount = std::mem::take(&mut left.free);
+        if amount.is_zero() {
+            return Err(BadLedgerOp::Nothing(id));
+        }
+        let account = pool.accounts.entry(author).or_default();
+        account.free = account.free.checked_add(&amount).ok_or(BadLedgerOp::Overflow(id))?;
         Ok(())
     }
 

@@ -9,6 +9,7 @@ pub mod id;
 pub mod ledger;
 pub mod record;
 pub mod replica;
+pub mod retire;
 pub mod schedule;
 pub mod store;
 pub mod tx;

@@ -14,10 +14,11 @@ use uuid::Uuid;
 use crate::apply::{self, ApplyError, Documents};
 pub use crate::apply::{Invalid, founded_by};
 use crate::entry::{BadEntry, Entry, Frontier, Hash, Header, Member, MemberOp, Tip, encode};
-use crate::id::{ClaimId, CloudId, EntryId, Millis, ReplicaId};
-use crate::record::RecordId;
+use crate::id::{ClaimId, CloudId, EntryId, Millis, PoolId, ReplicaId};
+use crate::ledger::Pool;
+use crate::record::{Kind, RecordId};
 use crate::store::{Batch, FORMAT, Reader, Store, StoreError, Table};
-use crate::tx::{Refusal, Tx};
+use crate::tx::{Fence, Refusal, Tx};
 use crate::view::{Dirty, Rows, View};
 
 /// Who a replica is.
@@ -121,9 +122,17 @@ pub enum Rejection {
     /// An earlier entry of the same author was refused.
     #[error("its author {0} is in quarantine")]
     Quarantined(ReplicaId),
-    /// Others hold an entry of this replica's that its own store has not: the store is an old copy (M4).
-    #[error("others hold entry {0} of this replica, which its store lacks: the store is an old copy")]
-    OldStore(EntryId),
+    /// Its author is retired, and it lies beyond the cut (M2): it is void, and nobody keeps it.
+    #[error("entry {entry} is void: its author was retired at {cut}")]
+    Void {
+        /// Which.
+        entry: EntryId,
+        /// The last entry of its author that counts.
+        cut: u64,
+    },
+    /// This replica takes nothing more, whatever it is.
+    #[error(transparent)]
+    Fenced(#[from] Fence),
     /// The store failed; nothing is said about the entry.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -146,6 +155,8 @@ pub struct Flushed {
     pub records: Vec<RecordId>,
     /// Claims that were made, released, or stated gone.
     pub claims: Vec<ClaimId>,
+    /// Pools that changed, or whose accounts did.
+    pub pools: Vec<PoolId>,
     /// Whether membership changed.
     pub members: bool,
 }
@@ -160,6 +171,9 @@ pub struct Replica {
     pending: Pending,
     quarantine: BTreeMap<ReplicaId, Rejection>,
     old_store: Option<EntryId>,
+    /// Of replicas that are being retired: the highest entry that another survivor is known to hold, by an entry of its
+    /// own that has come and waits for it. The survivor's seal cannot come before that.
+    named: BTreeMap<ReplicaId, u64>,
 }
 
 /// What the next flush writes, besides the view's dirty rows; and how documents are read meanwhile.
@@ -244,7 +258,17 @@ impl Replica {
     ) -> Result<Self, StoreError> {
         let me = identity.replica();
         let pending = Pending { reader: store.reader()?, documents: BTreeMap::new(), entries: Vec::new() };
-        Ok(Self { identity, me, view, chains, store, pending, quarantine: BTreeMap::new(), old_store: None })
+        Ok(Self {
+            identity,
+            me,
+            view,
+            chains,
+            store,
+            pending,
+            quarantine: BTreeMap::new(),
+            old_store: None,
+            named: BTreeMap::new(),
+        })
     }
 
     /// Who it is.
@@ -292,7 +316,70 @@ impl Replica {
         }
     }
 
-    /// Releases the claims of this replica's whose servers are deleted and stated gone: of the records that hold
+    /// Why this replica writes no more, if it does not.
+    #[must_use]
+    pub fn fence(&self) -> Option<Fence> {
+        let retired = self.view.retired().cut(self.me).map(|cut| Fence::Retired { cut });
+        retired.or(self.old_store.map(Fence::OldStore))
+    }
+
+    /// Does what this replica owes the others after a flush, or after a start if none is given: seals what it is asked
+    /// to, takes over what it inherits, and releases what is settled. Says whether anything was written.
+    ///
+    /// # Errors
+    /// [`Refusal`]; what is owed is done at the next call.
+    pub fn tend(&mut self, now: Millis, flushed: Option<&Flushed>) -> Result<bool, Refusal> {
+        if self.fence().is_some() {
+            return Ok(false);
+        }
+        let members = flushed.is_none_or(|flushed| flushed.members);
+        let sealed = members && self.seal(now)?;
+        // What a retired replica held and was owed: all of it once it is retired, then what changes.
+        let inherited = !self.view.retired().is_empty()
+            && self.inherit(now, flushed.filter(|flushed| !flushed.members).map(|flushed| flushed.pools.as_slice()))?;
+        let claims = flushed.filter(|flushed| !flushed.members).map(|flushed| self.concerned(flushed));
+        let released = self.release_settled(now, claims.as_deref())?;
+        Ok(sealed || inherited || released > 0)
+    }
+
+    /// The claims that a flush may have settled: those that changed, and those of servers that were deleted.
+    fn concerned(&self, flushed: &Flushed) -> Vec<ClaimId> {
+        let is_gone = |id: &&RecordId| self.view.held(**id).is_none_or(|held| held.deleted);
+        let gone = flushed.records.iter().filter(|id| id.kind == Kind::Server).filter(is_gone);
+        let of_gone = gone.flat_map(|id| self.view.ledger().claims_of(*id).map(|(claim, _)| claim));
+        flushed.claims.iter().copied().chain(of_gone).collect()
+    }
+
+    /// Seals what is named in the requests that are held, unless this replica is named itself or has done so.
+    fn seal(&mut self, now: Millis) -> Result<bool, Refusal> {
+        let retirements = &self.view.retirements;
+        let named = retirements.named(&self.view.frontier);
+        if named.is_empty() || named.contains(&self.me) || retirements.has_sealed(self.me, &self.view.frontier) {
+            return Ok(false);
+        }
+        self.transact::<_, Refusal>(now, |tx| tx.membership(MemberOp::Seal))?;
+        Ok(true)
+    }
+
+    fn inherit(&mut self, now: Millis, pools: Option<&[PoolId]>) -> Result<bool, Refusal> {
+        let retired = self.view.retired();
+        let from: Vec<ReplicaId> = retired.replicas().filter(|id| retired.heir(*id) == Some(self.me)).collect();
+        let ledger = self.view.ledger();
+        let mut left = Vec::new();
+        let mut look = |id: PoolId, pool: &Pool| {
+            left.extend(from.iter().filter(|id| !pool.free(**id).is_zero()).map(|from| (id, *from)));
+        };
+        match pools {
+            Some(pools) => pools.iter().filter_map(|id| Some((*id, ledger.pool(*id)?))).for_each(|(id, p)| look(id, p)),
+            None => ledger.pools().for_each(|(id, pool)| look(*id, pool)),
+        }
+        for some in left.chunks(INHERITED) {
+            self.transact::<_, Refusal>(now, |tx| some.iter().try_for_each(|(pool, from)| tx.inherit(*pool, *from)))?;
+        }
+        Ok(!left.is_empty())
+    }
+
+    /// Releases the claims of this replica's, and of those whose heir it is, whose servers are deleted and stated gone: of the records that hold
     /// `claims`, or of all if none is given. Says how many claims were released.
     ///
     /// # Errors
@@ -300,7 +387,7 @@ impl Replica {
     pub fn release_settled(&mut self, now: Millis, claims: Option<&[ClaimId]>) -> Result<usize, Refusal> {
         let me = self.me;
         let ledger = self.view.ledger();
-        let mine = |id: &ClaimId| id.entry.author == me;
+        let mine = |id: &ClaimId| self.view.retired().acts_for(me, id.entry.author);
         let mut records: Vec<RecordId> = match claims {
             Some(ids) => ids.iter().filter(|id| mine(id)).filter_map(|id| Some(ledger.claim(*id)?.record)).collect(),
             None => ledger.claims().filter(|(id, _)| mine(id)).map(|(_, claim)| claim.record).collect(),
@@ -331,9 +418,10 @@ impl Replica {
         self.pending.reader = self.store.reader()?;
         self.pending.documents.clear();
         let entries = std::mem::take(&mut self.pending.entries);
-        let members = !dirty.members.is_empty();
+        let members = !dirty.members.is_empty() || !dirty.retirements.is_empty();
         let records = dirty.records.into_iter().collect();
-        Ok(Flushed { entries, records, claims: dirty.claims.into_iter().collect(), members })
+        let (claims, pools) = (dirty.claims.into_iter().collect(), dirty.pools.into_iter().collect());
+        Ok(Flushed { entries, records, claims, pools, members })
     }
 
     /// A reader of what is durable: logs for others, snapshots.
@@ -353,8 +441,8 @@ impl Replica {
         let chain = self.chains.get(&self.me).cloned().unwrap_or_default();
         let number = chain.frontier.number(self.me) + 1;
         let id = EntryId { author: self.me, number };
-        if let Some(theirs) = self.old_store {
-            return Err(Refusal::Invalid(Invalid::Unknown(format!("own entry {theirs}"))).into());
+        if let Some(fence) = self.fence() {
+            return Err(Refusal::Fenced(fence).into());
         }
         let member = founder.or_else(|| self.view.member(self.me).map(|state| state.member.clone()));
         let member = member.ok_or(Refusal::Invalid(Invalid::NotMember))?;
@@ -386,7 +474,7 @@ impl Replica {
         let (header, content) = finished.parts.into_entry(base);
         let entry = Entry::sign(header, content, &self.identity.key);
         let mut view = finished.view;
-        view.frontier.set(self.me, entry.tip());
+        view.advance(self.me, entry.tip());
         #[cfg(debug_assertions)]
         self.check_like_a_receiver(&entry, &frontier, &view);
         frontier.set(self.me, entry.tip());
@@ -414,11 +502,21 @@ impl Replica {
         if header.cloud != self.identity.cloud {
             return Err(BadEntry::Cloud.into());
         }
+        if let Some(fence) = self.fence() {
+            return Err(fence.into());
+        }
+        if let Some(cut) = self.view.retired().cut(id.author).filter(|cut| id.number > *cut) {
+            return Err(Rejection::Void { entry: id, cut });
+        }
         let chain = self.chains.get(&id.author).cloned().unwrap_or_default();
         let held = chain.frontier.number(id.author);
         if id.number > held {
             if let Some(before) = self.missing(&entry, held) {
+                self.note_named(&entry);
                 return Ok(Received::Waiting(before));
+            }
+            if self.is_sealed(id) {
+                return Ok(Received::Waiting(id));
             }
             if self.quarantine.contains_key(&id.author) {
                 return Err(Rejection::Quarantined(id.author));
@@ -434,7 +532,7 @@ impl Replica {
         entry.verify(&key)?;
         let judged = if id.number <= held { Err(Rejection::Fork { named: id }) } else { self.judge(entry, &chain) };
         if let Err(rejection) = &judged
-            && !matches!(rejection, Rejection::Store(_) | Rejection::OldStore(_))
+            && !matches!(rejection, Rejection::Store(_) | Rejection::Fenced(_))
         {
             self.quarantine.insert(id.author, rejection.clone());
         }
@@ -446,7 +544,7 @@ impl Replica {
         let (header, id) = (&entry.header, entry.id());
         if id.author == self.me {
             self.old_store = Some(id);
-            return Err(Rejection::OldStore(id));
+            return Err(Fence::OldStore(id).into());
         }
         if header.previous != chain.last {
             return Err(Rejection::Chain(id));
@@ -477,6 +575,34 @@ impl Replica {
         self.pending.documents.extend(changed);
         self.took(Arc::new(entry), frontier);
         Ok(Received::Applied)
+    }
+
+    /// Whether this replica has sealed an author that is being retired, below this entry: it takes it once it knows that
+    /// another survivor holds it.
+    fn is_sealed(&self, id: EntryId) -> bool {
+        let retirements = &self.view.retirements;
+        if retirements.is_empty() {
+            return false;
+        }
+        let limit = retirements.limit(self.me, id.author, &self.view.frontier);
+        let named = self.named.get(&id.author).copied().unwrap_or(0);
+        limit.is_some_and(|limit| id.number > limit.max(named))
+    }
+
+    /// A survivor's entry that waits for entries of an author that is being retired: the survivor holds those, and will
+    /// seal no less.
+    fn note_named(&mut self, entry: &Entry) {
+        if self.view.retirements.is_empty() {
+            return;
+        }
+        let named = self.view.retirements.named(&self.view.frontier);
+        let author = self.view.member(entry.header.author).filter(|_| !named.contains(&entry.header.author));
+        if author.is_some_and(|state| entry.verify(&state.member.public_key).is_ok()) {
+            for (replica, tip) in entry.header.seen.iter().filter(|(replica, _)| named.contains(replica)) {
+                let slot = self.named.entry(*replica).or_default();
+                *slot = tip.number.max(*slot);
+            }
+        }
     }
 
     /// The first entry of this one's past that is not held.
@@ -535,6 +661,14 @@ impl Replica {
         }
         for id in &dirty.pools {
             put_or_delete(&mut batch, Table::Pool, encode(id), view.ledger.pool(*id).map(encode));
+        }
+        for entry in &dirty.retirements {
+            put_or_delete(
+                &mut batch,
+                Table::Retirement,
+                encode(entry),
+                view.retirements.row(*entry).map(|r| encode(&r)),
+            );
         }
         for id in &dirty.claims {
             put_or_delete(&mut batch, Table::Claim, encode(id), view.ledger.claim(*id).map(encode));
@@ -605,6 +739,7 @@ fn load_rows(reader: &dyn Reader, chains: &imbl::OrdMap<ReplicaId, Chain>) -> Re
         names: load(reader, Table::Name)?,
         pools: load(reader, Table::Pool)?,
         claims: load(reader, Table::Claim)?,
+        retirements: load(reader, Table::Retirement)?,
     })
 }
 
@@ -623,6 +758,9 @@ fn load<K: DeserializeOwned, V: DeserializeOwned>(reader: &dyn Reader, table: Ta
         None => Ok(rows),
     }
 }
+
+/// Most accounts that one entry takes over: an entry has a limit.
+const INHERITED: usize = 5_000;
 
 /// The nil UUID: the parent of names that are unique in the whole cloud.
 pub const WHOLE_CLOUD: Uuid = Uuid::nil();

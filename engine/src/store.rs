@@ -39,11 +39,13 @@ pub enum Table {
     Pool,
     /// Live claims.
     Claim,
+    /// Requests to retire replicas, and seals.
+    Retirement,
 }
 
 impl Table {
     /// All tables.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Meta,
         Self::Log,
         Self::Author,
@@ -54,6 +56,7 @@ impl Table {
         Self::Name,
         Self::Pool,
         Self::Claim,
+        Self::Retirement,
     ];
 
     /// The tables that a snapshot for a new replica carries: everything but what is this replica's own.
@@ -75,6 +78,7 @@ impl Table {
             Self::Name => "name",
             Self::Pool => "pool",
             Self::Claim => "claim",
+            Self::Retirement => "retirement",
         }
     }
 

@@ -4,6 +4,7 @@
 //! server, its quota claim and its host claim are one, or none of them is. Whatever fails, the replica is as before.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -14,6 +15,7 @@ use crate::entry::{Content, ContentOp, Created, Frontier, Header, LedgerOp, Memb
 use crate::id::{ClaimId, EntryId, Millis, PoolId, ReplicaId, SiteName};
 use crate::ledger::{Amount, Pool};
 use crate::record::RecordId;
+use crate::retire::Retired;
 use crate::store::StoreError;
 use crate::view::{RecordType, View};
 
@@ -48,9 +50,28 @@ pub enum Refusal {
         /// Why.
         source: BadDocument,
     },
+    /// This replica writes no more.
+    #[error(transparent)]
+    Fenced(#[from] Fence),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// Why a replica writes no more. What it shows is the state as of then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Fence {
+    /// The others have retired it (M2). What it wrote after the cut is void.
+    #[error(
+        "this replica was retired: what it wrote after its entry {cut} does not count; join anew with an empty store"
+    )]
+    Retired {
+        /// Its last entry that counts.
+        cut: u64,
+    },
+    /// Others hold an entry of this replica's that its own store has not: the store is an old copy (M4).
+    #[error("others hold entry {0} of this replica, which its store lacks: the store is an old copy; join anew")]
+    OldStore(EntryId),
 }
 
 /// Rights that are short at this replica, and what is known of the others'. The text is for users: it tells "the pool
@@ -101,6 +122,7 @@ pub struct Tx<'a> {
     frontier: Frontier,
     member: Member,
     now: Millis,
+    retired: Arc<Retired>,
     documents: Overlay<'a>,
     pub(crate) parts: Parts,
 }
@@ -169,7 +191,8 @@ impl<'a> Tx<'a> {
         base: &'a mut dyn Documents,
     ) -> Self {
         let documents = Overlay { base, changed: BTreeMap::new() };
-        Self { view, entry, frontier, member, now, documents, parts: Parts::default() }
+        let retired = view.retired_at(&frontier);
+        Self { view, entry, frontier, member, now, retired, documents, parts: Parts::default() }
     }
 
     /// The state, with this transaction's own changes.
@@ -374,6 +397,14 @@ impl<'a> Tx<'a> {
         self.ledger_op(LedgerOp::Release { claim }).map(|_| ())
     }
 
+    /// Takes over the free rights of a retired replica whose heir this one is.
+    ///
+    /// # Errors
+    /// [`Refusal::Invalid`] if it is not, or nothing is left.
+    pub fn inherit(&mut self, pool: PoolId, from: ReplicaId) -> Result<(), Refusal> {
+        self.ledger_op(LedgerOp::Inherit { pool, from }).map(|_| ())
+    }
+
     /// Notes what an agent saw, if it is newer than what is known. Says whether it was.
     ///
     /// # Errors
@@ -393,8 +424,8 @@ impl<'a> Tx<'a> {
     pub fn state(&mut self, statement: Statement) -> bool {
         let evidence = apply::is_evidence(&self.view, &self.frontier, &statement);
         if evidence {
-            let author = Author { entry: self.entry, member: &self.member, frontier: &self.frontier };
-            apply::apply_statement(&mut self.view, author, &statement);
+            let Self { view, entry, member, frontier, retired, .. } = self;
+            apply::apply_statement(view, Author { entry: *entry, member, frontier, retired }, &statement);
             let server = RecordId { kind: crate::record::Kind::Server, id: statement.server };
             apply::sweep(&mut self.view, std::iter::once(server), &mut self.documents);
             self.parts.statements.push(statement);
@@ -443,7 +474,8 @@ impl<'a> Tx<'a> {
     /// Runs one step on a clone, so that a step that fails changes nothing: callers may try another.
     fn with_author(&mut self, step: impl FnOnce(&mut View, Author<'_>) -> Result<(), Invalid>) -> Result<(), Invalid> {
         let mut view = self.view.clone();
-        step(&mut view, Author { entry: self.entry, member: &self.member, frontier: &self.frontier })?;
+        let Self { entry, member, frontier, retired, .. } = &*self;
+        step(&mut view, Author { entry: *entry, member, frontier, retired })?;
         self.view = view;
         Ok(())
     }

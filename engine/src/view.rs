@@ -12,12 +12,13 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::agent::Observation;
-use crate::entry::{Frontier, Member, Name, encode};
+use crate::entry::{Frontier, Member, Name, Tip, encode};
 use crate::id::{ClaimId, CloudId, EntryId, HostId, PoolId, ReplicaId, SiteName};
 use crate::ledger::{Claim, Ledger, Touched};
 use crate::record::{
     Assignment, Flavor, Host, Image, Keypair, Kind, Project, Record, RecordId, Revocation, Server, Site, User,
 };
+use crate::retire::{Retired, Retirements, Row};
 
 /// A record as it is held.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -144,6 +145,7 @@ pub struct Dirty {
     pub(crate) members: OrdSet<ReplicaId>,
     pub(crate) pools: OrdSet<PoolId>,
     pub(crate) claims: OrdSet<ClaimId>,
+    pub(crate) retirements: OrdSet<EntryId>,
 }
 
 /// The state of the cloud, as one replica holds it.
@@ -156,7 +158,10 @@ pub struct View {
     pub(crate) names: OrdMap<Name, NameState>,
     pub(crate) members: OrdMap<ReplicaId, MemberState>,
     pub(crate) ledger: Ledger,
+    pub(crate) retirements: Retirements,
     pub(crate) dirty: Dirty,
+    /// What has taken effect at this view's frontier.
+    retired: Arc<Retired>,
     referrers: OrdMap<RecordId, OrdSet<RecordId>>,
     children: OrdMap<(Kind, Uuid), OrdSet<Uuid>>,
     digest: Digest,
@@ -174,6 +179,8 @@ impl View {
             names: OrdMap::new(),
             members: OrdMap::new(),
             ledger: Ledger::default(),
+            retirements: Retirements::default(),
+            retired: Arc::default(),
             dirty: Dirty::default(),
             referrers: OrdMap::new(),
             children: OrdMap::new(),
@@ -205,7 +212,31 @@ impl View {
         &self.ledger
     }
 
-    /// All members ever admitted, revoked ones too.
+    /// The replicas that are retired.
+    #[must_use]
+    pub fn retired(&self) -> &Retired {
+        &self.retired
+    }
+
+    /// What was asked and sealed about retirements.
+    #[must_use]
+    pub fn retirements(&self) -> &Retirements {
+        &self.retirements
+    }
+
+    /// Members whose seals a retirement waits for; empty if none is under way.
+    #[must_use]
+    pub fn awaited_seals(&self) -> BTreeSet<ReplicaId> {
+        let under_way = self.retirements.named(&self.frontier).iter().any(|id| !self.retired.contains(*id));
+        if under_way { self.retirements.awaited(&self.frontier, &self.members) } else { BTreeSet::new() }
+    }
+
+    /// The members that are not retired.
+    pub fn living(&self) -> impl Iterator<Item = (&ReplicaId, &MemberState)> {
+        self.members.iter().filter(|(id, _)| !self.retired.contains(**id))
+    }
+
+    /// All members ever admitted, revoked and retired ones too.
     pub fn members(&self) -> impl Iterator<Item = (&ReplicaId, &MemberState)> {
         self.members.iter()
     }
@@ -216,10 +247,10 @@ impl View {
         self.members.get(&replica)
     }
 
-    /// The sites of all members, in order.
+    /// The sites of all living members, in order.
     #[must_use]
     pub fn sites(&self) -> BTreeSet<SiteName> {
-        self.members.values().map(|state| state.member.site.clone()).collect()
+        self.living().map(|(_, state)| state.member.site.clone()).collect()
     }
 
     /// A record that is not deleted.
@@ -376,6 +407,29 @@ impl View {
         self.dirty.members.insert(id);
     }
 
+    pub(crate) fn set_retirement(&mut self, entry: EntryId, row: Row) {
+        self.digest_item(&("retirement", entry, &row), true);
+        self.retirements.insert(entry, row);
+        self.dirty.retirements.insert(entry);
+    }
+
+    /// Takes up an entry that has been applied.
+    pub(crate) fn advance(&mut self, author: ReplicaId, tip: Tip) {
+        self.frontier.set(author, tip);
+        let entry = EntryId { author, number: tip.number };
+        if self.dirty.retirements.contains(&entry) {
+            self.retired = Arc::new(self.retirements.effective(&self.frontier, &self.members));
+        }
+    }
+
+    /// What has taken effect in an entry's past.
+    pub(crate) fn retired_at(&self, past: &Frontier) -> Arc<Retired> {
+        if self.retirements.all_in(past) {
+            return self.retired.clone();
+        }
+        Arc::new(self.retirements.effective(past, &self.members))
+    }
+
     /// Changes the ledger. `touches` names the existing row that `edit` will change, `edit` the one that it did.
     pub(crate) fn edit_ledger<E>(
         &mut self,
@@ -468,6 +522,8 @@ impl View {
             self.ledger.insert_claim(id, claim);
             self.digest_ledger(Touched::Claim(id), true);
         }
+        rows.retirements.into_iter().for_each(|(entry, row)| self.set_retirement(entry, row));
+        self.retired = Arc::new(self.retirements.effective(&self.frontier, &self.members));
         self.dirty = Dirty::default();
     }
 }
@@ -482,6 +538,7 @@ pub(crate) struct Rows {
     pub(crate) names: Vec<(Name, NameState)>,
     pub(crate) pools: Vec<(PoolId, crate::ledger::Pool)>,
     pub(crate) claims: Vec<(ClaimId, Claim)>,
+    pub(crate) retirements: Vec<(EntryId, Row)>,
 }
 
 impl Digest {

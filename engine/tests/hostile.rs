@@ -15,7 +15,7 @@ use luc_engine::id::{ClaimId, EntryId, HostId, PoolId, ReplicaId};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::{Kind, Project, RecordId, Server};
 use luc_engine::replica::{Received, Rejection, Replica};
-use luc_engine::tx::Refusal;
+use luc_engine::tx::{Fence, Refusal};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -269,7 +269,9 @@ fn an_old_copy_of_a_store_that_meets_its_later_entry_writes_no_more() {
     luc_engine::store::Store::commit(&mut disk, &copy).unwrap();
     let mut old = Replica::open(cloud.replicas[0].identity().clone(), Box::new(disk)).unwrap();
     let later = cloud.log(1).into_iter().rfind(|(id, _)| id.author == member(0).replica).unwrap();
-    assert!(matches!(old.receive(&later.1), Received::Refused(Rejection::OldStore(id)) if id == later.0));
+    assert!(
+        matches!(old.receive(&later.1), Received::Refused(Rejection::Fenced(Fence::OldStore(id))) if id == later.0)
+    );
     assert!(create(&mut old, 2).is_err(), "it would fork its own chain");
 }
 

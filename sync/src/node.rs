@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use luc_engine::entry::{Entry, Frontier};
-use luc_engine::id::{ClaimId, EntryId, Millis, ReplicaId, SiteName};
+use luc_engine::id::{EntryId, Millis, ReplicaId, SiteName};
 use luc_engine::replica::{Flushed, Received, Rejection, Replica, read_log};
 use luc_engine::store::{Reader, StoreError};
 use luc_engine::tx::{Refusal, Tx};
@@ -262,7 +262,7 @@ fn after<T: Send + 'static>(
 
 impl Worker {
     fn run(mut self, mut queue: mpsc::Receiver<Job>, node: &std::sync::Weak<Inner>) {
-        let mut settled = self.replica.release_settled(now(), None);
+        let mut tended = self.replica.tend(now(), None);
         while let Some(first) = queue.blocking_recv() {
             let mut replies = vec![first(&mut self)];
             while replies.len() < BATCH
@@ -271,16 +271,16 @@ impl Worker {
                 replies.push(job(&mut self));
             }
             let Some(inner) = node.upgrade() else { return };
-            if let Err(error) = std::mem::replace(&mut settled, Ok(0)) {
-                tracing::error!(%error, "claims could not be released");
+            if let Err(error) = std::mem::replace(&mut tended, Ok(false)) {
+                tracing::error!(%error, "what is owed to others could not be written");
             }
             let started = std::time::Instant::now();
             let flushed = self.replica.flush();
             let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
             match flushed {
                 Ok(flushed) => {
-                    let claims = inner.publish(&self.replica, flushed, micros);
-                    settled = self.replica.release_settled(now(), Some(&claims));
+                    let flushed = inner.publish(&self.replica, flushed, micros);
+                    tended = self.replica.tend(now(), Some(&flushed));
                     replies.into_iter().for_each(|reply| reply(Ok(())));
                 }
                 Err(error) => {
@@ -291,8 +291,8 @@ impl Worker {
                     return;
                 }
             }
-            // What was released must not wait for the next request.
-            if matches!(settled, Ok(count) if count > 0) {
+            // What was written must not wait for the next request.
+            if matches!(tended, Ok(true)) {
                 let _ = inner.jobs.try_send(Box::new(|_| Box::new(|_| ())));
             }
         }
@@ -337,10 +337,11 @@ impl Worker {
 }
 
 impl Inner {
-    /// Everything that leaves the replica, after the flush. Says which claims changed.
-    fn publish(&self, replica: &Replica, flushed: Flushed, micros: u64) -> Vec<ClaimId> {
+    /// Everything that leaves the replica, after the flush.
+    fn publish(&self, replica: &Replica, flushed: Flushed, micros: u64) -> Arc<Flushed> {
+        let flushed = Arc::new(flushed);
         if flushed.entries.is_empty() {
-            return Vec::new();
+            return flushed;
         }
         self.counters.flushes.fetch_add(1, Ordering::Relaxed);
         self.counters.flush_micros.fetch_add(micros, Ordering::Relaxed);
@@ -353,9 +354,8 @@ impl Inner {
         }
         self.frontier.send_replace(Arc::new(view.frontier().clone()));
         self.agents.changed(&view, &flushed);
-        let claims = flushed.claims.clone();
-        let _ = self.flushed.send(Arc::new(flushed));
-        claims
+        let _ = self.flushed.send(flushed.clone());
+        flushed
     }
 }
 

@@ -1,0 +1,444 @@
+//! Retiring replicas that are gone for good (`PROTOCOL.md`, M2): by the survivors' agreement, once, alike everywhere.
+//!
+//! Broken once each, to see these fail: the lowest seal as the cut; a round that takes effect without all its seals;
+//! no majority; entries taken beyond what was sealed; `note_named` left out (a survivor waits for ever); rights that are
+//! inherited before the retirement takes effect; rounds that need not have equal sets.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::{Cloud, member};
+use luc_engine::entry::{MemberOp, Subject};
+use luc_engine::id::{EntryId, PoolId, ReplicaId};
+use luc_engine::ledger::{Amount, Dimension};
+use luc_engine::record::{Kind, RecordId, Server};
+use luc_engine::replica::{Received, Rejection, Replica};
+use luc_engine::retire::{Request, Retiree};
+use luc_engine::tx::{Fence, Refusal};
+use proptest::prelude::*;
+use uuid::Uuid;
+
+fn amount(n: u64) -> Amount {
+    [(Dimension::Instances, n)].into_iter().collect()
+}
+
+fn id(n: u8) -> ReplicaId {
+    member(n).replica
+}
+
+/// A cloud whose founder has minted a quota pool of 100 and shared it: ten to each other.
+struct World {
+    cloud: Cloud,
+    pool: PoolId,
+    next: u128,
+    /// Claims that were answered with success, with their entries: amounts are all one.
+    claimed: Vec<EntryId>,
+}
+
+impl World {
+    fn new(others: u8) -> Self {
+        let mut cloud = Cloud::new(others);
+        let (pool, _) = cloud.replicas[0]
+            .transact::<_, Refusal>(2, |tx| {
+                let pool = tx.mint(Subject::Quota { project: Uuid::nil() }, amount(100))?;
+                (1..=others).try_for_each(|n| tx.grant(pool, id(n), amount(10)))?;
+                Ok(pool)
+            })
+            .unwrap();
+        cloud.exchange_all();
+        Self { cloud, pool, next: 0, claimed: Vec::new() }
+    }
+
+    fn replica(&mut self, n: u8) -> &mut Replica {
+        &mut self.cloud.replicas[usize::from(n)]
+    }
+
+    fn free(&self, at: u8, of: u8) -> u64 {
+        self.cloud.replicas[usize::from(at)]
+            .view()
+            .ledger()
+            .pool(self.pool)
+            .unwrap()
+            .free(id(of))
+            .get(Dimension::Instances)
+    }
+
+    fn grant(&mut self, from: u8, to: u8, n: u64) -> Result<(), Refusal> {
+        let pool = self.pool;
+        let granted = self.replica(from).transact::<_, Refusal>(3, |tx| tx.grant(pool, id(to), amount(n))).map(|_| ());
+        self.tend(from);
+        granted
+    }
+
+    fn claim(&mut self, at: u8) -> Result<(), Refusal> {
+        self.next += 1;
+        let (pool, server) = (self.pool, Uuid::from_u128(self.next));
+        let claimed = self.replica(at).transact::<_, Refusal>(3, |tx| {
+            let record = tx.create(server, Server { name: "s".into(), ..Server::default() }, &[])?;
+            tx.claim(&[pool], &amount(1), record, 0)
+        });
+        self.tend(at);
+        claimed.map(|(claim, _)| self.claimed.push(claim.entry))
+    }
+
+    fn retire(&mut self, at: u8, set: &[(u8, u8)], force: bool) -> Result<(), Refusal> {
+        let set = set.iter().map(|(replica, heir)| Retiree { replica: id(*replica), heir: id(*heir) }).collect();
+        let request = MemberOp::Retire(Request { set, force });
+        let asked = self.replica(at).transact::<_, Refusal>(4, |tx| tx.membership(request)).map(|_| ());
+        self.tend(at);
+        asked
+    }
+
+    /// Flushes, and does what is owed, as the driver does.
+    fn tend(&mut self, n: u8) {
+        let replica = self.replica(n);
+        let mut flushed = replica.flush().unwrap();
+        while replica.tend(5, Some(&flushed)).unwrap() {
+            flushed = replica.flush().unwrap();
+        }
+    }
+
+    /// What one has on its disk reaches another.
+    fn send(&mut self, from: u8, to: u8) {
+        let log = self.cloud.log(usize::from(from));
+        self.deliver(to, log.into_values().collect());
+    }
+
+    fn deliver(&mut self, to: u8, mut entries: Vec<Vec<u8>>) {
+        loop {
+            let before = entries.len();
+            let replica = self.replica(to);
+            entries.retain(|bytes| match replica.receive(bytes) {
+                Received::Applied | Received::Known => false,
+                Received::Waiting(_) => true,
+                Received::Refused(Rejection::Void { .. } | Rejection::Fenced(_)) => false,
+                Received::Refused(rejection) => panic!("{to} refused: {rejection}"),
+            });
+            self.tend(to);
+            if entries.is_empty() || entries.len() == before {
+                return;
+            }
+        }
+    }
+
+    /// Everybody in `part` hears of everything that the others in it have, until nothing changes.
+    fn settle(&mut self, part: &[u8]) {
+        loop {
+            let before: Vec<_> = part.iter().map(|n| self.replica(*n).view().frontier().clone()).collect();
+            for from in part {
+                for to in part.iter().filter(|to| *to != from) {
+                    self.send(*from, *to);
+                }
+            }
+            let after: Vec<_> = part.iter().map(|n| self.replica(*n).view().frontier().clone()).collect();
+            if before == after {
+                return;
+            }
+        }
+    }
+
+    fn is_retired(&self, at: u8, of: u8) -> bool {
+        self.cloud.replicas[usize::from(at)].view().retired().contains(id(of))
+    }
+
+    /// Rule `no-double-booking`, over the union of what `part` holds: entries beyond a cut left out.
+    fn assert_sound(&mut self, part: &[u8]) {
+        let cuts: BTreeMap<ReplicaId, u64> = part
+            .iter()
+            .flat_map(|n| {
+                let retired = self.cloud.replicas[usize::from(*n)].view().retired();
+                retired.replicas().map(|id| (id, retired.cut(id).unwrap())).collect::<Vec<_>>()
+            })
+            .collect();
+        let counts = |entry: &&EntryId| cuts.get(&entry.author).is_none_or(|cut| entry.number <= *cut);
+        let live = self.claimed.iter().filter(counts).count();
+        assert!(live <= 100, "{live} claims of 100 live");
+        for n in part {
+            assert!(self.replica(*n).view().ledger().is_conserved());
+        }
+    }
+
+    /// `part` agrees on everything.
+    fn assert_equal(&mut self, part: &[u8]) {
+        let states: BTreeSet<String> = part
+            .iter()
+            .map(|n| {
+                let view = self.cloud.replicas[usize::from(*n)].view();
+                format!("{} {:?} {:?}", view.digest(), view.frontier(), view.retired())
+            })
+            .collect();
+        assert_eq!(states.len(), 1, "{states:#?}");
+    }
+}
+
+#[test]
+fn a_grant_of_the_dead_counts_once_though_its_heir_had_not_seen_it() {
+    let mut world = World::new(3);
+    world.grant(3, 1, 4).unwrap();
+    world.claim(3).unwrap();
+    world.send(3, 1);
+    // 3 dies. 0 has not seen the grant, and retires it.
+    world.retire(0, &[(3, 0)], false).unwrap();
+    assert_eq!(world.free(0, 3), 10);
+    world.settle(&[0, 2]);
+    assert!(!world.is_retired(0, 3), "replica 1 has not sealed it");
+    assert!(world.claim(0).is_ok(), "own rights are not touched");
+    world.settle(&[0, 1, 2]);
+    world.assert_equal(&[0, 1, 2]);
+    assert_eq!((world.free(0, 3), world.free(2, 0), world.free(2, 1)), (0, 70 - 1 + 5, 14));
+    world.assert_sound(&[0, 1, 2]);
+}
+
+#[test]
+fn until_all_have_sealed_nobody_spends_the_rights_of_the_dead() {
+    let mut world = World::new(2);
+    world.retire(0, &[(2, 0)], false).unwrap();
+    let pool = world.pool;
+    let early = world.replica(0).transact::<_, Refusal>(5, |tx| tx.inherit(pool, id(2)));
+    assert!(matches!(early, Err(Refusal::Invalid(_))), "{early:?}");
+    world.settle(&[0, 1]);
+    assert!(world.is_retired(1, 2));
+    assert_eq!(world.free(1, 0), 90);
+    let again = world.replica(0).transact::<_, Refusal>(5, |tx| tx.inherit(pool, id(2)));
+    assert!(matches!(again, Err(Refusal::Invalid(_))), "{again:?}");
+}
+
+#[test]
+fn what_the_dead_wrote_after_the_cut_is_void_and_it_is_told_so() {
+    let mut world = World::new(2);
+    world.claim(2).unwrap();
+    world.settle(&[0, 1, 2]);
+    world.claim(2).unwrap();
+    world.retire(0, &[(2, 1)], false).unwrap();
+    world.settle(&[0, 1]);
+    assert!(world.is_retired(0, 2));
+    let digest = world.replica(0).view().digest();
+    world.send(2, 0);
+    assert_eq!(world.replica(0).view().digest(), digest, "a late entry was taken");
+    world.send(0, 2);
+    assert!(matches!(world.replica(2).fence(), Some(Fence::Retired { .. })));
+    assert!(matches!(world.claim(2), Err(Refusal::Fenced(Fence::Retired { .. }))));
+    world.cloud.restart(2);
+    assert!(matches!(world.replica(2).fence(), Some(Fence::Retired { .. })), "it forgot");
+    assert_eq!(world.free(0, 1), 10 + 9);
+    world.assert_sound(&[0, 1]);
+}
+
+#[test]
+fn two_halves_of_a_split_that_retire_each_other_do_not_both_live() {
+    for (others, left, right) in [(3, &[0, 1][..], &[2, 3][..]), (4, &[0, 1, 2], &[3, 4])] {
+        let mut world = World::new(others);
+        world.retire(0, &right.iter().map(|n| (*n, 0)).collect::<Vec<_>>(), false).unwrap();
+        world.retire(3, &left.iter().map(|n| (*n, 3)).collect::<Vec<_>>(), false).unwrap();
+        world.settle(left);
+        world.settle(right);
+        let majority = left.len() > right.len();
+        assert_eq!(world.is_retired(0, 3), majority, "{left:?} {right:?}");
+        assert!(!world.is_retired(3, 0), "{left:?} {right:?}");
+        let all: Vec<u8> = left.iter().chain(right).copied().collect();
+        world.settle(&all);
+        world.assert_equal(left);
+        world.assert_sound(left);
+    }
+}
+
+#[test]
+fn force_takes_effect_without_a_majority() {
+    let mut world = World::new(3);
+    world.retire(0, &[(2, 0), (3, 1)], true).unwrap();
+    world.settle(&[0, 1]);
+    assert!(world.is_retired(0, 2) && world.is_retired(1, 3));
+    world.assert_equal(&[0, 1]);
+}
+
+#[test]
+fn a_survivor_whose_seal_is_awaited_is_retired_in_its_turn() {
+    // 3 wrote something that only 2 holds; 2 seals that, and dies with its seal known to nobody, or to 1 alone.
+    for known in [false, true] {
+        let mut world = World::new(4);
+        world.claim(3).unwrap();
+        world.send(3, 2);
+        world.retire(0, &[(3, 0)], false).unwrap();
+        world.settle(&[0, 1, 4]);
+        assert!(!world.is_retired(0, 3), "2 has not sealed");
+        world.send(0, 2);
+        if known {
+            world.send(2, 1);
+        }
+        world.retire(0, &[(2, 1)], false).unwrap();
+        world.settle(&[0, 1, 4]);
+        world.assert_equal(&[0, 1, 4]);
+        assert!(world.is_retired(0, 3) && world.is_retired(0, 2));
+        // What 2 knew alone died with it; what 1 knew of it did not.
+        assert_eq!(world.free(0, 0), 60 + if known { 9 } else { 10 });
+        assert_eq!(world.free(0, 1), 20);
+        world.assert_sound(&[0, 1, 4]);
+    }
+}
+
+#[test]
+fn a_survivor_takes_what_another_one_names_though_it_has_sealed_less() {
+    let mut world = World::new(3);
+    world.claim(3).unwrap();
+    world.send(3, 1);
+    // 1 writes on top of it, before it hears of the retirement; 0 has sealed less by then.
+    world.claim(1).unwrap();
+    world.retire(0, &[(3, 0)], false).unwrap();
+    world.settle(&[0, 2]);
+    world.settle(&[0, 1, 2]);
+    assert!(world.is_retired(2, 3));
+    world.assert_equal(&[0, 1, 2]);
+    assert_eq!(world.free(0, 0), 70 + 9);
+}
+
+#[test]
+fn heirs_in_a_circle_and_heirs_of_heirs() {
+    let mut world = World::new(4);
+    // Apart, 1 is retired with 2 as its heir and 2 with 1: then the first of the sealers inherits.
+    world.retire(0, &[(1, 2)], false).unwrap();
+    world.retire(3, &[(2, 1)], false).unwrap();
+    world.settle(&[0, 3, 4]);
+    world.assert_equal(&[0, 3, 4]);
+    let heir = [0, 3, 4].into_iter().map(id).min().unwrap();
+    let retired = world.replica(0).view().retired().clone();
+    assert_eq!((retired.heir(id(1)), retired.heir(id(2))), (Some(heir), Some(heir)));
+    let shares: u64 = [0, 3, 4].into_iter().map(|n| world.free(0, n)).sum();
+    assert_eq!(shares, 100);
+    world.assert_sound(&[0, 3, 4]);
+}
+
+#[test]
+fn a_newcomer_seals_what_its_sponsor_asked_before_and_after() {
+    let mut world = World::new(3);
+    world.retire(0, &[(3, 0)], false).unwrap();
+    world.cloud.join(4);
+    world.tend(4);
+    world.settle(&[0, 1, 2]);
+    assert!(!world.is_retired(0, 3), "the newcomer may hold what nobody else does");
+    world.settle(&[0, 1, 2, 4]);
+    assert!(world.is_retired(4, 3));
+    world.assert_equal(&[0, 1, 2, 4]);
+}
+
+#[test]
+fn the_heir_of_a_root_grows_its_pool_and_releases_its_claims() {
+    let mut world = World::new(2);
+    let record = RecordId { kind: Kind::Server, id: Uuid::from_u128(77) };
+    let (claim, _) = world
+        .replica(0)
+        .transact::<_, Refusal>(3, |tx| {
+            let pool = tx.mint(Subject::Quota { project: Uuid::from_u128(3) }, amount(5))?;
+            tx.create(record.id, Server { name: "s".into(), ..Server::default() }, &[])?;
+            tx.claim(&[pool], &amount(2), record, 0)
+        })
+        .unwrap();
+    world.tend(0);
+    world.send(0, 1);
+    world.retire(1, &[(0, 1)], false).unwrap();
+    world.settle(&[1, 2]);
+    let pool = world.pool;
+    world.replica(1).transact::<_, Refusal>(5, |tx| tx.grow(pool, amount(7))).unwrap();
+    world.tend(1);
+    world.settle(&[1, 2]);
+    assert_eq!(world.free(2, 1), 80 + 10 + 7);
+    let stranger = world.replica(2).transact::<_, Refusal>(5, |tx| tx.release(claim));
+    assert!(matches!(stranger, Err(Refusal::Invalid(_))), "{stranger:?}");
+    world.replica(2).transact::<_, Refusal>(5, |tx| tx.delete(record)).unwrap();
+    world.tend(2);
+    world.settle(&[1, 2]);
+    assert!(world.replica(2).view().ledger().claim(claim).is_none(), "its heir releases what the dead held");
+    world.assert_equal(&[1, 2]);
+}
+
+#[test]
+fn malformed_requests_are_refused() {
+    let mut world = World::new(3);
+    for set in [&[][..], &[(0, 1)], &[(1, 1)], &[(1, 2), (1, 0)], &[(1, 2), (2, 0)], &[(9, 0)], &[(1, 9)]] {
+        let asked = world.retire(0, set, false);
+        assert!(matches!(asked, Err(Refusal::Invalid(_))), "{set:?}: {asked:?}");
+    }
+    world.retire(0, &[(1, 0)], false).unwrap();
+    assert!(world.retire(0, &[(1, 2)], false).is_err() && world.retire(0, &[(2, 1)], false).is_err());
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Claim(u8),
+    Grant(u8, u8),
+    Send(u8, u8),
+    Restart(u8),
+    Retire { at: u8, whom: u8, heir: u8 },
+}
+
+const MEMBERS: u8 = 5;
+
+fn step() -> impl Strategy<Value = Step> {
+    let who = 0..MEMBERS;
+    prop_oneof![
+        3 => who.clone().prop_map(Step::Claim),
+        3 => (who.clone(), who.clone()).prop_map(|(from, to)| Step::Grant(from, to)),
+        8 => (who.clone(), who.clone()).prop_map(|(from, to)| Step::Send(from, to)),
+        1 => who.clone().prop_map(Step::Restart),
+        1 => (who.clone(), who.clone(), who).prop_map(|(at, whom, heir)| Step::Retire { at, whom, heir }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Whatever operators say, true or not, and in whatever order: nothing is promised twice at any time. If what they
+    /// say is true, and a majority lives, the survivors agree on everything in the end.
+    #[test]
+    fn whatever_is_retired_by_whom_the_survivors_agree(
+        steps in proptest::collection::vec(step(), 1..80),
+        truthful in any::<bool>(),
+    ) {
+        let mut world = World::new(MEMBERS - 1);
+        let all: Vec<u8> = (0..MEMBERS).collect();
+        let mut stopped = BTreeSet::new();
+        for step in steps {
+            let acts = match step {
+                Step::Claim(at) | Step::Restart(at) => [at, at],
+                Step::Grant(from, _) => [from, from],
+                Step::Send(from, to) => [from, to],
+                Step::Retire { at, .. } => [at, at],
+            };
+            if truthful && acts.iter().any(|n| stopped.contains(n)) {
+                continue;
+            }
+            match step {
+                Step::Claim(at) => drop(world.claim(at)),
+                Step::Grant(from, to) => drop(world.grant(from, to, 1)),
+                Step::Send(from, to) => world.send(from, to),
+                Step::Restart(at) => world.cloud.restart(usize::from(at)),
+                Step::Retire { at, whom, heir } if !truthful || at == whom || stopped.len() == 2 => {
+                    let allowed = !truthful && world.retire(at, &[(whom, heir)], false).is_ok();
+                    stopped.extend(allowed.then_some(whom));
+                }
+                Step::Retire { at, whom, heir } => {
+                    if world.retire(at, &[(whom, heir)], false).is_ok() {
+                        stopped.insert(whom);
+                    }
+                }
+            }
+            world.assert_sound(&all);
+        }
+        let living: Vec<u8> = all.iter().copied().filter(|n| !stopped.contains(n)).collect();
+        world.settle(if truthful { &living } else { &all });
+        world.assert_sound(&all);
+        for n in &all {
+            prop_assert!(world.replica(*n).quarantine().is_empty());
+        }
+        if truthful {
+            // A request that died with its author must be said again.
+            for whom in &stopped {
+                let _known_already = world.retire(living[0], &[(*whom, living[1])], false);
+            }
+            world.settle(&living);
+            world.assert_equal(&living);
+            prop_assert!(living.iter().all(|at| stopped.iter().all(|of| world.is_retired(*at, *of))));
+        }
+    }
+}
