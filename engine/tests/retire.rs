@@ -156,7 +156,13 @@ impl World {
         let live = self.claimed.iter().filter(counts).count();
         assert!(live <= 100, "{live} claims of 100 live");
         for n in part {
-            assert!(self.replica(*n).view().ledger().is_conserved());
+            let fenced = self.replica(*n).fence().is_some();
+            let view = self.replica(*n).view();
+            assert!(view.ledger().is_conserved());
+            // Who knows of a retirement holds what counts of the dead, and nothing else.
+            for dead in view.retired().replicas().filter(|_| !fenced) {
+                assert_eq!(view.retired().cut(dead), Some(view.frontier().number(dead)), "at {n}");
+            }
         }
     }
 
@@ -242,6 +248,37 @@ fn two_halves_of_a_split_that_retire_each_other_do_not_both_live() {
         world.assert_equal(left);
         world.assert_sound(left);
     }
+}
+
+#[test]
+fn two_rounds_that_share_their_sealers_do_not_both_take_effect() {
+    let mut world = World::new(5);
+    world.retire(2, &[(0, 2), (1, 2)], false).unwrap();
+    world.retire(0, &[(2, 0), (3, 0)], false).unwrap();
+    world.send(2, 3);
+    world.send(0, 1);
+    // 4 and 5 hear of both at once, and seal all four.
+    for n in [4, 5] {
+        let both = world.cloud.log(2).into_values().chain(world.cloud.log(0).into_values()).collect();
+        world.deliver(n, both);
+    }
+    world.settle(&[2, 3, 4, 5]);
+    world.settle(&[0, 1, 4, 5]);
+    assert!(!(world.is_retired(2, 0) && world.is_retired(0, 2)), "two halves live, and share nothing");
+    world.assert_sound(&[0, 1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn what_one_that_is_not_dead_goes_on_to_write_is_not_taken_after_the_seal() {
+    let mut world = World::new(3);
+    world.retire(0, &[(3, 0)], false).unwrap();
+    world.claim(3).unwrap();
+    world.send(3, 0);
+    assert_eq!(world.replica(0).view().frontier().number(id(3)), 0, "it was taken after it was sealed");
+    world.settle(&[0, 1, 2]);
+    assert!(world.is_retired(0, 3));
+    world.assert_equal(&[0, 1, 2]);
+    world.assert_sound(&[0, 1, 2]);
 }
 
 #[test]
