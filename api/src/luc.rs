@@ -199,6 +199,9 @@ async fn pools(State(app): State<App>, caller: Caller) -> Reply {
             let subject = match &pool.subject {
                 Subject::Host(host) => json!({"host": host.host.to_string(), "site": host.site.as_str()}),
                 Subject::Quota { project } => json!({"project": project.simple().to_string()}),
+                Subject::Group { group, host } => {
+                    json!({"server_group": group.to_string(), "host": host.map(|host| host.to_string())})
+                }
             };
             let rights: Vec<Value> = pool
                 .accounts()

@@ -54,6 +54,7 @@ pub fn facts(config: &AgentConfig, identity: &Identity, node: &Node) -> HostFact
         memory_mib: config.memory_mib.unwrap_or(node.memory_mib.saturating_sub(config.reserved_memory_mib)),
         disk_gib: config.disk_gib.unwrap_or(disk.saturating_sub(config.reserved_disk_gib)),
         cpu_overcommit: config.cpu_overcommit,
+        architecture: std::env::consts::ARCH.to_owned(),
     }
 }
 

@@ -77,6 +77,9 @@ pub struct HostFacts {
     pub disk_gib: u64,
     /// vCPU a physical processor is promised as.
     pub cpu_overcommit: u64,
+    /// The processor's architecture: `x86_64`, `aarch64`.
+    #[serde(default)]
+    pub architecture: String,
 }
 
 /// The whole wish for one server on one host.

@@ -7,6 +7,8 @@
 
 use std::collections::BTreeSet;
 
+use uuid::Uuid;
+
 use crate::agent::{Observation, Statement};
 use crate::document::{self, BadDocument};
 use crate::entry::{ContentOp, Created, Entry, Frontier, LedgerOp, Member, MemberOp, Name, Subject, Tip};
@@ -253,7 +255,10 @@ pub(crate) fn apply_ledger(view: &mut View, author: Author<'_>, index: usize, op
             Subject::Quota { .. } if !author.member.identity_authority => {
                 return Err(refused(author, "make a quota"));
             }
-            Subject::Host(_) | Subject::Quota { .. } => {}
+            Subject::Group { group, host } if !may_mint_group(view, author, *group, *host) => {
+                return Err(refused(author, "make the right to place members of a server group"));
+            }
+            Subject::Host(_) | Subject::Quota { .. } | Subject::Group { .. } => {}
         }
     }
     let number = u32::try_from(index).unwrap_or(u32::MAX);
@@ -326,7 +331,7 @@ pub(crate) fn is_evidence(view: &View, frontier: &Frontier, statement: &Statemen
             let of_claim = host.host == statement.host && claim.record.id == statement.server;
             of_claim && statement.verify(view.cloud, &host.agent_key)
         }
-        Subject::Quota { .. } => false,
+        Subject::Quota { .. } | Subject::Group { .. } => false,
     }
 }
 
@@ -470,6 +475,7 @@ fn check_writer(view: &View, author: Author<'_>, id: RecordId) -> Result<(), Inv
         Kind::Site => id == site_record(author.member.site.as_str()),
         Kind::Host => is_host_of(view, author, HostId(id.id)),
         Kind::Flavor | Kind::Image | Kind::Keypair | Kind::Server | Kind::Revocation => true,
+        Kind::ServerGroup | Kind::Aggregate => true,
     };
     if allowed { Ok(()) } else { Err(refused(author, &format!("write records of kind {:?} ({})", id.kind, id.id))) }
 }
@@ -480,6 +486,16 @@ fn is_host_of(view: &View, author: Author<'_>, host: HostId) -> bool {
         author.frontier.holds(id.entry) && matches!(subject, Subject::Host(host) if host.site == author.member.site)
     };
     view.ledger.host_pools(host).any(|(id, pool)| minted_here(id, &pool.subject))
+}
+
+/// The right to place members of a group on a host is made once: by the root of the host's pool, or its heir, whose
+/// past holds every earlier one. That of a whole group counts only if the entry that created the group made it
+/// ([`View::group_token`]).
+fn may_mint_group(view: &View, author: Author<'_>, group: Uuid, host: Option<HostId>) -> bool {
+    let in_past = |id: PoolId| author.frontier.holds(id.entry);
+    let acts = |id: PoolId| author.retired.acts_for(author.entry.author, id.entry.author);
+    let is_root = host.is_none_or(|host| view.ledger.host_pools(host).any(|(id, _)| in_past(id) && acts(id)));
+    is_root && !view.ledger.group_pools(group, host).any(|(id, _)| in_past(id))
 }
 
 fn refused(author: Author<'_>, what: &str) -> Invalid {

@@ -153,6 +153,8 @@ fn write(
         Record::Keypair(value) => reconcile(&mut document, value),
         Record::Server(value) => reconcile(&mut document, &**value),
         Record::Revocation(value) => reconcile(&mut document, value),
+        Record::ServerGroup(value) => reconcile(&mut document, value),
+        Record::Aggregate(value) => reconcile(&mut document, value),
     }
     .map_err(failed)?;
     if document.commit().is_none() {
@@ -179,6 +181,8 @@ fn read(document: &AutoCommit, kind: Kind) -> Option<Record> {
         Kind::Keypair => typed::<crate::record::Keypair>(document),
         Kind::Server => typed::<crate::record::Server>(document),
         Kind::Revocation => typed::<crate::record::Revocation>(document),
+        Kind::ServerGroup => typed::<crate::record::ServerGroup>(document),
+        Kind::Aggregate => typed::<crate::record::Aggregate>(document),
     }
 }
 

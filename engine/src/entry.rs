@@ -153,6 +153,15 @@ pub enum Subject {
         /// The project.
         project: Uuid,
     },
+    /// The right to place members of a server group whose policy is hard.
+    Group {
+        /// The group's record.
+        group: Uuid,
+        /// Anti-affinity: on this host, as many as were minted; each member claims one. Minted once, by the root of the
+        /// host's own pool, so that no two replicas make it. Affinity: none, and one right for the whole group, minted
+        /// by the entry that creates it; it is held, not claimed, while a member is placed.
+        host: Option<HostId>,
+    },
 }
 
 /// A host, as its agent has signed it.

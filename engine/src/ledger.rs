@@ -303,6 +303,7 @@ pub struct Ledger {
     claims: OrdMap<ClaimId, Claim>,
     quota_pools: OrdMap<Uuid, Vector<PoolId>>,
     host_pools: OrdMap<HostId, Vector<PoolId>>,
+    group_pools: OrdMap<(Uuid, Option<HostId>), Vector<PoolId>>,
     claims_by_record: OrdMap<(RecordId, ClaimId), ()>,
     claims_by_host: OrdMap<(HostId, ClaimId), ()>,
 }
@@ -365,6 +366,11 @@ impl Ledger {
         pools_of(&self.pools, self.host_pools.get(&host))
     }
 
+    /// The pools of the right to place members of a server group: on a host (anti-affinity), or at all (affinity).
+    pub fn group_pools(&self, group: Uuid, host: Option<HostId>) -> impl Iterator<Item = (PoolId, &Pool)> {
+        pools_of(&self.pools, self.group_pools.get(&(group, host)))
+    }
+
     /// Every host that has a pool.
     pub fn hosts(&self) -> impl Iterator<Item = HostId> + '_ {
         self.host_pools.keys().copied()
@@ -392,7 +398,7 @@ impl Ledger {
     pub fn host_of(&self, claim: &Claim) -> Option<HostId> {
         match &self.pools.get(&claim.pool)?.subject {
             Subject::Host(host) => Some(host.host),
-            Subject::Quota { .. } => None,
+            Subject::Quota { .. } | Subject::Group { .. } => None,
         }
     }
 
@@ -471,6 +477,7 @@ impl Ledger {
         match &pool.subject {
             Subject::Host(host) => insert_sorted(self.host_pools.entry(host.host).or_default(), id),
             Subject::Quota { project } => insert_sorted(self.quota_pools.entry(*project).or_default(), id),
+            Subject::Group { group, host } => insert_sorted(self.group_pools.entry((*group, *host)).or_default(), id),
         }
         self.pools.insert(id, pool);
     }
@@ -505,7 +512,13 @@ impl Ledger {
             return Err(BadLedgerOp::NotHolder(id));
         };
         let host = self.host_of(&claim);
-        if host.is_some() && !claim.gone.iter().any(|entry| judged.frontier.holds(*entry)) {
+        let has_evidence = |claim: &Claim| claim.gone.iter().any(|entry| judged.frontier.holds(*entry));
+        // The right to be on a host goes with the claim on it: of the same entry, so that all judges see the same.
+        let in_group = self.pools.get(&claim.pool).is_some_and(|pool| matches!(pool.subject, Subject::Group { .. }));
+        let stays = |(other, claim): (ClaimId, &Claim)| {
+            other.entry == id.entry && self.host_of(claim).is_some() && !has_evidence(claim)
+        };
+        if (host.is_some() && !has_evidence(&claim)) || (in_group && self.claims_of(claim.record).any(stays)) {
             return Err(BadLedgerOp::NoEvidence(id));
         }
         let pool = self.pool_mut(judged, claim.pool)?;

@@ -42,11 +42,15 @@ pub enum Kind {
     Server = 9,
     /// See [`Revocation`].
     Revocation = 10,
+    /// See [`ServerGroup`].
+    ServerGroup = 11,
+    /// See [`Aggregate`].
+    Aggregate = 12,
 }
 
 impl Kind {
     /// Every kind, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Site,
         Self::Host,
         Self::Project,
@@ -57,6 +61,8 @@ impl Kind {
         Self::Keypair,
         Self::Server,
         Self::Revocation,
+        Self::ServerGroup,
+        Self::Aggregate,
     ];
 
     /// Identity records are written by replicas of identity authorities only (E7).
@@ -107,6 +113,10 @@ pub struct Host {
     pub disabled: bool,
     /// Why, if disabled.
     pub disabled_reason: String,
+    /// The processor's architecture, as images name it: `x86_64`, `aarch64`; empty if the agent has not told.
+    #[serde(default)]
+    #[autosurgeon(missing = "String::new")]
+    pub architecture: String,
 }
 
 /// A project (tenant). Its quota is the pool whose subject names it.
@@ -357,6 +367,9 @@ pub struct Server {
     pub updated_at: Millis,
     /// Request id of the last action, and what it was: Nova's instance actions.
     pub actions: BTreeMap<String, ServerAction>,
+    /// The server group that it was created in; it never changes.
+    #[serde(default)]
+    pub group: Option<Uuid>,
 }
 
 /// One line of a server's history, keyed by request id.
@@ -379,6 +392,71 @@ pub struct Revocation {
     pub expires_at: Millis,
 }
 
+/// What a server group asks of the places of its members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Reconcile, Hydrate, Serialize, Deserialize)]
+pub enum GroupPolicy {
+    /// All on one host, or not at all.
+    Affinity,
+    /// Never more than the group's limit on one host.
+    AntiAffinity,
+    /// On one host as far as there is room.
+    SoftAffinity,
+    /// On as many hosts as there are.
+    #[default]
+    SoftAntiAffinity,
+}
+
+impl GroupPolicy {
+    /// Every policy.
+    pub const ALL: [Self; 4] = [Self::Affinity, Self::AntiAffinity, Self::SoftAffinity, Self::SoftAntiAffinity];
+
+    /// Nova's word for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Affinity => "affinity",
+            Self::AntiAffinity => "anti-affinity",
+            Self::SoftAffinity => "soft-affinity",
+            Self::SoftAntiAffinity => "soft-anti-affinity",
+        }
+    }
+}
+
+/// Servers that belong together, or apart. A hard policy holds while sites are cut off from each other, because the
+/// right to place a member is spent like any other (`Subject::Group`).
+#[derive(Clone, Debug, PartialEq, Default, Reconcile, Hydrate, Serialize, Deserialize)]
+pub struct ServerGroup {
+    /// The owner.
+    pub project: Uuid,
+    /// Who created it.
+    pub user: Uuid,
+    /// Not unique.
+    pub name: String,
+    /// Never changes.
+    pub policy: GroupPolicy,
+    /// Anti-affinity: how many members one host may have, at least 1; never changes. 0 for other policies.
+    pub max_per_host: u64,
+    /// Whether the limit was given by the user: Nova shows only such a one.
+    pub has_limit: bool,
+}
+
+/// Hosts that have something in common, which flavors can ask for.
+#[derive(Clone, Debug, PartialEq, Default, Reconcile, Hydrate, Serialize, Deserialize)]
+pub struct Aggregate {
+    /// Unique in the cloud.
+    pub name: String,
+    /// The zone that all its hosts are of; empty if none was named. Zones are sites.
+    pub availability_zone: String,
+    /// What its hosts have, for `aggregate_instance_extra_specs` of flavors.
+    pub metadata: BTreeMap<String, String>,
+    /// Its hosts: their ids (the values are empty).
+    pub hosts: BTreeMap<String, String>,
+    /// Creation, Unix milliseconds.
+    pub created_at: Millis,
+    /// Last change, Unix milliseconds. For people; 0 if there was none.
+    pub updated_at: Millis,
+}
+
 /// Any record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "each variant is the kind of its name")]
@@ -393,6 +471,8 @@ pub enum Record {
     Keypair(Keypair),
     Server(Arc<Server>),
     Revocation(Revocation),
+    ServerGroup(ServerGroup),
+    Aggregate(Aggregate),
 }
 
 impl Record {
@@ -410,6 +490,8 @@ impl Record {
             Self::Keypair(_) => Kind::Keypair,
             Self::Server(_) => Kind::Server,
             Self::Revocation(_) => Kind::Revocation,
+            Self::ServerGroup(_) => Kind::ServerGroup,
+            Self::Aggregate(_) => Kind::Aggregate,
         }
     }
 }

@@ -3,7 +3,6 @@
 //! Home site first, locality is the point. Among the best few the choice is random: many sites look at the same
 //! picture, and must not all pick the same host. The random bits come in as an argument.
 
-use crate::entry::Subject;
 use crate::id::{HostId, PoolId, ReplicaId};
 use crate::ledger::{Amount, Dimension};
 use crate::record::Host;
@@ -14,7 +13,7 @@ use crate::view::View;
 const BEST: usize = 3;
 
 /// What is looked for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Request {
     /// The site to be in; any if none, the own one first.
     pub zone: Option<String>,
@@ -125,13 +124,4 @@ fn sort_out(none: &mut NoValidHost, short: Shortage) {
 /// Nova's default weigher spreads by free memory.
 fn weight(free: &Amount) -> u64 {
     free.get(Dimension::MemoryMib)
-}
-
-/// The pool of a host, if it has one.
-#[must_use]
-pub fn subject_host(subject: &Subject) -> Option<HostId> {
-    match subject {
-        Subject::Host(host) => Some(host.host),
-        Subject::Quota { .. } => None,
-    }
 }

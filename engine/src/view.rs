@@ -16,7 +16,8 @@ use crate::entry::{Frontier, Member, Name, Tip, encode};
 use crate::id::{ClaimId, CloudId, EntryId, HostId, PoolId, ReplicaId, SiteName};
 use crate::ledger::{Claim, Ledger, Touched};
 use crate::record::{
-    Assignment, Flavor, Host, Image, Keypair, Kind, Project, Record, RecordId, Revocation, Server, Site, User,
+    Aggregate, Assignment, Flavor, Host, Image, Keypair, Kind, Project, Record, RecordId, Revocation, Server,
+    ServerGroup, Site, User,
 };
 use crate::retire::{Retired, Retirements, Row};
 
@@ -121,7 +122,7 @@ macro_rules! record_type {
         }
     )*};
 }
-record_type!(Site, Host, Project, User, Assignment, Flavor, Image, Keypair, Revocation);
+record_type!(Site, Host, Project, User, Assignment, Flavor, Image, Keypair, Revocation, ServerGroup, Aggregate);
 
 impl RecordType for Server {
     const KIND: Kind = Kind::Server;
@@ -278,8 +279,8 @@ impl View {
         self.records.range(from..).take_while(move |(id, _)| id.kind == kind).map(|(id, held)| (id.id, held))
     }
 
-    /// Ids of the records of a kind that belong to `parent`: servers and images of a project, keypairs and
-    /// assignments of a user. Those being deleted too.
+    /// Ids of the records of a kind that belong to `parent`: servers, images and server groups of a project, servers of
+    /// a server group, keypairs and assignments of a user. Those being deleted too.
     pub fn children(&self, kind: Kind, parent: Uuid) -> impl Iterator<Item = Uuid> + '_ {
         self.children.get(&(kind, parent)).into_iter().flatten().copied()
     }
@@ -331,12 +332,20 @@ impl View {
         on_hosts.max_by_key(|placement| (placement.epoch, placement.claim))
     }
 
+    /// The right to place members of a group with affinity: of the pools that call themselves that, the one that was made
+    /// with the group.
+    #[must_use]
+    pub fn group_token(&self, group: Uuid) -> Option<PoolId> {
+        let held = self.records.get(&RecordId { kind: Kind::ServerGroup, id: group })?;
+        self.ledger.group_pools(group, None).map(|(id, _)| id).find(|id| held.created.contains(&id.entry))
+    }
+
     /// Whether the site of `host`'s pool is `site`.
     #[must_use]
     pub fn site_of_host(&self, host: HostId) -> Option<SiteName> {
         self.ledger.host_pools(host).find_map(|(_, pool)| match &pool.subject {
             crate::entry::Subject::Host(host) => Some(host.site.clone()),
-            crate::entry::Subject::Quota { .. } => None,
+            crate::entry::Subject::Quota { .. } | crate::entry::Subject::Group { .. } => None,
         })
     }
 }
@@ -493,7 +502,7 @@ impl View {
         for to in &held.references {
             change_set(&mut self.referrers, *to, id, add);
         }
-        if let Some(parent) = held.record.as_ref().and_then(parent) {
+        for parent in held.record.as_ref().into_iter().flat_map(parents) {
             change_set(&mut self.children, (id.kind, parent), id.id, add);
         }
     }
@@ -553,14 +562,16 @@ impl Digest {
     }
 }
 
-fn parent(record: &Record) -> Option<Uuid> {
-    match record {
-        Record::Server(server) => Some(server.project),
-        Record::Image(image) => Some(image.project),
-        Record::Keypair(keypair) => Some(keypair.user),
-        Record::Assignment(assignment) => Some(assignment.user),
-        _ => None,
-    }
+fn parents(record: &Record) -> impl Iterator<Item = Uuid> {
+    let (owner, group) = match record {
+        Record::Server(server) => (Some(server.project), server.group),
+        Record::Image(image) => (Some(image.project), None),
+        Record::ServerGroup(group) => (Some(group.project), None),
+        Record::Keypair(keypair) => (Some(keypair.user), None),
+        Record::Assignment(assignment) => (Some(assignment.user), None),
+        _ => (None, None),
+    };
+    owner.into_iter().chain(group)
 }
 
 fn change_set<K: Ord + Clone, V: Ord + Clone>(map: &mut OrdMap<K, OrdSet<V>>, key: K, value: V, add: bool) {

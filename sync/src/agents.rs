@@ -306,6 +306,7 @@ async fn register(node: &Node, facts: HostFacts) -> Result<(), AgentError> {
             cpus: facts.cpus,
             memory_mib: facts.memory_mib,
             disk_gib: facts.disk_gib,
+            architecture: facts.architecture.clone(),
             ..Host::default()
         };
         if tx.view().held(host_record(id)).is_none() {

@@ -162,7 +162,7 @@ fn create_one(
 ) -> Result<(), Unplaced> {
     let zone = (!server.availability_zone.is_empty()).then(|| server.availability_zone.clone());
     let (quota, need) = (quota_of(&server), host_need(&server));
-    let request = Request { zone, host, amount: need.clone() };
+    let request = Request { zone, host, amount: need.clone(), ..Request::default() };
     let record = RecordId { kind: Kind::Server, id };
     let owner = RecordId { kind: Kind::Project, id: server.project };
     let home = tx.site().to_string();

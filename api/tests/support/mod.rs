@@ -223,6 +223,7 @@ fn attach_agent(node: Node, site: SiteName) {
         memory_mib: 65_536,
         disk_gib: 400,
         cpu_overcommit: 4,
+        architecture: "x86_64".into(),
     };
     let (to_replica, from) = mpsc::channel(agents::CHANNEL);
     let (to, mut orders) = mpsc::channel(agents::CHANNEL);
