@@ -13,5 +13,6 @@ pub mod http;
 pub mod identity;
 pub mod image;
 pub mod luc;
+mod members;
 pub mod policy;
 pub mod wan;

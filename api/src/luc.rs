@@ -24,6 +24,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::compute::{host_words, status};
 use crate::http::{Fault, Reply, ok, seconds};
+use crate::members;
 use crate::policy::{self, Action};
 
 pub(crate) fn routes() -> Router<App> {
@@ -32,6 +33,7 @@ pub(crate) fn routes() -> Router<App> {
         .route("/sites", get(sites))
         .route("/replicas", get(replicas))
         .route("/replicas/{id}/revoke", post(revoke))
+        .route("/replicas/retire", post(members::retire))
         .route("/hosts", get(hosts))
         .route("/frontier", get(frontier))
         .route("/digest", get(digest))
@@ -52,7 +54,7 @@ async fn whole_status(State(app): State<App>, caller: Caller) -> Reply {
     ok(&json!({
         "cloud": view.cloud().to_string(), "site": app.node().site().as_str(), "replica": app.node().me().to_string(),
         "digest": view.digest().to_string(), "entries": entries(&app), "servers": view.count(Kind::Server),
-        "store": app.node().failure().unwrap_or_else(|| "ok".into()),
+        "store": app.node().failure().or(app.node().fence().map(|fence| fence.to_string())).unwrap_or_else(|| "ok".into()),
         "sites": site_list(&app), "replicas": replica_list(&app), "hosts": host_list(&app), "transfers": transfer_list(&app),
     }))
 }
@@ -112,7 +114,7 @@ fn site_list(app: &App) -> Vec<Value> {
     let one = |site: &luc_engine::id::SiteName| {
         let record = view.get::<Site>(luc_engine::record::site_record(site.as_str()).id);
         let local = site == app.node().site();
-        let replicas = view.members().filter(|(_, state)| state.member.site == *site).count();
+        let replicas = view.living().filter(|(_, state)| state.member.site == *site).count();
         json!({
             "name": site.as_str(), "endpoint": record.map(|site| &site.endpoint), "replicas": replicas,
             "reachable": local || !app.net().reachable_in(site).is_empty(),
@@ -137,6 +139,7 @@ fn replica_list(app: &App) -> Vec<Value> {
                 "local": local, "reachable": local, "revoked": state.revoked, "sponsor": state.member.sponsor,
                 "identity_authority": state.member.identity_authority, "entries": view.frontier().number(*id),
                 "quarantine": quarantine.get(id).map(ToString::to_string),
+                "retirement": members::retirement(&view, *id),
             });
             if let Some(reach) = reach {
                 value["reachable"] = json!(reach.reachable);
@@ -265,7 +268,7 @@ fn entry_event(entry: &Entry) -> Event {
 
 /// 200 while the store takes writes; 503 and why once it does not. Reads go on.
 async fn health(State(app): State<App>) -> Response {
-    let failure = app.node().failure();
+    let failure = app.node().failure().or(app.node().fence().map(|fence| fence.to_string()));
     let status = if failure.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = json!({"status": if failure.is_none() { "ok" } else { "failed" }, "site": app.node().site().as_str(), "store": failure});
     crate::http::json_reply(status, &body)

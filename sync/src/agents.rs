@@ -173,6 +173,10 @@ pub async fn serve(
                     messages.push(message);
                 }
                 heard(&node, host, messages, &to, &mut asked).await?;
+                // What writes no more has no say over machines either: the agent looks for another replica.
+                if let Some(fence) = node.fence() {
+                    return Err(AgentError::Refused(fence.into()));
+                }
             }
             () = attached.wake.notified() => {
                 let orders = std::mem::take(&mut *attached.orders.lock());
@@ -344,10 +348,12 @@ fn share_host(tx: &mut Tx<'_>, pool: luc_engine::id::PoolId, capacity: &Amount) 
     Ok(())
 }
 
-/// All members but this one whose certificates stand.
+/// All members but this one that take part: their certificates stand, and nobody says that they are gone.
 #[must_use]
 pub fn others(view: &View, me: ReplicaId) -> Vec<ReplicaId> {
-    view.members().filter(|(id, state)| **id != me && !state.revoked).map(|(id, _)| *id).collect()
+    let gone = view.retirements().named(view.frontier());
+    let takes_part = |id: &ReplicaId, revoked: bool| *id != me && !revoked && !gone.contains(id);
+    view.members().filter(|(id, state)| takes_part(id, state.revoked)).map(|(id, _)| *id).collect()
 }
 
 /// A host that grew gives rights; one that shrank burns free ones, at most those held here, and never a claim.

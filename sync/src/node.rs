@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use luc_engine::entry::{Entry, Frontier};
+use luc_engine::entry::{Entry, Frontier, Tip};
 use luc_engine::id::{EntryId, Millis, ReplicaId, SiteName};
 use luc_engine::replica::{Flushed, Received, Rejection, Replica, read_log};
 use luc_engine::store::{Reader, StoreError};
-use luc_engine::tx::{Refusal, Tx};
+use luc_engine::tx::{Fence, Refusal, Tx};
 use luc_engine::view::View;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
@@ -51,6 +51,7 @@ struct Inner {
     agents: Agents,
     counters: Counters,
     failure: watch::Sender<Option<String>>,
+    fence: watch::Sender<Option<Fence>>,
 }
 
 /// What the thread has done since it started.
@@ -92,6 +93,7 @@ impl Node {
             agents: Agents::default(),
             counters: Counters::default(),
             failure: watch::Sender::new(None),
+            fence: watch::Sender::new(replica.fence()),
         });
         let node = Self { inner: inner.clone() };
         let worker = Worker { replica, waiting: BTreeMap::new() };
@@ -142,6 +144,12 @@ impl Node {
     #[must_use]
     pub fn failure(&self) -> Option<String> {
         self.inner.failure.borrow().clone()
+    }
+
+    /// Why this replica writes no more, though its store would, if it does not.
+    #[must_use]
+    pub fn fence(&self) -> Option<Fence> {
+        *self.inner.fence.borrow()
     }
 
     /// Every flush from now on. A subscriber that is too far behind is told that it missed some.
@@ -226,19 +234,25 @@ impl Node {
         tokio::task::spawn_blocking(read).await.unwrap_or(Err(StoreError::Poisoned))
     }
 
-    /// Waits until this replica holds all of `wanted`.
+    /// Waits until this replica holds all of `wanted`. What a retired replica wrote beyond its cut will never come, and
+    /// counts as the cut (M6).
     ///
     /// # Errors
     /// What is still missing when `limit` has passed: author, and the number that was wanted.
     pub async fn wait_for(&self, wanted: &Frontier, limit: Duration) -> Result<(), Vec<EntryId>> {
         let mut frontier = self.inner.frontier.subscribe();
-        let reached = tokio::time::timeout(limit, frontier.wait_for(|held| held.covers(wanted))).await;
+        let lacks = |held: &Frontier, (replica, tip): (&ReplicaId, &Tip)| {
+            let cut = self.view().retired().cut(*replica).unwrap_or(u64::MAX);
+            held.number(*replica) < tip.number.min(cut)
+        };
+        let covers = |held: &Arc<Frontier>| !wanted.0.iter().any(|component| lacks(held, component));
+        let reached = tokio::time::timeout(limit, frontier.wait_for(covers)).await;
         if matches!(reached, Ok(Ok(_))) {
             return Ok(());
         }
         let held = self.inner.frontier.borrow().clone();
-        let lacks = wanted.0.iter().filter(|(replica, tip)| held.number(**replica) < tip.number);
-        Err(lacks.map(|(replica, tip)| EntryId { author: *replica, number: tip.number }).collect())
+        let lacking = wanted.0.iter().filter(|component| lacks(&held, *component));
+        Err(lacking.map(|(replica, tip)| EntryId { author: *replica, number: tip.number }).collect())
     }
 
     async fn run(&self, job: Job) -> Result<(), StoreError> {
@@ -280,6 +294,7 @@ impl Worker {
             match flushed {
                 Ok(flushed) => {
                     let flushed = inner.publish(&self.replica, flushed, micros);
+                    inner.note_fence(self.replica.fence());
                     tended = self.replica.tend(now(), Some(&flushed));
                     replies.into_iter().for_each(|reply| reply(Ok(())));
                 }
@@ -337,6 +352,15 @@ impl Worker {
 }
 
 impl Inner {
+    /// Said once, in the log and to whoever asks.
+    fn note_fence(&self, fence: Option<Fence>) {
+        if self.fence.send_if_modified(|known| std::mem::replace(known, fence) != fence)
+            && let Some(fence) = fence
+        {
+            tracing::error!(%fence, "no more writes");
+        }
+    }
+
     /// Everything that leaves the replica, after the flush.
     fn publish(&self, replica: &Replica, flushed: Flushed, micros: u64) -> Arc<Flushed> {
         let flushed = Arc::new(flushed);

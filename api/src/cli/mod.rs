@@ -44,6 +44,9 @@ enum Command {
     Pools(StatusArgs),
     /// Revoke the certificate of a replica: nobody who knows it talks to it any more.
     Revoke(Revoke),
+    /// Retire replicas that are gone for good.
+    #[command(subcommand)]
+    Replica(ReplicaCommand),
     /// Run three sites on this machine and play a story with them; or, while it is up, cut and heal the network.
     Demo(demo::DemoArgs),
 }
@@ -121,6 +124,30 @@ struct Revoke {
     replica: luc_engine::id::ReplicaId,
 }
 
+#[derive(clap::Subcommand)]
+enum ReplicaCommand {
+    /// Retire replicas whose processes are stopped and will never start again. Their rights and claims go to the heir, once
+    /// all other members have agreed on the last entry of each that counts. What they alone knew is lost. One that
+    /// comes back is told so, and joins anew as another replica.
+    Retire(Retire),
+}
+
+#[derive(Args)]
+struct Retire {
+    #[command(flatten)]
+    configured: Configured,
+    /// The replicas' ids, as `luc status` shows them.
+    #[arg(required = true)]
+    replicas: Vec<luc_engine::id::ReplicaId>,
+    /// Who gets their rights and claims: best another replica of the same site. This machine's replica if not given.
+    #[arg(long)]
+    heir: Option<luc_engine::id::ReplicaId>,
+    /// Take effect though not more than half of the members agree. If another part of the cloud does the same, the two
+    /// never become one again, and what both promise is promised twice.
+    #[arg(long)]
+    force: bool,
+}
+
 /// Runs the command of this process.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -133,6 +160,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::status(&args),
         Command::Pools(args) => status::pools(&args),
         Command::Revoke(args) => status::revoke(&args),
+        Command::Replica(ReplicaCommand::Retire(args)) => status::retire(&args),
         Command::Demo(args) => demo::demo(&args),
     };
     match done {

@@ -1,4 +1,4 @@
-//! `luc status`, `luc pools`, `luc revoke`: what an operator asks the replica of this machine.
+//! `luc status`, `luc pools`, `luc revoke`, `luc replica retire`: what an operator asks the replica of this machine.
 //!
 //! Whoever can read the replica's key is its operator: the command signs a short token of its own with it, and needs
 //! no password.
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::config::Config;
-use super::{Revoke, StatusArgs};
+use super::{Retire, Revoke, StatusArgs};
 
 fn client(config: &Config) -> Result<Client> {
     let credentials = Credentials::load(&config.data_dir)?;
@@ -72,6 +72,34 @@ pub(super) fn revoke(args: &Revoke) -> Result<()> {
     runtime.block_on(client(&config)?.post(&path, &json!({})))?;
     println!("Revoked the certificate of {}.", args.replica);
     Ok(())
+}
+
+pub(super) fn retire(args: &Retire) -> Result<()> {
+    let config = Config::load(&args.configured.config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let body = json!({"replicas": args.replicas, "heir": args.heir, "force": args.force});
+    let answer = runtime.block_on(client(&config)?.post("/luc/v1/replicas/retire", &body))?;
+    for replica in answer["replicas"].as_array().into_iter().flatten() {
+        let id = replica["id"].as_str().unwrap_or("?");
+        println!("{id}: {}", retirement(&replica["retirement"]).unwrap_or_else(|| "not known".into()));
+    }
+    Ok(())
+}
+
+/// Where a retirement stands, in words; none if there is none.
+fn retirement(value: &Value) -> Option<String> {
+    match value["state"].as_str()? {
+        "retired" => Some(format!(
+            "retired: its entries up to {} count, its rights are those of {}",
+            value["cut"],
+            value["heir"].as_str().unwrap_or("nobody")
+        )),
+        _ => {
+            let awaited: Vec<&str> =
+                value["awaited"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            Some(format!("being retired: waits for the seals of {}", awaited.join(", ")))
+        }
+    }
 }
 
 /// An object as `key value, key value`.
@@ -137,6 +165,9 @@ fn describe(status: &Value) -> String {
             replica["behind"].as_u64().unwrap_or(0),
             text(&replica["digest"]),
         );
+        if let Some(words) = retirement(&replica["retirement"]) {
+            let _ = writeln!(out, "    {words}");
+        }
         if let Some(reason) = replica["quarantine"].as_str() {
             let _ = writeln!(out, "    in quarantine: {reason}");
         }
