@@ -170,7 +170,8 @@ pub struct Replica {
     store: Box<dyn Store>,
     pending: Pending,
     quarantine: BTreeMap<ReplicaId, Rejection>,
-    old_store: Option<EntryId>,
+    /// Set once, until the replica joins anew.
+    fence: Option<Fence>,
     /// Of replicas that are being retired: the highest entry that another survivor is known to hold, by an entry of its
     /// own that has come and waits for it. The survivor's seal cannot come before that.
     named: BTreeMap<ReplicaId, u64>,
@@ -230,6 +231,20 @@ impl Replica {
         store.commit(&batch)
     }
 
+    /// Notes where a store lies, if that was not noted before. Says whether it still lies there: a store that does not is
+    /// a copy, and must not write as the replica that it was copied from (`PROTOCOL.md`, M4).
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn settle(store: &mut dyn Store, place: &[u8]) -> Result<bool, StoreError> {
+        if let Some(noted) = store.reader()?.get(Table::Meta, b"place")? {
+            return Ok(noted == place);
+        }
+        let mut batch = Batch::default();
+        batch.put(Table::Meta, b"place".to_vec(), place.to_vec());
+        store.commit(&batch).map(|()| true)
+    }
+
     /// Opens a store that was founded or joined.
     ///
     /// # Errors
@@ -266,7 +281,7 @@ impl Replica {
             store,
             pending,
             quarantine: BTreeMap::new(),
-            old_store: None,
+            fence: None,
             named: BTreeMap::new(),
         })
     }
@@ -287,12 +302,6 @@ impl Replica {
     #[must_use]
     pub fn quarantine(&self) -> &BTreeMap<ReplicaId, Rejection> {
         &self.quarantine
-    }
-
-    /// The entry that others hold of this replica and its store lacks, if one was met: it writes no more (M4).
-    #[must_use]
-    pub fn old_store(&self) -> Option<EntryId> {
-        self.old_store
     }
 
     /// Runs a transaction. If it changed anything, it is one entry, durable after the next flush.
@@ -320,7 +329,12 @@ impl Replica {
     #[must_use]
     pub fn fence(&self) -> Option<Fence> {
         let retired = self.view.retired().cut(self.me).map(|cut| Fence::Retired { cut });
-        retired.or(self.old_store.map(Fence::OldStore))
+        retired.or(self.fence)
+    }
+
+    /// Fences this replica: from now on it writes nothing and takes nothing.
+    pub fn put_up(&mut self, fence: Fence) {
+        self.fence.get_or_insert(fence);
     }
 
     /// Does what this replica owes the others after a flush, or after a start if none is given: seals what it is asked
@@ -543,7 +557,7 @@ impl Replica {
     fn judge(&mut self, entry: Entry, chain: &Chain) -> Result<Received, Rejection> {
         let (header, id) = (&entry.header, entry.id());
         if id.author == self.me {
-            self.old_store = Some(id);
+            self.put_up(Fence::OldStore(id));
             return Err(Fence::OldStore(id).into());
         }
         if header.previous != chain.last {

@@ -59,19 +59,26 @@ pub enum Refusal {
 }
 
 /// Why a replica writes no more. What it shows is the state as of then.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Fence {
     /// The others have retired it (M2). What it wrote after the cut is void.
     #[error(
-        "this replica was retired: what it wrote after its entry {cut} does not count; join anew with an empty store"
+        "this replica was retired: what it wrote after its entry {cut} does not count; `luc join --replace` makes it another"
     )]
     Retired {
         /// Its last entry that counts.
         cut: u64,
     },
     /// Others hold an entry of this replica's that its own store has not: the store is an old copy (M4).
-    #[error("others hold entry {0} of this replica, which its store lacks: the store is an old copy; join anew")]
+    #[error(
+        "others hold entry {0} of this replica, which its store lacks: the store is an old copy; `luc join --replace` makes it another replica"
+    )]
     OldStore(EntryId),
+    /// The store lies elsewhere than where it was made: it is a copy, and the first may live (M4).
+    #[error(
+        "the store is not where it was made: it is a copy, and the replica may live elsewhere; `luc join --replace` makes it another"
+    )]
+    Copy,
 }
 
 /// Rights that are short at this replica, and what is known of the others'. The text is for users: it tells "the pool

@@ -248,10 +248,10 @@ impl View {
         self.members.get(&replica)
     }
 
-    /// The sites of all living members, in order.
+    /// The sites of all members, in order; those too whose replicas are retired: their hosts may live.
     #[must_use]
     pub fn sites(&self) -> BTreeSet<SiteName> {
-        self.living().map(|(_, state)| state.member.site.clone()).collect()
+        self.members.values().map(|state| state.member.site.clone()).collect()
     }
 
     /// A record that is not deleted.

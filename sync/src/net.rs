@@ -14,6 +14,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use luc_engine::id::{HostId, ReplicaId, SiteName};
 use luc_engine::replica::Received;
+use luc_engine::tx::Fence;
 use parking_lot::Mutex;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Connection, Endpoint, IdleTimeout, ServerConfig, TransportConfig, VarInt};
@@ -226,6 +227,18 @@ impl Net {
             || (heard.is_some_and(|heard| heard.elapsed() < SILENT) && self.inner.peers.lock().contains_key(&replica))
     }
 
+    /// Waits until every other member that takes part has told what it holds, or until `limit`: a replica that starts
+    /// from an old copy of its store learns it here, before it writes (`PROTOCOL.md`, M4). A site that is cut off goes
+    /// on all the same.
+    pub async fn meet(&self, limit: Duration) {
+        let others = crate::agents::others(&self.inner.node.view(), self.inner.node.me());
+        let until = Instant::now() + limit;
+        let met = |id: &ReplicaId| self.inner.reach.lock().get(id).is_some_and(|seen| !seen.reported.0.is_empty());
+        while !others.iter().all(met) && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// The replicas of a site that can be reached now.
     #[must_use]
     pub fn reachable_in(&self, site: &SiteName) -> Vec<ReplicaId> {
@@ -360,6 +373,11 @@ impl Net {
             // What does not fit is dropped: frontiers are told every second, and the peer sends it again.
             Output::Receive { peer, entries, answer } => {
                 let _ = self.inner.arrivals.try_send((peer, entries, answer));
+                None
+            }
+            Output::OldStore(entry) => {
+                let node = self.inner.node.clone();
+                tokio::spawn(async move { node.put_up(Fence::OldStore(entry)).await });
                 None
             }
             Output::ReadLog { peer, from } => {

@@ -152,6 +152,17 @@ impl Node {
         *self.inner.fence.borrow()
     }
 
+    /// Fences this replica: it writes nothing any more, until it joins anew.
+    pub async fn put_up(&self, fence: Fence) {
+        let job = move |worker: &mut Worker| {
+            worker.replica.put_up(fence);
+            let done: After = Box::new(|_| ());
+            done
+        };
+        // A thread that takes no more jobs writes nothing either.
+        let _ = self.run(Box::new(job)).await;
+    }
+
     /// Every flush from now on. A subscriber that is too far behind is told that it missed some.
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Flushed>> {
@@ -330,6 +341,8 @@ impl Worker {
                     }
                 }
                 Received::Applied => self.retry(),
+                // Said once, when it was put up; and nobody is to blame for what the dead wrote.
+                Received::Refused(Rejection::Fenced(_) | Rejection::Void { .. }) => {}
                 Received::Refused(rejection) => tracing::warn!(%rejection, "an entry was refused"),
                 Received::Waiting(_) | Received::Known => {}
             }

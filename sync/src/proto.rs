@@ -69,6 +69,9 @@ pub enum Output {
         /// To be repeated.
         answer: bool,
     },
+    /// A peer holds an entry of this replica's, or another form of it, that is not held here: the store is an old copy
+    /// (`PROTOCOL.md`, M4).
+    OldStore(EntryId),
     /// Read a bounded batch of the log from these places on, then say [`Input::LogRead`].
     ReadLog {
         /// For whom.
@@ -169,6 +172,13 @@ impl Proto {
             Msg::Heartbeat(status) => state.status = status,
             Msg::Entries { entries, more } => out.push(Output::Receive { peer, entries, answer: more }),
             Msg::Frontier { held, answer } => {
+                let of_me = (held.0.get(&self.me), mine.0.get(&self.me));
+                if let (Some(theirs), own) = of_me
+                    && own
+                        .is_none_or(|own| theirs.number > own.number || (theirs.number == own.number && theirs != own))
+                {
+                    out.push(Output::OldStore(EntryId { author: self.me, number: theirs.number }));
+                }
                 state.reported = held;
                 if answer || !state.known {
                     state.known = true;

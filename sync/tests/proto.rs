@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use ed25519_dalek::SigningKey;
-use luc_engine::entry::{Content, Entry, Frontier, Hash, Header, Scope};
+use luc_engine::entry::{Content, Entry, Frontier, Hash, Header, Scope, Tip};
 use luc_engine::id::{CloudId, EntryId, ReplicaId};
 use luc_sync::proto::{Input, Output, Proto};
 use luc_sync::wire::{Msg, Status};
@@ -101,6 +101,7 @@ impl World {
                         todo.push(Input::Received { peer, answer });
                         todo.push(Input::Flushed(new));
                     }
+                    Output::OldStore(entry) => panic!("{at} lost {entry}"),
                     Output::ReadLog { peer, from } => {
                         let log = &self.nodes[at].log;
                         let all = from.iter().flat_map(|first| {
@@ -271,4 +272,19 @@ fn others_entries_are_forwarded_only_where_their_author_does_not_reach() {
     world.deliver(0, 1);
     world.deliver(1, 2);
     assert_eq!(world.nodes[2].held, world.nodes[0].held, "the bridge forwarded it at once");
+}
+
+#[test]
+fn who_hears_of_a_later_entry_of_its_own_has_an_old_store() {
+    let (me, peer) = (Node::new(0).id, Node::new(1).id);
+    let tip = |number, hash| Tip { number, hash };
+    for (theirs, is_old) in [(tip(6, 1), false), (tip(7, 1), false), (tip(7, 2), true), (tip(8, 3), true)] {
+        let mut proto = Proto::new(me);
+        let mine = Frontier([(me, tip(7, 1))].into());
+        proto.handle(Input::Connected(peer), 0, &mine);
+        let held = Frontier([(me, theirs)].into());
+        let outputs = proto.handle(Input::Message(peer, Msg::Frontier { held, answer: false }), 1, &mine);
+        let told = outputs.iter().any(|output| matches!(output, Output::OldStore(_)));
+        assert_eq!(told, is_old, "{theirs:?}");
+    }
 }

@@ -191,14 +191,14 @@ impl Site {
     /// What it printed as an error.
     pub fn luc(&self, arguments: &[&str]) -> Result<String> {
         let (first, rest) = arguments.split_first().context("a command")?;
-        let output = Command::new(luc()).arg(first).arg("--config").arg(&self.config).args(rest).output()?;
+        let output = Command::new(luc()).arg(first).args(rest).arg("--config").arg(&self.config).output()?;
         if !output.status.success() {
             bail!("luc {first}: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// Starts the replica, and waits until it answers.
+    /// Starts the replica, and waits until it answers, be it that it is not well.
     ///
     /// # Errors
     /// If it does not.
@@ -214,7 +214,7 @@ impl Site {
             if let Some(status) = self.process.as_mut().and_then(|process| process.try_wait().ok().flatten()) {
                 bail!("luc serve ended: {status}");
             }
-            Ok(client.get("/healthz").is_ok())
+            Ok(client.send("GET", "/healthz", &[], &[]).is_ok())
         })
     }
 

@@ -111,7 +111,7 @@ pub(super) fn join(args: &Join) -> Result<()> {
     let config = configuration(&args.configured.config, &args.advertise)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match token.grant.kind {
-        TokenKind::Replica { .. } => runtime.block_on(join_as_replica(&config, &token))?,
+        TokenKind::Replica { .. } => runtime.block_on(join_as_replica(&config, &token, args.replace))?,
         TokenKind::Agent => runtime.block_on(join_as_agent(&config, &token))?,
     }
     let command = if token.grant.kind == TokenKind::Agent { "agent" } else { "serve" };
@@ -120,11 +120,19 @@ pub(super) fn join(args: &Join) -> Result<()> {
     Ok(())
 }
 
-async fn join_as_replica(config: &Config, token: &Token) -> Result<()> {
+async fn join_as_replica(config: &Config, token: &Token, replace: bool) -> Result<()> {
     if config.advertise.is_empty() {
         bail!("others must know where to reach this replica: give --advertise host:port");
     }
-    refuse_existing(&config.data_dir)?;
+    if replace {
+        // Held while it is open: nobody runs on it.
+        drop(
+            RedbStore::open(&config.data_dir.join(STORE))
+                .context("is there a replica to replace, and is it stopped?")?,
+        );
+    } else {
+        refuse_existing(&config.data_dir)?;
+    }
     let newcomer = Newcomer { key: new_key(rand::random()), addresses: config.advertise.clone(), host: None };
     let admission = rpc::join(token, newcomer).await?;
     let beside = beside(&config.data_dir);
@@ -138,7 +146,24 @@ async fn join_as_replica(config: &Config, token: &Token) -> Result<()> {
     take_snapshot(&admission.credentials, &token.addresses, &mut store).await?;
     let identity = Identity { cloud: admission.credentials.cloud, key: admission.credentials.key.clone() };
     Replica::open(identity, Box::new(store)).context("the snapshot does not open")?;
+    if replace {
+        put_aside(&config.data_dir, &beside)?;
+    }
     std::fs::rename(&beside, &config.data_dir)?;
+    Ok(())
+}
+
+/// Puts a replica's files aside, and takes what belongs to the machine over: its host, whose servers run on, and images.
+fn put_aside(dir: &Path, beside: &Path) -> Result<()> {
+    let replica = ReplicaId::of_key(&Credentials::load(dir)?.key.verifying_key().to_bytes());
+    let aside = dir.with_extension(format!("was-{replica}"));
+    std::fs::rename(dir, &aside).with_context(|| format!("cannot put {} aside", dir.display()))?;
+    for kept in ["agent", "images"] {
+        if aside.join(kept).exists() {
+            std::fs::rename(aside.join(kept), beside.join(kept))?;
+        }
+    }
+    println!("The files of replica {replica} are at {}. If it is not retired yet, retire it.", aside.display());
     Ok(())
 }
 
@@ -193,6 +218,9 @@ fn beside(dir: &Path) -> PathBuf {
 
 fn make_private(dir: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
+    if dir.join("agent").exists() {
+        bail!("{} holds the memory of this machine's agent: an earlier try broke off; move it back", dir.display());
+    }
     if dir.exists() {
         std::fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     }

@@ -4,6 +4,7 @@ mod client;
 mod config;
 mod demo;
 mod found;
+mod place;
 mod remote;
 mod run;
 mod status;
@@ -101,6 +102,10 @@ struct Join {
     configured: Configured,
     /// The token, as `luc token` printed it.
     token: String,
+    /// Take the place of a replica that was retired, or whose store is a copy: its files are put aside, and the host of
+    /// this machine and the images it holds are kept.
+    #[arg(long)]
+    replace: bool,
     /// Where other replicas reach this one, host:port; repeat for several, the best first. Required for replicas unless
     /// the configuration file exists and says so.
     #[arg(long)]

@@ -9,7 +9,7 @@ use luc_compute::link::{Fetch, FetchError, Images, LinkHandle, Progress, link};
 use luc_engine::entry::MemberOp;
 use luc_engine::replica::{Identity, Replica};
 use luc_engine::store::RedbStore;
-use luc_engine::tx::Refusal;
+use luc_engine::tx::{Fence, Refusal};
 use luc_sync::agents;
 use luc_sync::blob::{BlobError, Blobs};
 use luc_sync::ca::Credentials;
@@ -22,6 +22,9 @@ use super::config::Config;
 use super::found::{STORE, authority};
 use crate::app::App;
 use crate::bootstrap::describe_site;
+
+/// How long a replica that starts waits to hear what the others hold of its own entries.
+const MEET: Duration = Duration::from_millis(1_500);
 
 pub(super) fn serve(path: &Path) -> Result<()> {
     let config = Config::load(path)?;
@@ -38,13 +41,19 @@ async fn run(config: &Config) -> Result<()> {
     let credentials = Credentials::load(dir).context("is this a replica's data directory? (luc init, luc join)")?;
     let authority = authority(dir, &credentials)?;
     let identity = Identity { cloud: credentials.cloud, key: credentials.key.clone() };
-    let store = RedbStore::open(&dir.join(STORE))?;
-    let replica = Replica::open(identity, Box::new(store))?;
+    let path = dir.join(STORE);
+    let mut store = RedbStore::open(&path)?;
+    let in_place = Replica::settle(&mut store, &super::place::of(&path)?)?;
+    let mut replica = Replica::open(identity, Box::new(store))?;
+    if !in_place {
+        replica.put_up(Fence::Copy);
+    }
     let node = Node::start(replica)?;
     let blobs = Blobs::open(&dir.join("images"))?;
     let listener = tokio::net::TcpListener::bind(config.api.listen).await;
     let listener = listener.with_context(|| format!("api.listen: cannot listen on {}", config.api.listen))?;
     let net = Net::start(node.clone(), credentials, authority, Tokens::of(dir), blobs, config.listen)?;
+    net.meet(MEET).await;
     introduce(&node, config).await?;
     let (stop, stopped) = oneshot::channel();
     let agent = config.agent.enabled.then(|| start_agent(&net, config, stopped));
@@ -70,7 +79,11 @@ async fn introduce(node: &Node, config: &Config) -> Result<()> {
         }
         describe_site(tx, &endpoint)
     });
-    written.await.context("the replica could not introduce itself")
+    match written.await {
+        Err(Refusal::Fenced(fence)) => tracing::error!(%fence, "this replica answers reads only"),
+        written => written.context("the replica could not introduce itself")?,
+    }
+    Ok(())
 }
 
 /// Ends when the process is asked to.
@@ -111,6 +124,10 @@ async fn attach(handle: LinkHandle, node: Node) {
         let (to, from) = handle.attach().await;
         match agents::serve(node.clone(), from, to, None).await {
             Ok(()) | Err(agents::AgentError::Gone | agents::AgentError::NoHello) => {}
+            Err(agents::AgentError::Refused(Refusal::Fenced(fence))) => {
+                tracing::error!(%fence, "servers run on, but nobody gives orders to the agent of this machine");
+                return;
+            }
             Err(error) => tracing::error!(%error, "the agent of this machine was turned away"),
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
