@@ -5,6 +5,7 @@ pub mod agent;
 mod apply;
 pub mod document;
 pub mod entry;
+pub mod filters;
 pub mod id;
 pub mod ledger;
 pub mod record;

@@ -8,6 +8,7 @@ use luc_engine::agent::{FromAgent, ToAgent};
 use luc_engine::entry::Frontier;
 use luc_engine::id::{EntryId, HostId, PoolId, ReplicaId, SiteName};
 use luc_engine::ledger::Amount;
+use luc_engine::schedule::{Unminted, hand_over};
 use luc_engine::store::{Batch, Store, Table};
 use luc_engine::tx::{Refusal, Shortage};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
@@ -54,10 +55,28 @@ impl Net {
         any
     }
 
+    /// Asks the roots of hosts' pools for the right to place a member of a server group there, one after the other
+    /// until one hands it over. Says whether one did; then the transaction is worth another try.
+    pub async fn request_member_right(&self, wanted: &[Unminted]) -> bool {
+        for Unminted { group, host, root } in wanted {
+            let frontier = self.node().view().frontier().clone();
+            let request = Request::MemberRight { group: *group, host: *host, frontier };
+            let asked = tokio::time::timeout(RIGHTS_LIMIT, self.ask(*root, request));
+            if asked.await.ok().flatten().is_some_and(|granted| !granted.is_zero()) {
+                return true;
+            }
+        }
+        false
+    }
+
     async fn ask_for_rights(&self, holder: ReplicaId, pool: PoolId, amount: Amount) -> Option<Amount> {
-        let connection = self.connection(holder)?;
         let frontier = self.node().view().frontier().clone();
-        let request = Request::Rights { pool, amount, frontier };
+        self.ask(holder, Request::Rights { pool, amount, frontier }).await
+    }
+
+    /// Asks for rights, and takes up the entries that come with them.
+    async fn ask(&self, holder: ReplicaId, request: Request) -> Option<Amount> {
+        let connection = self.connection(holder)?;
         let answer: RightsAnswer = call(&connection, &request).await.ok()?;
         if let Some(reason) = answer.refused {
             tracing::info!(%holder, reason, "rights were not granted");
@@ -144,6 +163,13 @@ impl Net {
                 }
                 None => Err(WireError::Closed),
             },
+            Request::MemberRight { group, host, frontier } => match peer {
+                Some(peer) => {
+                    let answer = self.grant_member_right(peer, group, host, frontier).await;
+                    wire::write(&mut send, &answer).await
+                }
+                None => Err(WireError::Closed),
+            },
             Request::BlobManifest(blob) => {
                 let held = self.blobs().manifest(&blob).await.map_err(|error| error.to_string());
                 wire::write(&mut send, &held).await
@@ -178,6 +204,18 @@ impl Net {
                 Ok(gift)
             })
             .await;
+        self.answer(to, granted, frontier).await
+    }
+
+    async fn grant_member_right(&self, to: ReplicaId, group: Uuid, host: HostId, frontier: Frontier) -> RightsAnswer {
+        // The group may be younger than the connection is fast. What is still missing then is told by the answer.
+        let _ = self.node().wait_for(&frontier, RIGHTS_LIMIT / 2).await;
+        let handed = self.node().transact::<_, Refusal, _>(move |tx| hand_over(tx, group, host, to)).await;
+        self.answer(to, handed, frontier).await
+    }
+
+    /// What was granted, with the entries that the asker lacks to use it (A6).
+    async fn answer(&self, to: ReplicaId, granted: Result<Amount, Refusal>, frontier: Frontier) -> RightsAnswer {
         match granted {
             Ok(granted) if granted.is_zero() => {
                 RightsAnswer { granted, entries: Vec::new(), refused: Some("nothing is free here".into()) }

@@ -130,9 +130,19 @@ pub enum Request {
     },
     /// A snapshot for a new replica: rows, then one empty row.
     Snapshot,
+    /// The right to place a member of a server group on a host, of whose pool the answering replica is the root.
+    /// Answered by [`RightsAnswer`].
+    MemberRight {
+        /// The group.
+        group: uuid::Uuid,
+        /// The host.
+        host: HostId,
+        /// What the asker holds: it may have created the group just now.
+        frontier: Frontier,
+    },
 }
 
-/// The answer to [`Request::Rights`].
+/// The answer to [`Request::Rights`] and [`Request::MemberRight`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RightsAnswer {
     /// What was granted.
