@@ -118,7 +118,11 @@ const TABLE: &[(&str, &[(&str, Who)])] = &[
     ("/compute/v2.1/os-simple-tenant-usage", &[("GET", Admin)]),
     ("/compute/v2.1/os-simple-tenant-usage/{project}", &[("GET", Reader)]),
     ("/compute/v2.1/os-aggregates", &[("GET", Admin), ("POST", Admin)]),
-    ("/compute/v2.1/os-server-groups", &[("GET", Token), ("POST", Token)]),
+    ("/compute/v2.1/os-aggregates/{id}", &[("GET", Admin), ("PUT", Admin), ("DELETE", Admin)]),
+    ("/compute/v2.1/os-aggregates/{id}/action", &[("POST", Admin)]),
+    ("/compute/v2.1/os-aggregates/{id}/images", &[("POST", Admin)]),
+    ("/compute/v2.1/os-server-groups", &[("GET", Reader), ("POST", Member)]),
+    ("/compute/v2.1/os-server-groups/{id}", &[("GET", Reader), ("DELETE", Member)]),
     ("/compute/v2.1/os-migrations", &[("GET", Admin)]),
     ("/compute/v2.1/os-networks", &[("GET", Token)]),
     ("/compute/v2.1/os-tenant-networks", &[("GET", Token)]),
@@ -195,6 +199,7 @@ async fn team(cloud: &Cloud, name: &str) -> Team {
 /// Real things of the team's project, so that nobody is refused merely because nothing is there.
 struct Things {
     server: String,
+    group: String,
     image: String,
     project: String,
     user: String,
@@ -211,15 +216,19 @@ impl Things {
         let server = json!({"server": {"name": "s", "flavorRef": "42", "imageRef": image, "networks": "none"}});
         let server = cloud.send(Method::POST, "/compute/v2.1/servers", &headers, Some(&server)).await;
         let server = server.body["server"]["id"].as_str().unwrap().to_owned();
+        let group = json!({"server_group": {"name": "g", "policy": "affinity"}});
+        let group = cloud.send(Method::POST, "/compute/v2.1/os-server-groups", &headers, Some(&group)).await;
+        let group = group.body["server_group"]["id"].as_str().unwrap().to_owned();
         // A user who is none of the callers: one may look at oneself.
         let users = cloud.get("/identity/v3/users?name=admin").await.body;
         let user = users["users"][0]["id"].as_str().unwrap().to_owned();
-        Self { server, image, project: team.project.clone(), user }
+        Self { server, group, image, project: team.project.clone(), user }
     }
 
     fn fill(&self, path: &str) -> String {
         let id = match path {
             _ if path.contains("/servers/{id}") => &self.server,
+            _ if path.contains("/os-server-groups/{id}") => &self.group,
             _ if path.contains("/images/{id}") => &self.image,
             _ if path.contains("/projects/{id}") => &self.project,
             _ if path.contains("/users/{id}") => &self.user,
@@ -273,7 +282,7 @@ async fn nobody_may_do_what_is_meant_for_a_greater_role_or_another_project() {
     for (path, rows) in TABLE {
         // What the path names belongs to team a; lists show a caller its own things.
         let named = path.contains("/servers/{") || path.contains("/images/{") || path.contains("{project}");
-        let named = named || path.contains("/projects/{");
+        let named = named || path.contains("/projects/{") || path.contains("/os-server-groups/{");
         for (method, who) in *rows {
             let filled = things.fill(path);
             let body = if path.ends_with("/servers/{id}/action") { json!({"os-stop": null}) } else { json!({}) };

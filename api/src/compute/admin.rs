@@ -553,11 +553,12 @@ pub(super) async fn limits(
         None => caller.project()?,
     };
     let (capacity, used) = quota_pools(&app.view(), project);
+    let groups = app.view().children(Kind::ServerGroup, project).count();
     let mut absolute = json!({
         "maxTotalInstances": capacity.get(Dimension::Instances), "maxTotalCores": capacity.get(Dimension::Vcpus),
         "maxTotalRAMSize": capacity.get(Dimension::MemoryMib), "maxTotalKeypairs": -1, "maxServerMeta": 128,
-        "maxServerGroups": 0, "maxServerGroupMembers": 0, "totalInstancesUsed": used.get(Dimension::Instances),
-        "totalCoresUsed": used.get(Dimension::Vcpus), "totalRAMUsed": used.get(Dimension::MemoryMib), "totalServerGroupsUsed": 0,
+        "maxServerGroups": -1, "maxServerGroupMembers": -1, "totalInstancesUsed": used.get(Dimension::Instances),
+        "totalCoresUsed": used.get(Dimension::Vcpus), "totalRAMUsed": used.get(Dimension::MemoryMib), "totalServerGroupsUsed": groups,
     });
     if version.0 < 57 {
         absolute["maxPersonality"] = json!(0);
@@ -676,15 +677,6 @@ pub(super) async fn not_yet(_: Caller, uri: axum::http::Uri) -> Reply {
 /// What Nova once passed on to the network service.
 pub(super) async fn no_networks(_: Caller) -> Reply {
     Err(Fault::not_found("LUC has no networks yet: create servers with --nic none."))
-}
-
-pub(super) async fn no_aggregates(caller: Caller) -> Reply {
-    policy::check(&caller, Action::Administer, None)?;
-    ok(&json!({"aggregates": []}))
-}
-
-pub(super) async fn no_server_groups(_: Caller) -> Reply {
-    ok(&json!({"server_groups": []}))
 }
 
 pub(super) async fn no_migrations(caller: Caller) -> Reply {

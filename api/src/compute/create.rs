@@ -12,7 +12,8 @@ use luc_engine::entry::Subject;
 use luc_engine::id::{HostId, PoolId};
 use luc_engine::ledger::Dimension;
 use luc_engine::record::{
-    Flavor, Host, Image, Keypair, Kind, Power, Project, RecordId, Server, ServerAction, ServerFlavor, ServerImage,
+    Flavor, Host, Image, Keypair, Kind, Power, Project, RecordId, Server, ServerAction, ServerFlavor, ServerGroup,
+    ServerImage,
 };
 use luc_engine::schedule::{NoValidHost, Request, choose};
 use luc_engine::tx::{Refusal, Shortage, Tx};
@@ -20,7 +21,8 @@ use luc_engine::view::View;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::render::{host_need, links, quota_of};
+use super::placement::{self, Hints};
+use super::render::{links, quota_of};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::discovery::base;
@@ -29,6 +31,10 @@ use crate::policy::{self, Action};
 
 /// Most servers of one request.
 const MOST: u64 = 100;
+/// How often a request is tried, with rights asked for in between: the quota's, then two hosts'.
+const TRIES: u64 = 4;
+/// How many further tries the members of a server group get.
+const MEMBERS: u64 = 20;
 /// Nova's limit of user data, bytes of base64.
 const USER_DATA: usize = 65_535;
 
@@ -57,11 +63,12 @@ impl From<Refusal> for Unplaced {
 #[derive(Clone)]
 struct Wanted {
     server: Server,
-    host: Option<HostId>,
     least: u64,
     most: u64,
     /// Some sites' hosts are silent: not for new servers.
     usable: std::collections::BTreeSet<HostId>,
+    /// Where it shall go; the amount is the server's.
+    request: Request,
     random: u64,
     ids: Vec<Uuid>,
 }
@@ -75,8 +82,9 @@ pub(super) async fn create(
     body: Object,
 ) -> Reply {
     policy::check(&caller, Action::Write, Some(caller.project()?))?;
+    let hints = Hints::parse(&app.view(), &caller, &body)?;
     let given = body.inner("server")?;
-    let wanted = parse(&app, &caller, &given, version, &request)?;
+    let wanted = parse(&app, &caller, &given, hints, version, &request)?;
     let pass = wanted.server.admin_pass.clone();
     let reservation = wanted.server.reservation_id.clone();
     let disk_config = super::render::disk_config(&wanted.server).to_owned();
@@ -96,34 +104,30 @@ pub(super) async fn create(
     Ok(response)
 }
 
-/// Places the servers: at once, or after the holders of what is short have been asked.
+/// Places the servers: at once, or after the holders of what is short have been asked, as long as something comes.
 async fn place(app: &App, wanted: Wanted) -> Result<Uuid, Fault> {
-    let first = app.node().transact::<Uuid, Unplaced, _>(attempt(wanted.clone())).await;
-    let short: Vec<Shortage> = match &first {
-        Err(Unplaced::Quota(short)) if short.suffices_elsewhere() => vec![Shortage::clone(short)],
-        Err(Unplaced::NoHost(none)) if !none.short.is_empty() => none.short.iter().take(2).cloned().collect(),
-        _ => return first.map_err(|unplaced| explain(app, unplaced)),
-    };
-    if !app.net().request_rights(&short).await {
-        return first.map_err(|unplaced| explain(app, unplaced));
-    }
-    // The quota may have come while a host's rights are short as well.
-    let second = app.node().transact::<Uuid, Unplaced, _>(attempt(wanted.clone())).await;
-    match second {
-        Err(Unplaced::NoHost(none)) if !none.short.is_empty() => {
-            let short: Vec<Shortage> = none.short.iter().take(2).cloned().collect();
-            app.net().request_rights(&short).await;
-            let third = app.node().transact::<Uuid, Unplaced, _>(attempt(wanted)).await;
-            third.map_err(|unplaced| explain(app, unplaced))
+    // The members of a group with anti-affinity may need a right each.
+    let mut left = if wanted.server.group.is_some() { wanted.most.min(MEMBERS) + TRIES } else { TRIES };
+    loop {
+        left -= 1;
+        let placed = app.node().transact::<Uuid, Unplaced, _>(attempt(wanted.clone())).await;
+        let came = match &placed {
+            Err(Unplaced::Quota(short)) if left > 0 && short.suffices_elsewhere() => {
+                app.net().request_rights(std::slice::from_ref(short)).await
+            }
+            Err(Unplaced::NoHost(none)) if left > 0 => placement::ask_for(app, none).await,
+            _ => false,
+        };
+        if !came {
+            return placed.map_err(|unplaced| explain(app, unplaced));
         }
-        other => other.map_err(|unplaced| explain(app, unplaced)),
     }
 }
 
 /// The transaction: as many as there are rights for, at least `least`, or none.
 fn attempt(wanted: Wanted) -> impl FnOnce(&mut Tx<'_>) -> Result<Uuid, Unplaced> + Send {
     move |tx| {
-        let Wanted { server, host, least, most, usable, random, ids } = wanted;
+        let Wanted { server, least, most, usable, request, random, ids } = wanted;
         let mut count = most;
         let quota = quota_of(&server);
         let pools: Vec<PoolId> = tx.view().ledger().quota_pools(server.project).map(|(id, _)| id).collect();
@@ -140,7 +144,7 @@ fn attempt(wanted: Wanted) -> impl FnOnce(&mut Tx<'_>) -> Result<Uuid, Unplaced>
                 server.name = format!("{}-{}", server.name, index + 1);
                 server.hostname = format!("{}-{}", server.hostname, index + 1);
             }
-            match create_one(tx, id, server, host, &pools, &usable, random.wrapping_add(index)) {
+            match create_one(tx, id, server, &request, &pools, &usable, random.wrapping_add(index)) {
                 Ok(()) => first = first.or(Some(id)),
                 // Enough have a place.
                 Err(Unplaced::NoHost(_)) if index >= least => break,
@@ -155,22 +159,23 @@ fn create_one(
     tx: &mut Tx<'_>,
     id: Uuid,
     server: Server,
-    host: Option<HostId>,
+    request: &Request,
     pools: &[PoolId],
     usable: &std::collections::BTreeSet<HostId>,
     random: u64,
 ) -> Result<(), Unplaced> {
-    let zone = (!server.availability_zone.is_empty()).then(|| server.availability_zone.clone());
-    let (quota, need) = (quota_of(&server), host_need(&server));
-    let request = Request { zone, host, amount: need.clone(), ..Request::default() };
+    let quota = quota_of(&server);
     let record = RecordId { kind: Kind::Server, id };
     let owner = RecordId { kind: Kind::Project, id: server.project };
+    if let Some(group) = server.group.filter(|group| tx.view().get::<ServerGroup>(*group).is_none()) {
+        return Err(Unplaced::Fault(placement::no_group(group)));
+    }
     let home = tx.site().to_string();
-    let choice = choose(tx.view(), tx.me(), &home, &request, &|host| usable.contains(&host), random);
+    let choice = choose(tx.view(), tx.me(), &home, request, &|host| usable.contains(&host), random);
     let choice = choice.map_err(Unplaced::NoHost)?;
     // The claims first: a refusal costs no document.
     tx.claim(pools, &quota, record, 0)?;
-    tx.claim(&[choice.pool], &need, record, 1)?;
+    choice.claim(tx, &request.amount, record, 1)?;
     tx.create(id, server, &[owner])?;
     Ok(())
 }
@@ -179,10 +184,7 @@ fn create_one(
 fn explain(app: &App, unplaced: Unplaced) -> Fault {
     match unplaced {
         Unplaced::Fault(fault) => fault,
-        Unplaced::NoHost(none) => {
-            let whom = none.short.first().map(|short| holders(app, short)).unwrap_or_default();
-            Fault::conflict(format!("{none}{whom}"))
-        }
+        Unplaced::NoHost(none) => placement::no_valid_host(app, &none),
         Unplaced::Quota(short) => {
             let used = |d: Dimension| short.claimed.get(d);
             let over: Vec<&str> =
@@ -203,30 +205,17 @@ fn explain(app: &App, unplaced: Unplaced) -> Fault {
                 all(&short.wanted),
                 used.join(", "),
                 all(&short.capacity),
-                holders(app, &short),
+                placement::holders(app, &short),
             ))
         }
     }
-}
-
-/// Who holds the free rights, and which of them cannot be reached.
-fn holders(app: &App, short: &Shortage) -> String {
-    let view = app.view();
-    let name = |id| view.member(id).map_or_else(|| "an unknown replica".to_owned(), |m| m.member.site.to_string());
-    let one = |(id, _, free): &(_, PoolId, luc_engine::ledger::Amount)| {
-        let reach = if app.net().is_reachable(*id) { "" } else { " (out of reach)" };
-        format!("{} holds {free}{reach}", name(*id))
-    };
-    if short.elsewhere.is_empty() {
-        return String::new();
-    }
-    format!("; {}", short.elsewhere.iter().map(one).collect::<Vec<_>>().join("; "))
 }
 
 fn parse(
     app: &App,
     caller: &Caller,
     given: &Object,
+    hints: Hints,
     version: Microversion,
     request: &RequestId,
 ) -> Result<Wanted, Fault> {
@@ -291,11 +280,13 @@ fn parse(
         created_at: now,
         updated_at: now,
         actions: std::iter::once((request.0.clone(), action)).collect(),
+        group: hints.group,
         ..Server::default()
     };
     let usable = view.ledger().hosts().filter(|host| app.net().may_place_on(*host)).collect();
     let ids = (0..most).map(|_| Uuid::new_v4()).collect();
-    Ok(Wanted { server, host, least, most, usable, random: rand::random(), ids })
+    let request = placement::request(&view, &server, host, hints);
+    Ok(Wanted { server, least, most, usable, request, random: rand::random(), ids })
 }
 
 /// There are no networks yet: `none` is the only wish that can be met. `auto`, and nothing, mean "whatever there is".

@@ -7,11 +7,14 @@
 
 mod actions;
 mod admin;
+mod aggregates;
 mod create;
 mod flavors;
 mod images;
 mod keypairs;
+mod placement;
 mod render;
+mod server_groups;
 mod servers;
 pub mod status;
 
@@ -90,8 +93,12 @@ fn versioned() -> Router<App> {
         .route("/limits", get(admin::limits))
         .route("/os-simple-tenant-usage", get(admin::usages))
         .route("/os-simple-tenant-usage/{project}", get(admin::usage))
-        .route("/os-aggregates", get(admin::no_aggregates).post(admin::not_yet_for_administrators))
-        .route("/os-server-groups", get(admin::no_server_groups).post(admin::not_yet))
+        .route("/os-aggregates", get(aggregates::list).post(aggregates::create))
+        .route("/os-aggregates/{id}", get(aggregates::show).put(aggregates::update).delete(aggregates::delete))
+        .route("/os-aggregates/{id}/action", post(aggregates::action))
+        .route("/os-aggregates/{id}/images", post(admin::not_yet_for_administrators))
+        .route("/os-server-groups", get(server_groups::list).post(server_groups::create))
+        .route("/os-server-groups/{id}", get(server_groups::show).delete(server_groups::delete))
         .route("/os-migrations", get(admin::no_migrations))
         .route("/os-networks", get(admin::no_networks))
         .route("/os-tenant-networks", get(admin::no_networks))

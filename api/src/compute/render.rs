@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use luc_engine::agent::Observation;
 use luc_engine::id::HostId;
 use luc_engine::ledger::Dimension;
-use luc_engine::record::{Host, Kind, RecordId, Server};
+use luc_engine::record::{Host, Kind, RecordId, Server, ServerGroup};
 use luc_engine::view::{Held, View};
 use luc_sync::node::now;
 use serde::{Serialize, Serializer};
@@ -163,7 +163,9 @@ impl<'a> Renderer<'a> {
         let held = self.view.held(RecordId { kind: Kind::Server, id }).ok_or_else(gone)?;
         let mut server = self.server(id, held).ok_or_else(gone)?;
         if self.version.0 >= 71 {
-            server.0.push(("server_groups", json!([])));
+            let group = server_of(held).and_then(|server| server.group);
+            let group = group.filter(|id| self.view.get::<ServerGroup>(*id).is_some()).map(|id| id.to_string());
+            server.0.push(("server_groups", json!(group.into_iter().collect::<Vec<_>>())));
         }
         ok(&BTreeMap::from([("server", server)]))
     }
