@@ -203,7 +203,9 @@ async fn pools(State(app): State<App>, caller: Caller) -> Reply {
                 Subject::Host(host) => json!({"host": host.host.to_string(), "site": host.site.as_str()}),
                 Subject::Quota { project } => json!({"project": project.simple().to_string()}),
                 Subject::Group { group, host } => {
-                    json!({"server_group": group.to_string(), "host": host.map(|host| host.to_string())})
+                    let mut value = json!({"server_group": group.to_string()});
+                    host.into_iter().for_each(|host| value["host"] = json!(host.to_string()));
+                    value
                 }
             };
             let rights: Vec<Value> = pool

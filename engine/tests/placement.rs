@@ -11,13 +11,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::{Cloud, Rogue, cloud, key, member};
 use luc_engine::agent::Statement;
-use luc_engine::entry::{HostIdentity, LedgerOp, Subject};
+use luc_engine::entry::{HostIdentity, LedgerOp, MemberOp, Subject};
 use luc_engine::filters::{image_fits, spec_matches};
 use luc_engine::id::{ClaimId, HostId, PoolId, ReplicaId};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::{Aggregate, GroupPolicy, Host, Kind, RecordId, Server, ServerGroup};
 use luc_engine::replica::Received;
-use luc_engine::schedule::{Choice, NoValidHost, Request, choose, hand_over, mint_group};
+use luc_engine::retire::Retiree;
+use luc_engine::schedule::{Choice, MemberRight, NoValidHost, Request, choose, hand_over, mint_group};
 use luc_engine::tx::{Refusal, Tx};
 use luc_engine::view::View;
 use proptest::prelude::*;
@@ -392,6 +393,33 @@ fn affinity_is_placed_by_the_holder_of_its_right_alone() {
     assert_eq!(there, first);
     let none = create(&mut cloud, 0, 104, &of_group(TOGETHER), 0).unwrap_err();
     assert!(none.to_string().contains("the right to place members"), "{none}");
+}
+
+#[test]
+fn the_heir_of_a_retired_site_places_members_in_its_stead() {
+    let mut cloud = world(9);
+    ask(&mut cloud, 2, TOGETHER);
+    let there = create(&mut cloud, 2, 100, &of_group(TOGETHER), 0).unwrap().host;
+    let taken = create(&mut cloud, 2, 101, &of_group(APART), 0).unwrap().host;
+    send(&mut cloud, 2, 0);
+    let (dead, heir) = (member(2).replica, member(0).replica);
+    let request =
+        MemberOp::Retire(luc_engine::retire::Request { set: vec![Retiree { replica: dead, heir }], force: true });
+    cloud.replicas[0].transact::<_, Refusal>(5, |tx| tx.membership(request)).unwrap();
+    for _ in 0..3 {
+        for at in 0..2 {
+            while cloud.replicas[at].tend(6, None).unwrap() {}
+        }
+        send(&mut cloud, 0, 1);
+        send(&mut cloud, 1, 0);
+    }
+    assert!(cloud.replicas[0].view().retired().contains(dead));
+    assert_eq!(create(&mut cloud, 0, 102, &of_group(TOGETHER), 0).unwrap().host, there);
+    let none = create(&mut cloud, 0, 103, &Request { host: Some(taken), ..of_group(APART) }, 0).unwrap_err();
+    assert_eq!(none.group, 1, "{none}");
+    let other = (6..9).map(host).find(|host| *host != taken);
+    let placed = create(&mut cloud, 0, 104, &Request { host: other, ..of_group(APART) }, 0).unwrap();
+    assert!(matches!(placed.member, Some(MemberRight::New { .. })), "{placed:?}");
 }
 
 /// What a replica does before it answers a user: it asks for what is short, wherever it is.
