@@ -204,7 +204,7 @@ async fn pools(State(app): State<App>, caller: Caller) -> Reply {
                 Subject::Quota { project } => json!({"project": project.simple().to_string()}),
                 Subject::Group { group, host } => {
                     let mut value = json!({"server_group": group.to_string()});
-                    host.into_iter().for_each(|host| value["host"] = json!(host.to_string()));
+                    host.iter().for_each(|host| value["host"] = json!(host.to_string()));
                     value
                 }
             };

@@ -150,6 +150,7 @@ const TABLE: &[(&str, &[(&str, Who)])] = &[
     ("/luc/v1/status", &[("GET", Admin)]),
     ("/luc/v1/sites", &[("GET", Admin)]),
     ("/luc/v1/replicas", &[("GET", Admin)]),
+    ("/luc/v1/replicas/retire", &[("POST", Admin)]),
     ("/luc/v1/replicas/{id}/revoke", &[("POST", Admin)]),
     ("/luc/v1/hosts", &[("GET", Admin)]),
     ("/luc/v1/frontier", &[("GET", Token)]),

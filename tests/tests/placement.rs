@@ -17,7 +17,12 @@ fn group(client: &Client, policy: &str) -> String {
 }
 
 fn create(client: &Client, image: &str, group: &str) -> Result<Value> {
-    let server = json!({"name": "member", "flavorRef": "42", "imageRef": image, "networks": "none"});
+    create_some(client, image, group, 1)
+}
+
+fn create_some(client: &Client, image: &str, group: &str, count: u64) -> Result<Value> {
+    let server =
+        json!({"name": "member", "flavorRef": "42", "imageRef": image, "networks": "none", "min_count": count});
     client.post("/compute/v2.1/servers", &json!({"server": server, "os:scheduler_hints": {"group": group}}))
 }
 
@@ -45,9 +50,7 @@ fn two_halves_of_a_split_cloud_keep_a_groups_policy() {
     cloud.agree(&clients, LONG).unwrap();
     // Rights that only others can make are asked for, over the network.
     let whole = group(paris, "anti-affinity");
-    for _ in 0..3 {
-        create(paris, &image, &whole).unwrap();
-    }
+    create_some(paris, &image, &whole, 3).unwrap();
     let spread: BTreeSet<String> = hosts(paris, &whole).into_values().collect();
     assert_eq!(spread.len(), 3, "{spread:?}");
     cloud.agree(&clients, LONG).unwrap();
