@@ -202,6 +202,13 @@ fn host_bytes(cloud: CloudId, site: &SiteName) -> Vec<u8> {
 
 /// Whether `signature` is `public_key`'s over `bytes` (Ed25519).
 pub(crate) fn is_signed(public_key: &[u8; 32], bytes: &[u8], signature: &[u8]) -> bool {
+    #[cfg(feature = "memo")]
+    return crate::memo::signed(public_key, bytes, signature, || is_signed_afresh(public_key, bytes, signature));
+    #[cfg(not(feature = "memo"))]
+    is_signed_afresh(public_key, bytes, signature)
+}
+
+fn is_signed_afresh(public_key: &[u8; 32], bytes: &[u8], signature: &[u8]) -> bool {
     let key = VerifyingKey::from_bytes(public_key).ok();
     let signature = Signature::from_slice(signature).ok();
     matches!((key, signature), (Some(key), Some(signature)) if key.verify(bytes, &signature).is_ok())

@@ -8,6 +8,9 @@ pub mod entry;
 pub mod filters;
 pub mod id;
 pub mod ledger;
+#[cfg(feature = "memo")]
+mod memo;
+pub mod mutant;
 pub mod record;
 pub mod replica;
 pub mod retire;

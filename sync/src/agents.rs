@@ -74,19 +74,10 @@ impl Agents {
         if attached.is_empty() {
             return;
         }
-        let of_claim = |id| view.ledger().claim(id).map(|claim| claim.record);
-        let claimed = flushed.claims.iter().filter_map(|id| of_claim(*id));
-        let mut servers: Vec<RecordId> = flushed.records.iter().copied().chain(claimed).collect();
-        servers.retain(|id| id.kind == Kind::Server);
-        servers.sort_unstable();
-        servers.dedup();
-        for id in servers {
-            for (claim_id, claim) in view.ledger().claims_of(id) {
-                let host = view.ledger().host_of(claim).and_then(|host| attached.get(&host));
-                if let Some((host, order)) = host.zip(order(view, claim_id, claim)) {
-                    host.orders.lock().insert(order.server, order);
-                    host.wake.notify_one();
-                }
+        for (host, order) in orders(view, flushed, &|host| attached.contains_key(&host)) {
+            if let Some(host) = attached.get(&host) {
+                host.orders.lock().insert(order.server, order);
+                host.wake.notify_one();
             }
         }
     }
@@ -255,8 +246,30 @@ async fn heard(
     Ok(())
 }
 
+/// The orders that follow from a flush, for the hosts whose agents are attached.
+#[must_use]
+pub fn orders(view: &View, flushed: &Flushed, is_attached: &dyn Fn(HostId) -> bool) -> Vec<(HostId, Order)> {
+    let of_claim = |id| view.ledger().claim(id).map(|claim| claim.record);
+    let claimed = flushed.claims.iter().filter_map(|id| of_claim(*id));
+    let mut servers: Vec<RecordId> = flushed.records.iter().copied().chain(claimed).collect();
+    servers.retain(|id| id.kind == Kind::Server);
+    servers.sort_unstable();
+    servers.dedup();
+    let claims = servers.into_iter().flat_map(|id| view.ledger().claims_of(id));
+    let here = claims.filter_map(|(id, claim)| {
+        let host = view.ledger().host_of(claim).filter(|host| is_attached(*host))?;
+        order(view, id, claim).map(|order| (host, order))
+    });
+    here.collect()
+}
+
+/// Notes what an agent saw, if it says anything new.
+///
+/// # Errors
+/// [`Refusal::Invalid`] if the host is not of this site.
+///
 /// An observation of a server that is gone says nothing any more.
-fn observe(tx: &mut Tx<'_>, observation: Observation) -> Result<(), Refusal> {
+pub fn observe(tx: &mut Tx<'_>, observation: Observation) -> Result<(), Refusal> {
     let id = RecordId { kind: Kind::Server, id: observation.server };
     let Some(held) = tx.view().held(id) else { return Ok(()) };
     // "Not defined yet", before anything else was seen and without news, is what everybody assumes anyway.
@@ -268,7 +281,8 @@ fn observe(tx: &mut Tx<'_>, observation: Observation) -> Result<(), Refusal> {
 }
 
 /// The order that a claim stands for; none once it is settled.
-fn order(view: &View, id: luc_engine::id::ClaimId, claim: &Claim) -> Option<Order> {
+#[must_use]
+pub fn order(view: &View, id: luc_engine::id::ClaimId, claim: &Claim) -> Option<Order> {
     if !claim.gone.is_empty() {
         return None;
     }
@@ -286,44 +300,49 @@ fn order(view: &View, id: luc_engine::id::ClaimId, claim: &Claim) -> Option<Orde
 
 /// Writes down a host that is new or has changed. Its pool is minted by the replica that first meets it.
 async fn register(node: &Node, facts: HostFacts) -> Result<(), AgentError> {
-    let HostIdentity { host: id, site, .. } = facts.identity.clone();
+    let id = facts.identity.host;
     let subject = Subject::Host(facts.identity.clone());
     let view = node.view();
     if view.ledger().host_pools(id).any(|(_, pool)| pool.subject != subject) {
         return Err(AgentError::OtherKey(id));
     }
-    node.transact::<_, Refusal, _>(move |tx| {
-        let capacity = capacity(&facts);
-        let known = tx.view().ledger().host_pools(id).map(|(id, pool)| (id, pool.capacity())).next();
-        match known {
-            None => {
-                let pool = tx.mint(subject, capacity.clone())?;
-                share_host(tx, pool, &capacity)?;
-            }
-            Some((pool, old)) => resize(tx, pool, &old, &capacity)?,
+    node.transact::<_, Refusal, _>(move |tx| write_host(tx, facts)).await.map_err(AgentError::from)
+}
+
+/// Mints, grows or shrinks a host's pool, and writes its record, as its agent has introduced it.
+///
+/// # Errors
+/// [`Refusal::Invalid`] if it is not a host of this site.
+pub fn write_host(tx: &mut Tx<'_>, facts: HostFacts) -> Result<(), Refusal> {
+    let HostIdentity { host: id, site, .. } = facts.identity.clone();
+    let capacity = capacity(&facts);
+    let known = tx.view().ledger().host_pools(id).map(|(id, pool)| (id, pool.capacity())).next();
+    match known {
+        None => {
+            let pool = tx.mint(Subject::Host(facts.identity.clone()), capacity.clone())?;
+            share_host(tx, pool, &capacity)?;
         }
-        let host = Host {
-            name: facts.name.clone(),
-            site: site.to_string(),
-            hypervisor_type: facts.hypervisor_type.clone(),
-            hypervisor_version: facts.hypervisor_version,
-            cpus: facts.cpus,
-            memory_mib: facts.memory_mib,
-            disk_gib: facts.disk_gib,
-            architecture: facts.architecture.clone(),
-            ..Host::default()
-        };
-        if tx.view().held(host_record(id)).is_none() {
-            return tx.create(id.0, host, &[]).map(|_| ());
-        }
-        tx.update::<Host, Refusal>(id.0, |old| {
-            let (disabled, reason) = (old.disabled, std::mem::take(&mut old.disabled_reason));
-            *old = Host { disabled, disabled_reason: reason, ..host };
-            Ok(())
-        })
+        Some((pool, old)) => resize(tx, pool, &old, &capacity)?,
+    }
+    let host = Host {
+        name: facts.name.clone(),
+        site: site.to_string(),
+        hypervisor_type: facts.hypervisor_type.clone(),
+        hypervisor_version: facts.hypervisor_version,
+        cpus: facts.cpus,
+        memory_mib: facts.memory_mib,
+        disk_gib: facts.disk_gib,
+        architecture: facts.architecture.clone(),
+        ..Host::default()
+    };
+    if tx.view().held(host_record(id)).is_none() {
+        return tx.create(id.0, host, &[]).map(|_| ());
+    }
+    tx.update::<Host, Refusal>(id.0, |old| {
+        let (disabled, reason) = (old.disabled, std::mem::take(&mut old.disabled_reason));
+        *old = Host { disabled, disabled_reason: reason, ..host };
+        Ok(())
     })
-    .await
-    .map_err(AgentError::from)
 }
 
 /// What a host can promise.

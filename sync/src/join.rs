@@ -216,7 +216,10 @@ pub(crate) async fn admit(
 }
 
 /// One entry: the member, and its share of every pool that this replica has rights of.
-fn admit_replica(tx: &mut Tx<'_>, mut member: Member) -> Result<(), Refusal> {
+///
+/// # Errors
+/// [`Refusal::Invalid`] if this replica is no sponsor.
+pub fn admit_replica(tx: &mut Tx<'_>, mut member: Member) -> Result<(), Refusal> {
     let me = tx.me();
     let admitted = tx.view().members().filter(|(_, state)| state.joined.author == me).count();
     member.index = u32::try_from(admitted).unwrap_or(u32::MAX);

@@ -223,26 +223,9 @@ impl Node {
     /// [`StoreError`].
     pub async fn read_log(&self, from: Vec<EntryId>, limit: usize) -> Result<(Vec<Entry>, bool), StoreError> {
         let reader = self.reader().await?;
-        let read = move || {
-            let mut entries = Vec::new();
-            let mut more = false;
-            let share = (limit / from.len().max(1)).max(1);
-            for start in from {
-                let (mut next, mut size) = (start, 0);
-                while let Some(bytes) = read_log(&*reader, next, 1, 1)?.pop() {
-                    if size > 0 && size + bytes.len() > share {
-                        more = true;
-                        break;
-                    }
-                    size += bytes.len();
-                    next.number += 1;
-                    entries.extend(Entry::decode(&bytes).ok());
-                }
-            }
-            entries.sort_by_key(|entry| (entry.header.time, entry.id()));
-            Ok((entries, more))
-        };
-        tokio::task::spawn_blocking(read).await.unwrap_or(Err(StoreError::Poisoned))
+        tokio::task::spawn_blocking(move || read_entries(&*reader, &from, limit))
+            .await
+            .unwrap_or(Err(StoreError::Poisoned))
     }
 
     /// Waits until this replica holds all of `wanted`. What a retired replica wrote beyond its cut will never come, and
@@ -269,6 +252,30 @@ impl Node {
     async fn run(&self, job: Job) -> Result<(), StoreError> {
         self.inner.jobs.send(job).await.map_err(|_| StoreError::Poisoned)
     }
+}
+
+/// See [`Node::read_log`].
+///
+/// # Errors
+/// [`StoreError`].
+pub fn read_entries(reader: &dyn Reader, from: &[EntryId], limit: usize) -> Result<(Vec<Entry>, bool), StoreError> {
+    let mut entries = Vec::new();
+    let mut more = false;
+    let share = (limit / from.len().max(1)).max(1);
+    for start in from {
+        let (mut next, mut size) = (*start, 0);
+        while let Some(bytes) = read_log(reader, next, 1, 1)?.pop() {
+            if size > 0 && size + bytes.len() > share {
+                more = true;
+                break;
+            }
+            size += bytes.len();
+            next.number += 1;
+            entries.extend(Entry::decode(&bytes).ok());
+        }
+    }
+    entries.sort_by_key(|entry| (entry.header.time, entry.id()));
+    Ok((entries, more))
 }
 
 /// A reply that is given after the flush: nobody hears of what is not durable.

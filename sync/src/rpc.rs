@@ -10,7 +10,7 @@ use luc_engine::id::{EntryId, HostId, PoolId, ReplicaId, SiteName};
 use luc_engine::ledger::Amount;
 use luc_engine::schedule::{Unminted, hand_over};
 use luc_engine::store::{Batch, Store, Table};
-use luc_engine::tx::{Refusal, Shortage};
+use luc_engine::tx::{Refusal, Shortage, Tx};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -26,6 +26,8 @@ use crate::wire::{self, JoinAnswer, JoinRequest, Request, RightsAnswer, Snapshot
 const ANSWER: usize = wire::MAX_FRAME;
 /// How long a holder of rights is waited for: far over two round trips on any link that is up.
 const RIGHTS_LIMIT: Duration = Duration::from_millis(1_500);
+/// Bytes of log that an answer with rights carries at most.
+pub const GRANT_LOG: usize = 4 << 20;
 /// How long one read of image data may stall before another source is tried.
 const STALL: Duration = Duration::from_secs(10);
 
@@ -191,19 +193,7 @@ impl Net {
 
     /// Grants what is asked, or half of what is free if that is more: tiny transfers would come again and again.
     async fn grant(&self, to: ReplicaId, pool: PoolId, amount: Amount, frontier: Frontier) -> RightsAnswer {
-        let granted = self
-            .node()
-            .transact::<_, Refusal, _>(move |tx| {
-                let me = tx.me();
-                let free = tx.view().ledger().pool(pool).map(|pool| pool.free(me)).unwrap_or_default();
-                let half: Amount = amount.iter().map(|(d, _)| (d, free.get(d) / 2)).collect();
-                let gift = amount.max(&half).min(&free);
-                if !gift.is_zero() {
-                    tx.grant(pool, to, gift.clone())?;
-                }
-                Ok(gift)
-            })
-            .await;
+        let granted = self.node().transact::<_, Refusal, _>(move |tx| grant(tx, to, pool, &amount)).await;
         self.answer(to, granted, frontier).await
     }
 
@@ -222,10 +212,8 @@ impl Net {
             }
             Ok(granted) => {
                 let view = self.node().view();
-                let mine = view.frontier().0.iter();
-                let lacks = mine.filter(|(author, tip)| **author != to && frontier.number(**author) < tip.number);
-                let from = lacks.map(|(author, _)| EntryId { author: *author, number: frontier.number(*author) + 1 });
-                let entries = self.node().read_log(from.collect(), 4 << 20).await.unwrap_or_default().0;
+                let from = lacking(view.frontier(), &frontier, to);
+                let entries = self.node().read_log(from, GRANT_LOG).await.unwrap_or_default().0;
                 let entries = entries.iter().map(|entry| entry.bytes().to_vec()).collect();
                 RightsAnswer { granted, entries, refused: None }
             }
@@ -344,6 +332,28 @@ impl Net {
         };
         let _ = tokio::time::timeout(Duration::from_secs(15), answer).await;
     }
+}
+
+/// Hands rights to another replica: what it asks for, or half of what is free if that is more. Says how much.
+///
+/// # Errors
+/// [`Refusal::Invalid`] if it is no member.
+pub fn grant(tx: &mut Tx<'_>, to: ReplicaId, pool: PoolId, amount: &Amount) -> Result<Amount, Refusal> {
+    let me = tx.me();
+    let free = tx.view().ledger().pool(pool).map(|pool| pool.free(me)).unwrap_or_default();
+    let half: Amount = amount.iter().map(|(d, _)| (d, free.get(d) / 2)).collect();
+    let gift = amount.max(&half).min(&free);
+    if !gift.is_zero() {
+        tx.grant(pool, to, gift.clone())?;
+    }
+    Ok(gift)
+}
+
+/// The first entry of each author that `mine` holds and `theirs` lacks; but not `to`'s own.
+#[must_use]
+pub fn lacking(mine: &Frontier, theirs: &Frontier, to: ReplicaId) -> Vec<EntryId> {
+    let lacks = mine.0.iter().filter(|(author, tip)| **author != to && theirs.number(**author) < tip.number);
+    lacks.map(|(author, _)| EntryId { author: *author, number: theirs.number(*author) + 1 }).collect()
 }
 
 /// How much of what is missing an amount covers, for sorting: the count of dimensions covered, then the sum.
