@@ -15,7 +15,7 @@ use crate::entry::{ContentOp, Created, Entry, Frontier, LedgerOp, Member, Member
 use crate::id::{ClaimId, CloudId, EntryId, HostId, PoolId, ReplicaId};
 use crate::ledger::{BadLedgerOp, Judged, Touched};
 use crate::record::{Kind, Record, RecordId, site_record};
-use crate::retire::{Request, Retired, Row};
+use crate::retire::{Asked, Request, Retired, Row};
 use crate::store::StoreError;
 use crate::view::{Held, MemberState, View};
 
@@ -201,8 +201,8 @@ pub(crate) fn apply_member(view: &mut View, author: Author<'_>, op: &MemberOp) -
             if !author.member.sponsor {
                 return Err(refused(author, "retire a replica"));
             }
-            check_request(view, author, request)?;
-            view.set_retirement(author.entry, Row::Request(request.clone()));
+            let asked = check_request(view, author, request)?;
+            view.set_retirement(author.entry, Row::Request(asked));
         }
         MemberOp::Seal => {
             let named = view.retirements.named(author.frontier);
@@ -220,7 +220,7 @@ pub(crate) fn apply_member(view: &mut View, author: Author<'_>, op: &MemberOp) -
     Ok(())
 }
 
-fn check_request(view: &View, author: Author<'_>, request: &Request) -> Result<(), Invalid> {
+fn check_request(view: &View, author: Author<'_>, request: &Request) -> Result<Asked, Invalid> {
     let going = view.retirements.named(author.frontier);
     let set: BTreeSet<ReplicaId> = request.set.iter().map(|retiree| retiree.replica).collect();
     let is_member = |id: &ReplicaId| view.members.get(id).is_some_and(|m| m.admitted(author.frontier).is_some());
@@ -234,13 +234,20 @@ fn check_request(view: &View, author: Author<'_>, request: &Request) -> Result<(
     if !set.iter().chain(&heirs).all(is_member) {
         return Err(Invalid::BadRetirement("it names somebody who is no member in its past"));
     }
-    if set.iter().any(|id| going.contains(id)) {
-        return Err(Invalid::BadRetirement("it names somebody who is being retired already"));
+    if set.iter().any(|id| author.retired.contains(*id)) {
+        return Err(Invalid::BadRetirement("it names somebody who is retired already"));
     }
     if heirs.iter().any(|heir| set.contains(heir) || going.contains(heir)) {
         return Err(Invalid::BadRetirement("an heir is being retired itself"));
     }
-    Ok(())
+    let member = |(id, state): (&ReplicaId, &MemberState)| {
+        (state.admitted(author.frontier).is_some() && !author.retired.contains(*id)).then_some(*id)
+    };
+    let base: BTreeSet<ReplicaId> = view.members.iter().filter_map(member).collect();
+    if !request.force && set.len() * 2 >= base.len() {
+        return Err(Invalid::BadRetirement("it names half of the members or more, and is not forced"));
+    }
+    Ok(Asked { request: request.clone(), base, again: set.intersection(&going).copied().collect() })
 }
 
 pub(crate) fn apply_ledger(view: &mut View, author: Author<'_>, index: usize, op: &LedgerOp) -> Result<(), Invalid> {

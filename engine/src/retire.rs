@@ -1,16 +1,14 @@
-//! Retiring replicas that are gone for good: an agreement of the survivors (`PROTOCOL.md`, M2).
+//! Retiring replicas that are gone for good: an agreement of the survivors (`PROTOCOL.md`, M2; `docs/reservations.md`).
 //!
-//! A **request** is an operator's word that some replicas are stopped. A **seal** says: of everything that is named in
-//! the requests I know, I hold what my frontier says, and I take no more of it than another survivor has sealed or
-//! named. The seals with one and the same set of names are a **round**. A round takes effect where every member outside
-//! its set has sealed it, and those are more than half of the members that the last round left. Then the **cut** of each
-//! retired replica is the highest seal: what it wrote up to there stays, what it wrote after that is void, and its
-//! rights and claims are its heir's.
+//! A **request** is an operator's word that some replicas are stopped. A **seal** says: of everybody who is named in the
+//! requests I know, I hold what my frontier says, and I take no more than what another survivor names. A set takes
+//! effect where every member outside it has sealed all of it, and each request in it has the seals of more than half of
+//! its **base**: the members that its author knew. Then the **cut** of each is the highest seal: what it wrote up to
+//! there stays, what it wrote after that is void, and its rights and claims are its heir's.
 //!
-//! Why a round and not each replica by itself: a survivor whose seal is awaited may be retired next, while somebody
-//! has its seal and others have not. Sealing the larger set anew decides both together. And why equal sets: a sealer's
-//! chain is a line, so the sets that it seals grow; two rounds with majorities share a sealer, so of any two rounds
-//! that take effect one contains the other, and nobody ever believes in two disjoint sets of survivors.
+//! Why a set and not each replica by itself: a survivor whose seal is awaited may be retired next, while somebody has its
+//! seal and others have not. Those who stay then seal both anew, and decide them together. And why the base is counted
+//! in the request's own past: a majority that grew and shrank with what the judge knows would be one here and none there.
 //!
 //! All of it is a function of the requests and seals in an entry's past, so every judge has the same answer (E3), and
 //! what took effect once never ceases to.
@@ -43,17 +41,33 @@ pub struct Request {
     pub force: bool,
 }
 
+/// A request, with what its own past says about it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct Asked {
+    pub(crate) request: Request,
+    /// The members then, less those who were retired.
+    pub(crate) base: BTreeSet<ReplicaId>,
+    /// Those in the set whom an earlier request names: its heir stands.
+    pub(crate) again: BTreeSet<ReplicaId>,
+}
+
+impl Asked {
+    fn set(&self) -> impl Iterator<Item = ReplicaId> + '_ {
+        self.request.set.iter().map(|retiree| retiree.replica)
+    }
+}
+
 /// What survivors have asked and sealed, by the entries that brought it.
 #[derive(Clone, Debug, Default)]
 pub struct Retirements {
-    requests: OrdMap<EntryId, Request>,
+    requests: OrdMap<EntryId, Asked>,
     seals: OrdMap<EntryId, Arc<Frontier>>,
 }
 
 /// A row of it, as it is stored.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub(crate) enum Row {
-    Request(Request),
+    Request(Asked),
     Seal(Frontier),
 }
 
@@ -68,8 +82,8 @@ struct Grave {
     /// The last entry that counts; none if none does.
     cut: Option<Tip>,
     heir: ReplicaId,
-    /// Who sealed it, in order: the first that lives inherits where heirs were named in a circle.
-    sealers: Arc<BTreeSet<ReplicaId>>,
+    /// The base of the request that named the heir: where heirs were named in a circle, the first of it that lives inherits.
+    base: BTreeSet<ReplicaId>,
 }
 
 impl Retired {
@@ -104,7 +118,7 @@ impl Retired {
         let (mut met, mut at) = (BTreeSet::from([replica]), first.heir);
         while let Some(grave) = self.replicas.get(&at) {
             if !met.insert(at) {
-                return first.sealers.iter().find(|sealer| !self.contains(**sealer)).copied();
+                return first.base.iter().find(|member| !self.contains(**member)).copied();
             }
             at = grave.heir;
         }
@@ -129,7 +143,7 @@ impl Retirements {
     #[must_use]
     pub fn named(&self, past: &Frontier) -> BTreeSet<ReplicaId> {
         let held = self.requests.iter().filter(|(entry, _)| past.holds(**entry));
-        held.flat_map(|(_, request)| request.set.iter().map(|retiree| retiree.replica)).collect()
+        held.flat_map(|(_, asked)| asked.set()).collect()
     }
 
     /// Whether a replica has sealed everything that it knows to be named.
@@ -151,73 +165,30 @@ impl Retirements {
     /// Members whose seals are awaited, for what is named in a past and has not taken effect.
     #[must_use]
     pub fn awaited(&self, past: &Frontier, members: &OrdMap<ReplicaId, MemberState>) -> BTreeSet<ReplicaId> {
+        let retired = self.effective(past, members);
         let named = self.named(past);
+        let pending: BTreeSet<_> = named.iter().copied().filter(|id| !retired.contains(*id)).collect();
+        let sealed = |id: ReplicaId| self.seals_of(id, past).any(|(_, seal)| self.named(seal).is_superset(&pending));
         let living = members.iter().filter(|(id, state)| !named.contains(id) && state.admitted(past).is_some());
-        let sealed = |id: ReplicaId| self.seals_of(id, past).any(|(_, sealed)| self.named(sealed) == named);
-        living.map(|(id, _)| *id).filter(|id| !sealed(*id)).collect()
+        living.map(|(id, _)| *id).filter(|id| !pending.is_empty() && !sealed(*id)).collect()
     }
 
     /// What has taken effect in a past. Monotone: a larger past has no less, and the same cuts.
     #[must_use]
     pub fn effective(&self, past: &Frontier, members: &OrdMap<ReplicaId, MemberState>) -> Retired {
+        let asked = self.requests.iter().filter(|(entry, _)| past.holds(**entry)).map(|(_, asked)| asked).collect();
+        let seals = self.seals.iter().filter(|(entry, _)| past.holds(**entry));
+        let seals = seals.map(|(entry, sealed)| Sealed { by: entry.author, sealed, set: self.named(sealed) }).collect();
+        let judge = Judge { asked, seals, members };
         let mut retired = Retired::default();
-        let held = self.seals.iter().filter(|(entry, _)| past.holds(**entry));
-        let mut rounds: Vec<BTreeSet<ReplicaId>> = held.map(|(_, sealed)| self.named(sealed)).collect();
-        rounds.sort_by_key(BTreeSet::len);
-        rounds.dedup();
-        for set in rounds {
-            let larger = retired.replicas.keys().all(|replica| set.contains(replica));
-            if let Some(round) = self.round(&set, past, members).filter(|_| larger)
-                && (self.is_forced(&set, &retired, past) || round.is_majority(&retired))
-            {
-                self.bury(&mut retired, &set, &round, past);
-            }
-        }
-        retired
-    }
-
-    /// Everybody who must seal `set` has done so: none if somebody has not. Who must is known from the seals themselves:
-    /// a seal comes after every admission that its author has made, so nobody is forgotten.
-    fn round(
-        &self,
-        set: &BTreeSet<ReplicaId>,
-        past: &Frontier,
-        members: &OrdMap<ReplicaId, MemberState>,
-    ) -> Option<Round> {
-        let mut round = Round::default();
-        let of_set = |entry: &EntryId, sealed: &Frontier| past.holds(*entry) && self.named(sealed) == *set;
-        let first = self.seals.iter().find(|(entry, sealed)| of_set(entry, sealed) && !set.contains(&entry.author))?;
-        let mut missing = vec![first.0.author];
-        while let Some(member) = missing.pop() {
-            let (_, sealed) = self.seals_of(member, past).find(|(_, sealed)| self.named(sealed) == *set)?;
-            round.sealers.insert(member);
-            for (id, _) in members.iter().filter(|(_, state)| state.admitted(sealed).is_some()) {
-                if round.members.insert(*id) && !set.contains(id) && !round.sealers.contains(id) {
-                    missing.push(*id);
-                }
-            }
-        }
-        Some(round)
-    }
-
-    fn is_forced(&self, set: &BTreeSet<ReplicaId>, retired: &Retired, past: &Frontier) -> bool {
-        let forced = self.requests.iter().filter(|(entry, request)| request.force && past.holds(**entry));
-        let forced: BTreeSet<_> = forced.flat_map(|(_, request)| request.set.iter().map(|one| one.replica)).collect();
-        set.iter().all(|replica| retired.contains(*replica) || forced.contains(replica))
-    }
-
-    fn bury(&self, retired: &mut Retired, set: &BTreeSet<ReplicaId>, round: &Round, past: &Frontier) {
-        let sealers = Arc::new(round.sealers.clone());
-        for replica in set {
-            let request = self.requests.iter().filter(|(entry, _)| past.holds(**entry));
-            // Of several requests the lowest entry's heir: all are known, since their authors have sealed since.
-            let heir = request.flat_map(|(_, request)| &request.set).find(|retiree| retiree.replica == *replica);
-            let seals =
-                self.seals.iter().filter(|(entry, sealed)| past.holds(**entry) && self.named(sealed).contains(replica));
-            let cut = seals.filter_map(|(_, sealed)| sealed.0.get(replica).copied()).max_by_key(|tip| tip.number);
-            if let Some(Retiree { heir, .. }) = heir.filter(|_| !retired.contains(*replica)) {
-                retired.replicas.insert(*replica, Grave { cut, heir: *heir, sealers: sealers.clone() });
-            }
+        loop {
+            let left = |sealed: &Sealed<'_>| sealed.set.iter().copied().filter(|id| !retired.contains(*id)).collect();
+            let mut sets: Vec<BTreeSet<ReplicaId>> = judge.seals.iter().map(left).collect();
+            sets.sort_by_key(BTreeSet::len);
+            let effective = sets.into_iter().find(|set| !set.is_empty() && judge.takes_effect(set, &retired));
+            let Some(set) = effective else { return retired };
+            let graves: Vec<_> = set.iter().filter_map(|id| Some((*id, judge.grave(*id)?))).collect();
+            retired.replicas.extend(graves);
         }
     }
 
@@ -245,16 +216,65 @@ impl Retirements {
     }
 }
 
-#[derive(Default)]
-struct Round {
-    members: BTreeSet<ReplicaId>,
-    sealers: BTreeSet<ReplicaId>,
+/// The requests and seals in one past.
+struct Judge<'a> {
+    asked: Vec<&'a Asked>,
+    seals: Vec<Sealed<'a>>,
+    members: &'a OrdMap<ReplicaId, MemberState>,
 }
 
-impl Round {
-    /// More than half of the members that earlier rounds have left.
-    fn is_majority(&self, retired: &Retired) -> bool {
-        let left = self.members.iter().filter(|member| !retired.contains(**member)).count();
-        self.sealers.len() * 2 > left
+/// A seal, and whom it covers.
+struct Sealed<'a> {
+    by: ReplicaId,
+    sealed: &'a Frontier,
+    set: BTreeSet<ReplicaId>,
+}
+
+impl Judge<'_> {
+    fn takes_effect(&self, set: &BTreeSet<ReplicaId>, retired: &Retired) -> bool {
+        let inside = |asked: &&&Asked| asked.set().all(|id| set.contains(&id) || retired.contains(id));
+        let agreed = self.asked.iter().filter(inside).filter(|asked| asked.request.force || self.is_majority(asked));
+        let named: BTreeSet<ReplicaId> = agreed.flat_map(|asked| asked.set()).collect();
+        named.is_superset(set) && self.is_sealed_by_all(set, retired)
+    }
+
+    /// Whether more than half of a request's base, outside its set, have sealed its set.
+    fn is_majority(&self, asked: &Asked) -> bool {
+        let set: BTreeSet<ReplicaId> = asked.set().collect();
+        let voters = asked.base.iter().filter(|id| !set.contains(id));
+        voters.filter(|id| self.seal(**id, &set).is_some()).count() * 2 > asked.base.len()
+    }
+
+    /// Whether everybody who must seal `set` has done so. Who must is known from the seals themselves: a seal comes after
+    /// every admission that its author has made before, and whom it admits after that is bound by it. A newcomer seals
+    /// too, but what took effect without it does not wait for those whom it alone knows: any sealer may be the first.
+    fn is_sealed_by_all(&self, set: &BTreeSet<ReplicaId>, retired: &Retired) -> bool {
+        let outside = |id: &ReplicaId| !set.contains(id) && !retired.contains(*id);
+        let is_closed = |first: ReplicaId| {
+            let (mut known, mut missing) = (BTreeSet::from([first]), vec![first]);
+            while let Some(member) = missing.pop() {
+                let Some(seal) = self.seal(member, set) else { return false };
+                let members = self.members.iter().filter(|(_, state)| state.admitted(seal.sealed).is_some());
+                missing.extend(members.map(|(id, _)| *id).filter(|id| outside(id) && known.insert(*id)));
+            }
+            true
+        };
+        self.seals.iter().map(|seal| seal.by).filter(outside).any(is_closed)
+    }
+
+    /// A member's first seal that covers a set.
+    fn seal(&self, by: ReplicaId, set: &BTreeSet<ReplicaId>) -> Option<&Sealed<'_>> {
+        self.seals.iter().find(|seal| seal.by == by && seal.set.is_superset(set))
+    }
+
+    fn grave(&self, replica: ReplicaId) -> Option<Grave> {
+        let seals = self.seals.iter().filter(|seal| seal.set.contains(&replica));
+        let cut = seals.filter_map(|seal| seal.sealed.0.get(&replica).copied()).max_by_key(|tip| tip.number);
+        // Of several who named it apart, the lowest entry's heir: all are known, since their authors have sealed since.
+        let first = self.asked.iter().filter(|asked| !asked.again.contains(&replica)).find_map(|asked| {
+            let retiree = asked.request.set.iter().find(|retiree| retiree.replica == replica)?;
+            Some((retiree.heir, asked.base.clone()))
+        });
+        first.map(|(heir, base)| Grave { cut, heir, base })
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Broken once each, to see these fail: the lowest seal as the cut; a round that takes effect without all its seals;
 //! no majority; entries taken beyond what was sealed; `note_named` left out (a survivor waits for ever); rights that are
-//! inherited before the retirement takes effect; rounds that need not have equal sets.
+//! inherited before the retirement takes effect; a newcomer's seal that widens who must seal.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
@@ -236,8 +236,16 @@ fn what_the_dead_wrote_after_the_cut_is_void_and_it_is_told_so() {
 fn two_halves_of_a_split_that_retire_each_other_do_not_both_live() {
     for (others, left, right) in [(3, &[0, 1][..], &[2, 3][..]), (4, &[0, 1, 2], &[3, 4])] {
         let mut world = World::new(others);
-        world.retire(0, &right.iter().map(|n| (*n, 0)).collect::<Vec<_>>(), false).unwrap();
-        world.retire(3, &left.iter().map(|n| (*n, 3)).collect::<Vec<_>>(), false).unwrap();
+        let ones = |part: &[u8], heir| part.iter().map(|n| (*n, heir)).collect::<Vec<_>>();
+        assert_eq!(world.retire(0, &ones(right, 0), false).is_ok(), left.len() > right.len());
+        assert!(world.retire(3, &ones(left, 3), false).is_err());
+        // One by one they may be named; it comes to the same.
+        for n in left {
+            world.retire(3, &[(*n, 3)], false).unwrap();
+        }
+        for n in right {
+            world.retire(0, &[(*n, 0)], false).unwrap();
+        }
         world.settle(left);
         world.settle(right);
         let majority = left.len() > right.len();
@@ -251,7 +259,7 @@ fn two_halves_of_a_split_that_retire_each_other_do_not_both_live() {
 }
 
 #[test]
-fn two_rounds_that_share_their_sealers_do_not_both_take_effect() {
+fn two_sets_that_share_their_sealers_become_one() {
     let mut world = World::new(5);
     world.retire(2, &[(0, 2), (1, 2)], false).unwrap();
     world.retire(0, &[(2, 0), (3, 0)], false).unwrap();
@@ -264,7 +272,20 @@ fn two_rounds_that_share_their_sealers_do_not_both_take_effect() {
     }
     world.settle(&[2, 3, 4, 5]);
     world.settle(&[0, 1, 4, 5]);
-    assert!(!(world.is_retired(2, 0) && world.is_retired(0, 2)), "two halves live, and share nothing");
+    // Each half has its majority and inherits from the other. But those who sealed both take nothing of either any more,
+    // so what either half spends lies beyond a cut.
+    for _ in 0..60 {
+        let _unless_exhausted = (world.claim(0), world.claim(2));
+    }
+    world.settle(&[0, 1, 2, 3, 4, 5]);
+    world.assert_sound(&[0, 1, 2, 3, 4, 5]);
+    // The operators contradict each other, and nothing goes on: one who stays must say who is really gone.
+    world.retire(4, &[(0, 4), (1, 4), (2, 5), (3, 5)], true).unwrap();
+    world.settle(&[4, 5]);
+    assert!((0..4).all(|n| world.is_retired(5, n)));
+    world.settle(&[0, 1, 2, 3, 4, 5]);
+    world.assert_equal(&[4, 5]);
+    assert!((0..4).all(|n| world.replica(n).fence().is_some()), "told so");
     world.assert_sound(&[0, 1, 2, 3, 4, 5]);
 }
 
@@ -279,6 +300,50 @@ fn what_one_that_is_not_dead_goes_on_to_write_is_not_taken_after_the_seal() {
     assert!(world.is_retired(0, 3));
     world.assert_equal(&[0, 1, 2]);
     world.assert_sound(&[0, 1, 2]);
+}
+
+#[test]
+fn what_took_effect_stays_though_newcomers_seal() {
+    let mut world = World::new(3);
+    world.retire(0, &[(3, 0)], false).unwrap();
+    world.settle(&[0, 1, 2]);
+    assert!(world.is_retired(0, 3));
+    let lowest = (0..4).map(id).min().unwrap();
+    let newcomer = (5..200).find(|n| id(*n) < lowest).unwrap();
+    // One that is admitted and never comes, and one whose seals are the first in order.
+    world.cloud.admit(4);
+    world.cloud.join(newcomer);
+    world.tend(4);
+    assert!(world.is_retired(4, 3), "at the newcomer");
+    world.send(4, 0);
+    assert!(world.is_retired(0, 3), "at 0");
+}
+
+#[test]
+fn two_that_retire_each_other_before_a_third_are_both_retired() {
+    let mut world = World::new(2);
+    world.retire(0, &[(1, 0)], false).unwrap();
+    world.retire(1, &[(0, 1)], false).unwrap();
+    let both = world.cloud.log(1).into_values().chain(world.cloud.log(0).into_values()).collect();
+    world.deliver(2, both);
+    world.settle(&[0, 1, 2]);
+    assert!(world.is_retired(2, 0) && world.is_retired(2, 1));
+    assert!(world.replica(0).fence().is_some() && world.replica(1).fence().is_some());
+    assert_eq!(world.free(2, 2), 100, "it is the heir of both, who named each other");
+    world.assert_sound(&[0, 1, 2]);
+}
+
+#[test]
+fn force_may_follow_a_request_without_it() {
+    let mut world = World::new(3);
+    world.retire(0, &[(2, 0)], false).unwrap();
+    world.retire(0, &[(3, 0)], false).unwrap();
+    world.settle(&[0, 1]);
+    assert!(!world.is_retired(0, 3), "half of the members are no majority");
+    world.retire(0, &[(2, 1), (3, 1)], true).unwrap();
+    world.settle(&[0, 1]);
+    assert!(world.is_retired(0, 3) && world.is_retired(1, 2));
+    assert_eq!(world.free(1, 0), 70 + 20, "the heir that was named first stands");
 }
 
 #[test]
@@ -397,7 +462,7 @@ fn malformed_requests_are_refused() {
         assert!(matches!(asked, Err(Refusal::Invalid(_))), "{set:?}: {asked:?}");
     }
     world.retire(0, &[(1, 0)], false).unwrap();
-    assert!(world.retire(0, &[(1, 2)], false).is_err() && world.retire(0, &[(2, 1)], false).is_err());
+    assert!(world.retire(0, &[(2, 1)], false).is_err(), "an heir that is going itself");
 }
 
 #[derive(Clone, Debug)]
