@@ -313,6 +313,7 @@ fn what_took_effect_stays_though_newcomers_seal() {
     // One that is admitted and never comes, and one whose seals are the first in order.
     world.cloud.admit(4);
     world.cloud.join(newcomer);
+    world.replica(4).tend(5, None).unwrap();
     world.tend(4);
     assert!(world.is_retired(4, 3), "at the newcomer");
     world.send(4, 0);
