@@ -202,6 +202,7 @@ async fn pools(State(app): State<App>, caller: Caller) -> Reply {
             let subject = match &pool.subject {
                 Subject::Host(host) => json!({"host": host.host.to_string(), "site": host.site.as_str()}),
                 Subject::Quota { project } => json!({"project": project.simple().to_string()}),
+                Subject::Votes => json!({"votes": "on retirements"}),
                 Subject::Group { group, host } => {
                     let mut value = json!({"server_group": group.to_string()});
                     host.iter().for_each(|host| value["host"] = json!(host.to_string()));

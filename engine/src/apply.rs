@@ -13,9 +13,9 @@ use crate::agent::{Observation, Statement};
 use crate::document::{self, BadDocument};
 use crate::entry::{ContentOp, Created, Entry, Frontier, LedgerOp, Member, MemberOp, Name, Subject, Tip};
 use crate::id::{ClaimId, CloudId, EntryId, HostId, PoolId, ReplicaId};
-use crate::ledger::{BadLedgerOp, Judged, Touched};
+use crate::ledger::{Amount, BadLedgerOp, Dimension, Judged, Touched};
 use crate::record::{Kind, Record, RecordId, site_record};
-use crate::retire::{Asked, Request, Retired, Row};
+use crate::retire::{Asked, Request, Retired, Row, Sealed, VOTES};
 use crate::store::StoreError;
 use crate::view::{Held, MemberState, View};
 
@@ -204,18 +204,59 @@ pub(crate) fn apply_member(view: &mut View, author: Author<'_>, op: &MemberOp) -
             let asked = check_request(view, author, request)?;
             view.set_retirement(author.entry, Row::Request(asked));
         }
-        MemberOp::Seal => {
-            let named = view.retirements.named(author.frontier);
-            if named.is_empty() || named.contains(&author.entry.author) {
-                return Err(Invalid::BadRetirement("its sealer has nothing to seal"));
-            }
-            if view.retirements.row(author.entry).is_some() {
-                return Err(Invalid::BadRetirement("who asks for it seals it in an entry of its own"));
-            }
-            let mut sealed = author.frontier.clone();
-            sealed.set(author.entry.author, Tip { number: author.entry.number, hash: 0 });
-            view.set_retirement(author.entry, Row::Seal(sealed));
+        MemberOp::Seal { set } => {
+            check_seal(view, author, set)?;
+            let mut frontier = author.frontier.clone();
+            frontier.set(author.entry.author, Tip { number: author.entry.number, hash: 0 });
+            let held = view.ledger.votes().map(|(_, pool)| pool.held(author.entry.author, &frontier));
+            let votes = held.unwrap_or_default().get(Dimension::Votes);
+            view.set_retirement(author.entry, Row::Seal(Sealed { set: set.clone(), frontier, votes }));
         }
+    }
+    Ok(())
+}
+
+/// All of them, once.
+fn may_mint_votes(view: &View, author: Author<'_>, op: &LedgerOp) -> bool {
+    let all: Amount = [(Dimension::Votes, VOTES)].into_iter().collect();
+    let is_founder = author.entry.number == 1 && founded_by(&author.member.public_key) == view.cloud;
+    is_founder && view.ledger.votes().is_none() && matches!(op, LedgerOp::Mint { amount, .. } if *amount == all)
+}
+
+/// Votes only move, and not while they count for a seal that is not decided: they would count again where they went.
+fn check_votes(view: &View, author: Author<'_>, op: &LedgerOp) -> Result<(), Invalid> {
+    let votes = view.ledger.votes().map(|(id, _)| id);
+    let decided = || view.retirements.sealed_by(author.entry.author, author.frontier);
+    match op {
+        LedgerOp::Grow { pool, .. } | LedgerOp::Burn { pool, .. } | LedgerOp::Claim { pool, .. }
+            if Some(*pool) == votes =>
+        {
+            Err(refused(author, "make or spend votes"))
+        }
+        LedgerOp::Grant { pool, .. }
+            if Some(*pool) == votes && decided().iter().any(|id| !author.retired.contains(*id)) =>
+        {
+            Err(refused(author, "hand on votes that count for a seal"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_seal(view: &View, author: Author<'_>, set: &BTreeSet<ReplicaId>) -> Result<(), Invalid> {
+    let before = view.retirements.sealed_by(author.entry.author, author.frontier);
+    if set.contains(&author.entry.author) {
+        return Err(Invalid::BadRetirement("nobody seals itself"));
+    }
+    if !set.is_superset(&before) || *set == before {
+        return Err(Invalid::BadRetirement("a seal covers more than its author's last"));
+    }
+    let whole = view.retirements.requests(author.frontier).map(|request| request.set.iter().map(|one| one.replica));
+    let whole = whole.map(Iterator::collect::<BTreeSet<_>>).filter(|request| set.is_superset(request));
+    if !whole.flatten().collect::<BTreeSet<_>>().is_superset(set) {
+        return Err(Invalid::BadRetirement("a seal covers whole requests in its past"));
+    }
+    if view.retirements.row(author.entry).is_some() {
+        return Err(Invalid::BadRetirement("a request and a seal are entries of their own"));
     }
     Ok(())
 }
@@ -244,9 +285,6 @@ fn check_request(view: &View, author: Author<'_>, request: &Request) -> Result<A
         (state.admitted(author.frontier).is_some() && !author.retired.contains(*id)).then_some(*id)
     };
     let base: BTreeSet<ReplicaId> = view.members.iter().filter_map(member).collect();
-    if !request.force && set.len() * 2 >= base.len() {
-        return Err(Invalid::BadRetirement("it names half of the members or more, and is not forced"));
-    }
     Ok(Asked { request: request.clone(), base, again: set.intersection(&going).copied().collect() })
 }
 
@@ -265,9 +303,11 @@ pub(crate) fn apply_ledger(view: &mut View, author: Author<'_>, index: usize, op
             Subject::Group { group, host } if !may_mint_group(view, author, *group, *host) => {
                 return Err(refused(author, "make the right to place members of a server group"));
             }
-            Subject::Host(_) | Subject::Quota { .. } | Subject::Group { .. } => {}
+            Subject::Votes if !may_mint_votes(view, author, op) => return Err(refused(author, "make votes")),
+            Subject::Host(_) | Subject::Quota { .. } | Subject::Group { .. } | Subject::Votes => {}
         }
     }
+    check_votes(view, author, op)?;
     let number = u32::try_from(index).unwrap_or(u32::MAX);
     let touches = match op {
         LedgerOp::Mint { .. } => None,
@@ -338,7 +378,7 @@ pub(crate) fn is_evidence(view: &View, frontier: &Frontier, statement: &Statemen
             let of_claim = host.host == statement.host && claim.record.id == statement.server;
             of_claim && statement.verify(view.cloud, &host.agent_key)
         }
-        Subject::Quota { .. } | Subject::Group { .. } => false,
+        Subject::Quota { .. } | Subject::Group { .. } | Subject::Votes => false,
     }
 }
 

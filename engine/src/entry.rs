@@ -5,7 +5,7 @@
 //! says so, and is bound to the header by its hash. The header's frontier is given as the difference to the author's
 //! previous entry: chains have no gaps, so every receiver can add it up, and an entry stays small in a large cloud.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use ed25519_dalek::{Signature, Signer, SigningKey, Verifier, VerifyingKey};
@@ -153,6 +153,8 @@ pub enum Subject {
         /// The project.
         project: Uuid,
     },
+    /// Votes on retirements (M2). Minted by the founder's first entry, and never spent.
+    Votes,
     /// The right to place members of a server group whose policy is hard.
     Group {
         /// The group's record.
@@ -289,9 +291,12 @@ pub enum MemberOp {
     },
     /// An operator's word that replicas are gone for good (M2). Sponsors only.
     Retire(Request),
-    /// The author seals everything named in the requests that it knows: it holds what this entry's frontier says, and
-    /// takes no more than another survivor has.
-    Seal,
+    /// The author seals these replicas: of them it holds what this entry's frontier says, and takes no more than another
+    /// survivor has.
+    Seal {
+        /// Whom: whole requests that it knows, and all that it has sealed before.
+        set: BTreeSet<ReplicaId>,
+    },
 }
 
 /// A member, as its sponsor admitted it.

@@ -33,6 +33,8 @@ pub enum Dimension {
     DiskGib = 3,
     /// Servers.
     Instances = 4,
+    /// Votes on retirements.
+    Votes = 5,
 }
 
 impl fmt::Display for Dimension {
@@ -42,6 +44,7 @@ impl fmt::Display for Dimension {
             Self::MemoryMib => "MiB of memory",
             Self::DiskGib => "GiB of disk",
             Self::Instances => "instances",
+            Self::Votes => "votes",
         })
     }
 }
@@ -225,6 +228,13 @@ impl Pool {
         self.accounts.iter().map(|(replica, account)| (*replica, account.total()))
     }
 
+    /// The free rights of one replica, of the grants to it those that `past` covers.
+    pub(crate) fn held(&self, replica: ReplicaId, past: &Frontier) -> Amount {
+        let Some(account) = self.accounts.get(&replica) else { return Amount::default() };
+        let seen = account.incoming.iter().filter(|(entry, _)| past.holds(*entry));
+        seen.fold(account.free.clone(), |sum, (_, amount)| sum.saturating_add(amount))
+    }
+
     /// The free rights of one replica, as far as we know.
     #[must_use]
     pub fn free(&self, replica: ReplicaId) -> Amount {
@@ -301,6 +311,7 @@ pub enum BadLedgerOp {
 pub struct Ledger {
     pools: OrdMap<PoolId, Pool>,
     claims: OrdMap<ClaimId, Claim>,
+    votes: Option<PoolId>,
     quota_pools: OrdMap<Uuid, Vector<PoolId>>,
     host_pools: OrdMap<HostId, Vector<PoolId>>,
     group_pools: OrdMap<(Uuid, Option<HostId>), Vector<PoolId>>,
@@ -356,6 +367,12 @@ impl Ledger {
         self.claims.iter()
     }
 
+    /// The pool of votes on retirements.
+    #[must_use]
+    pub fn votes(&self) -> Option<(PoolId, &Pool)> {
+        self.votes.and_then(|id| Some((id, self.pools.get(&id)?)))
+    }
+
     /// The pools of a project's quota. More than one only if two sites made them apart (A2): they count together.
     pub fn quota_pools(&self, project: Uuid) -> impl Iterator<Item = (PoolId, &Pool)> {
         pools_of(&self.pools, self.quota_pools.get(&project))
@@ -398,7 +415,7 @@ impl Ledger {
     pub fn host_of(&self, claim: &Claim) -> Option<HostId> {
         match &self.pools.get(&claim.pool)?.subject {
             Subject::Host(host) => Some(host.host),
-            Subject::Quota { .. } | Subject::Group { .. } => None,
+            Subject::Quota { .. } | Subject::Group { .. } | Subject::Votes => None,
         }
     }
 
@@ -477,6 +494,7 @@ impl Ledger {
         match &pool.subject {
             Subject::Host(host) => insert_sorted(self.host_pools.entry(host.host).or_default(), id),
             Subject::Quota { project } => insert_sorted(self.quota_pools.entry(*project).or_default(), id),
+            Subject::Votes => self.votes = Some(id),
             Subject::Group { group, host } => insert_sorted(self.group_pools.entry((*group, *host)).or_default(), id),
         }
         self.pools.insert(id, pool);

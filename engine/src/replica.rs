@@ -4,7 +4,7 @@
 //! durable in one commit, and only what `flush` returned may be shown, sent or acted on (`PROTOCOL.md`, E2). The same
 //! code runs in production, in property tests and in simulation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ed25519_dalek::SigningKey;
@@ -13,10 +13,11 @@ use uuid::Uuid;
 
 use crate::apply::{self, ApplyError, Documents};
 pub use crate::apply::{Invalid, founded_by};
-use crate::entry::{BadEntry, Entry, Frontier, Hash, Header, Member, MemberOp, Tip, encode};
+use crate::entry::{BadEntry, Entry, Frontier, Hash, Header, Member, MemberOp, Subject, Tip, encode};
 use crate::id::{ClaimId, CloudId, EntryId, Millis, PoolId, ReplicaId};
-use crate::ledger::Pool;
+use crate::ledger::{Amount, Dimension, Pool};
 use crate::record::{Kind, RecordId};
+use crate::retire::VOTES;
 use crate::store::{Batch, FORMAT, Reader, Store, StoreError, Table};
 use crate::tx::{Fence, Refusal, Tx};
 use crate::view::{Dirty, Rows, View};
@@ -216,7 +217,11 @@ impl Replica {
         Self::prepare(store.as_mut())?;
         let view = View::new(identity.cloud);
         let mut replica = Self::over(identity, view, imbl::OrdMap::new(), store)?;
-        replica.write(now, Some(member.clone()), |tx| tx.membership(MemberOp::Join(member)))?;
+        let votes = [(Dimension::Votes, VOTES)].into_iter().collect();
+        replica.write(now, Some(member.clone()), |tx| {
+            tx.membership(MemberOp::Join(member))?;
+            tx.mint(Subject::Votes, votes)
+        })?;
         replica.flush()?;
         Ok(replica)
     }
@@ -347,10 +352,11 @@ impl Replica {
             return Ok(false);
         }
         let members = flushed.is_none_or(|flushed| flushed.members);
-        let sealed = members && self.seal(now)?;
-        // What a retired replica held and was owed: all of it once it is retired, then what changes.
+        // What a retired replica held and was owed: all of it once it is retired, then what changes. Before anything else
+        // is sealed, since what is inherited counts.
         let inherited = !self.view.retired().is_empty()
             && self.inherit(now, flushed.filter(|flushed| !flushed.members).map(|flushed| flushed.pools.as_slice()))?;
+        let sealed = members && (self.seal(now)? || self.share_votes(now)?);
         let claims = flushed.filter(|flushed| !flushed.members).map(|flushed| self.concerned(flushed));
         let released = self.release_settled(now, claims.as_deref())?;
         Ok(sealed || inherited || released > 0)
@@ -364,14 +370,62 @@ impl Replica {
         flushed.claims.iter().copied().chain(of_gone).collect()
     }
 
-    /// Seals what is named in the requests that are held, unless this replica is named itself or has done so.
+    /// Takes up the requests that are held, and seals whom they name: those that can succeed. One that cannot, since those
+    /// who would stay have no majority of the votes, would only keep this replica from taking anything of anybody.
     fn seal(&mut self, now: Millis) -> Result<bool, Refusal> {
-        let retirements = &self.view.retirements;
-        let named = retirements.named(&self.view.frontier);
-        if named.is_empty() || named.contains(&self.me) || retirements.has_sealed(self.me, &self.view.frontier) {
+        let view = &self.view;
+        if view.retirements.is_empty() {
             return Ok(false);
         }
-        self.transact::<_, Refusal>(now, |tx| tx.membership(MemberOp::Seal))?;
+        let before = view.retirements.sealed_by(self.me, &view.frontier);
+        let mut set: BTreeSet<ReplicaId> = before.iter().copied().chain(view.retired().replicas()).collect();
+        for request in view.retirements.requests(&view.frontier) {
+            let with: BTreeSet<_> = set.iter().copied().chain(request.set.iter().map(|one| one.replica)).collect();
+            let stay = view.living().map(|(id, _)| *id).filter(|id| !with.contains(id));
+            let votes: u64 = stay.map(|id| self.votes(id)).sum();
+            if !with.contains(&self.me) && (request.force || votes > VOTES / 2) {
+                set = with;
+            }
+        }
+        if set == before || set.iter().all(|id| view.retired().contains(*id)) {
+            return Ok(false);
+        }
+        self.transact::<_, Refusal>(now, |tx| tx.membership(MemberOp::Seal { set }))?;
+        Ok(true)
+    }
+
+    fn votes(&self, replica: ReplicaId) -> u64 {
+        let pool = self.view.ledger().votes();
+        pool.map_or(0, |(_, pool)| pool.free(replica).get(Dimension::Votes))
+    }
+
+    /// Hands votes to members that have less than an equal share, from what is held here above one. A minority that
+    /// admits members stays one: what it shares is its own.
+    fn share_votes(&mut self, now: Millis) -> Result<bool, Refusal> {
+        let view = &self.view;
+        let sealed = view.retirements.sealed_by(self.me, &view.frontier);
+        let Some((pool, _)) = view.ledger().votes() else { return Ok(false) };
+        if sealed.iter().any(|id| !view.retired().contains(*id)) {
+            return Ok(false);
+        }
+        let living: Vec<ReplicaId> = view.living().map(|(id, _)| *id).collect();
+        let equal = VOTES / u64::try_from(living.len()).unwrap_or(u64::MAX).max(1);
+        let mut spare = self.votes(self.me).saturating_sub(equal);
+        let mut shares = Vec::new();
+        for to in living.into_iter().filter(|id| *id != self.me) {
+            let share = equal.saturating_sub(self.votes(to)).min(spare);
+            // Not worth an entry below that.
+            if share > equal / 16 {
+                spare -= share;
+                shares.push((to, [(Dimension::Votes, share)].into_iter().collect::<Amount>()));
+            }
+        }
+        if shares.is_empty() {
+            return Ok(false);
+        }
+        self.transact::<_, Refusal>(now, |tx| {
+            shares.into_iter().try_for_each(|(to, share)| tx.grant(pool, to, share))
+        })?;
         Ok(true)
     }
 
@@ -609,7 +663,7 @@ impl Replica {
         if self.view.retirements.is_empty() {
             return;
         }
-        let named = self.view.retirements.named(&self.view.frontier);
+        let named = self.view.retirements.sealed_by(self.me, &self.view.frontier);
         let author = self.view.member(entry.header.author).filter(|_| !named.contains(&entry.header.author));
         if author.is_some_and(|state| entry.verify(&state.member.public_key).is_ok()) {
             for (replica, tip) in entry.header.seen.iter().filter(|(replica, _)| named.contains(replica)) {

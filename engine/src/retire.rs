@@ -1,14 +1,16 @@
 //! Retiring replicas that are gone for good: an agreement of the survivors (`PROTOCOL.md`, M2; `docs/reservations.md`).
 //!
-//! A **request** is an operator's word that some replicas are stopped. A **seal** says: of everybody who is named in the
-//! requests I know, I hold what my frontier says, and I take no more than what another survivor names. A set takes
-//! effect where every member outside it has sealed all of it, and each request in it has the seals of more than half of
-//! its **base**: the members that its author knew. Then the **cut** of each is the highest seal: what it wrote up to
-//! there stays, what it wrote after that is void, and its rights and claims are its heir's.
+//! A **request** is an operator's word that some replicas are stopped. A **seal** of a set says: of everybody in it I hold
+//! what my frontier says, and I take no more than what another survivor names. A **round**, all seals of one and the same
+//! set, takes effect where every member outside it has sealed it, and those hold more than half of all votes. Then the
+//! **cut** of each is the highest seal: what it wrote up to there stays, what it wrote after that is void, and its rights
+//! and claims are its heir's.
 //!
 //! Why a set and not each replica by itself: a survivor whose seal is awaited may be retired next, while somebody has its
-//! seal and others have not. Those who stay then seal both anew, and decide them together. And why the base is counted
-//! in the request's own past: a majority that grew and shrank with what the judge knows would be one here and none there.
+//! seal and others have not. Those who stay then seal the larger set anew, and decide both together. Why equal sets: a
+//! sealer's sets only grow, so of two rounds that share one, one contains the other. Why votes and not heads: whoever
+//! admits members makes heads. **Votes** are rights like all others: minted once, by the founder's first entry, moved by
+//! their holder alone, inherited. So two disjoint sets of survivors cannot both have more than half.
 //!
 //! All of it is a function of the requests and seals in an entry's past, so every judge has the same answer (E3), and
 //! what took effect once never ceases to.
@@ -22,6 +24,9 @@ use serde::{Deserialize, Serialize};
 use crate::entry::{Frontier, Tip};
 use crate::id::{EntryId, ReplicaId};
 use crate::view::MemberState;
+
+/// All votes on retirements.
+pub const VOTES: u64 = 1 << 32;
 
 /// One replica that is to be retired.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -45,10 +50,21 @@ pub struct Request {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub(crate) struct Asked {
     pub(crate) request: Request,
-    /// The members then, less those who were retired.
+    /// The members then, less those who were retired: where heirs were named in a circle, the first that lives inherits.
     pub(crate) base: BTreeSet<ReplicaId>,
     /// Those in the set whom an earlier request names: its heir stands.
     pub(crate) again: BTreeSet<ReplicaId>,
+}
+
+/// A seal, with what its own past says about it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct Sealed {
+    /// Whom it covers.
+    pub(crate) set: BTreeSet<ReplicaId>,
+    /// What its author held.
+    pub(crate) frontier: Frontier,
+    /// The votes of its author, of [`VOTES`] in all.
+    pub(crate) votes: u64,
 }
 
 impl Asked {
@@ -61,14 +77,14 @@ impl Asked {
 #[derive(Clone, Debug, Default)]
 pub struct Retirements {
     requests: OrdMap<EntryId, Asked>,
-    seals: OrdMap<EntryId, Arc<Frontier>>,
+    seals: OrdMap<EntryId, Arc<Sealed>>,
 }
 
 /// A row of it, as it is stored.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub(crate) enum Row {
     Request(Asked),
-    Seal(Frontier),
+    Seal(Sealed),
 }
 
 /// The retirements that have taken effect, as somebody with a certain past sees them.
@@ -82,7 +98,6 @@ struct Grave {
     /// The last entry that counts; none if none does.
     cut: Option<Tip>,
     heir: ReplicaId,
-    /// The base of the request that named the heir: where heirs were named in a circle, the first of it that lives inherits.
     base: BTreeSet<ReplicaId>,
 }
 
@@ -146,31 +161,33 @@ impl Retirements {
         held.flat_map(|(_, asked)| asked.set()).collect()
     }
 
-    /// Whether a replica has sealed everything that it knows to be named.
+    /// The set that a replica has sealed last.
     #[must_use]
-    pub fn has_sealed(&self, replica: ReplicaId, past: &Frontier) -> bool {
-        let named = self.named(past);
-        self.seals_of(replica, past).any(|(_, sealed)| self.named(sealed) == named)
+    pub fn sealed_by(&self, replica: ReplicaId, past: &Frontier) -> BTreeSet<ReplicaId> {
+        self.seals_of(replica, past).last().map(|seal| seal.set.clone()).unwrap_or_default()
+    }
+
+    /// The requests that stand in a past, in order.
+    pub(crate) fn requests(&self, past: &Frontier) -> impl Iterator<Item = &Request> {
+        self.requests.iter().filter(|(entry, _)| past.holds(**entry)).map(|(_, asked)| &asked.request)
     }
 
     /// The highest entry of `replica` that is sealed in a past, once `by` has sealed it; none before.
     #[must_use]
     pub fn limit(&self, by: ReplicaId, replica: ReplicaId, past: &Frontier) -> Option<u64> {
-        let names = |sealed: &Frontier| self.named(sealed).contains(&replica);
-        self.seals_of(by, past).find(|(_, sealed)| names(sealed))?;
-        let held = self.seals.iter().filter(|(entry, sealed)| past.holds(**entry) && names(sealed));
-        held.map(|(_, sealed)| sealed.number(replica)).max()
+        if !self.sealed_by(by, past).contains(&replica) {
+            return None;
+        }
+        let seals = self.seals.iter().filter(|(entry, seal)| past.holds(**entry) && seal.set.contains(&replica));
+        seals.map(|(_, seal)| seal.frontier.number(replica)).max()
     }
 
     /// Members whose seals are awaited, for what is named in a past and has not taken effect.
     #[must_use]
     pub fn awaited(&self, past: &Frontier, members: &OrdMap<ReplicaId, MemberState>) -> BTreeSet<ReplicaId> {
-        let retired = self.effective(past, members);
         let named = self.named(past);
-        let pending: BTreeSet<_> = named.iter().copied().filter(|id| !retired.contains(*id)).collect();
-        let sealed = |id: ReplicaId| self.seals_of(id, past).any(|(_, seal)| self.named(seal).is_superset(&pending));
         let living = members.iter().filter(|(id, state)| !named.contains(id) && state.admitted(past).is_some());
-        living.map(|(id, _)| *id).filter(|id| !pending.is_empty() && !sealed(*id)).collect()
+        living.map(|(id, _)| *id).filter(|id| !self.sealed_by(*id, past).is_superset(&named)).collect()
     }
 
     /// What has taken effect in a past. Monotone: a larger past has no less, and the same cuts.
@@ -178,23 +195,26 @@ impl Retirements {
     pub fn effective(&self, past: &Frontier, members: &OrdMap<ReplicaId, MemberState>) -> Retired {
         let asked = self.requests.iter().filter(|(entry, _)| past.holds(**entry)).map(|(_, asked)| asked).collect();
         let seals = self.seals.iter().filter(|(entry, _)| past.holds(**entry));
-        let seals = seals.map(|(entry, sealed)| Sealed { by: entry.author, sealed, set: self.named(sealed) }).collect();
-        let judge = Judge { asked, seals, members };
+        let seals: Vec<_> = seals.map(|(entry, seal)| (entry.author, &**seal)).collect();
+        let mut sets: Vec<&BTreeSet<ReplicaId>> = seals.iter().map(|(_, seal)| &seal.set).collect();
+        sets.sort_by_key(|set| set.len());
+        sets.dedup();
+        let judge = Judge { asked, seals: seals.clone(), members };
         let mut retired = Retired::default();
-        loop {
-            let left = |sealed: &Sealed<'_>| sealed.set.iter().copied().filter(|id| !retired.contains(*id)).collect();
-            let mut sets: Vec<BTreeSet<ReplicaId>> = judge.seals.iter().map(left).collect();
-            sets.sort_by_key(BTreeSet::len);
-            let effective = sets.into_iter().find(|set| !set.is_empty() && judge.takes_effect(set, &retired));
-            let Some(set) = effective else { return retired };
-            let graves: Vec<_> = set.iter().filter_map(|id| Some((*id, judge.grave(*id)?))).collect();
-            retired.replicas.extend(graves);
+        for set in sets {
+            let larger = retired.replicas().all(|replica| set.contains(&replica));
+            if larger && judge.takes_effect(set, &retired) {
+                let new = set.iter().filter(|id| !retired.contains(**id));
+                let graves: Vec<_> = new.filter_map(|id| Some((*id, judge.grave(*id)?))).collect();
+                retired.replicas.extend(graves);
+            }
         }
+        retired
     }
 
-    fn seals_of(&self, author: ReplicaId, past: &Frontier) -> impl Iterator<Item = (EntryId, &Arc<Frontier>)> {
+    fn seals_of(&self, author: ReplicaId, past: &Frontier) -> impl Iterator<Item = &Sealed> {
         let (from, to) = (EntryId { author, number: 0 }, EntryId { author, number: past.number(author) });
-        self.seals.range(from..=to).map(|(entry, sealed)| (*entry, sealed))
+        self.seals.range(from..=to).map(|(_, seal)| &**seal)
     }
 
     /// Whether a past has everything that is known here: then its answers are those of the present.
@@ -205,71 +225,56 @@ impl Retirements {
     pub(crate) fn insert(&mut self, entry: EntryId, row: Row) {
         match row {
             Row::Request(request) => drop(self.requests.insert(entry, request)),
-            Row::Seal(frontier) => drop(self.seals.insert(entry, Arc::new(frontier))),
+            Row::Seal(seal) => drop(self.seals.insert(entry, Arc::new(seal))),
         }
     }
 
     /// The row that an entry brought: a request, or else a seal.
     pub(crate) fn row(&self, entry: EntryId) -> Option<Row> {
         let request = self.requests.get(&entry).cloned().map(Row::Request);
-        request.or_else(|| self.seals.get(&entry).map(|frontier| Row::Seal(Frontier::clone(frontier))))
+        request.or_else(|| self.seals.get(&entry).map(|seal| Row::Seal(Sealed::clone(seal))))
     }
 }
 
 /// The requests and seals in one past.
 struct Judge<'a> {
     asked: Vec<&'a Asked>,
-    seals: Vec<Sealed<'a>>,
+    seals: Vec<(ReplicaId, &'a Sealed)>,
     members: &'a OrdMap<ReplicaId, MemberState>,
 }
 
-/// A seal, and whom it covers.
-struct Sealed<'a> {
-    by: ReplicaId,
-    sealed: &'a Frontier,
-    set: BTreeSet<ReplicaId>,
-}
-
 impl Judge<'_> {
+    /// Whether everybody who must seal `set` has done so, with a majority. Who must is known from the seals themselves: a
+    /// seal comes after every admission that its author has made before, and whom it admits after that is bound by it.
+    /// A newcomer seals too, but what took effect without it does not wait for those whom it alone knows: any sealer may
+    /// be the first.
     fn takes_effect(&self, set: &BTreeSet<ReplicaId>, retired: &Retired) -> bool {
-        let inside = |asked: &&&Asked| asked.set().all(|id| set.contains(&id) || retired.contains(id));
-        let agreed = self.asked.iter().filter(inside).filter(|asked| asked.request.force || self.is_majority(asked));
-        let named: BTreeSet<ReplicaId> = agreed.flat_map(|asked| asked.set()).collect();
-        named.is_superset(set) && self.is_sealed_by_all(set, retired)
+        let forced = self.asked.iter().filter(|asked| asked.request.force).flat_map(|asked| asked.set());
+        let forced: BTreeSet<ReplicaId> = forced.chain(retired.replicas()).collect();
+        let is_enough = |votes: u64| votes > VOTES / 2 || forced.is_superset(set);
+        let sealers = self.seals.iter().map(|(by, _)| *by).filter(|by| self.seal(*by, set).is_some());
+        sealers.into_iter().any(|first| self.votes_of_all(first, set).is_some_and(is_enough))
     }
 
-    /// Whether more than half of a request's base, outside its set, have sealed its set.
-    fn is_majority(&self, asked: &Asked) -> bool {
-        let set: BTreeSet<ReplicaId> = asked.set().collect();
-        let voters = asked.base.iter().filter(|id| !set.contains(id));
-        voters.filter(|id| self.seal(**id, &set).is_some()).count() * 2 > asked.base.len()
+    /// The votes of everybody who must seal a set, as one sealer and those it leads to know; none if a seal is missing.
+    fn votes_of_all(&self, first: ReplicaId, set: &BTreeSet<ReplicaId>) -> Option<u64> {
+        let (mut known, mut missing, mut votes) = (BTreeSet::from([first]), vec![first], 0_u64);
+        while let Some(member) = missing.pop() {
+            let seal = self.seal(member, set)?;
+            votes = votes.saturating_add(seal.votes);
+            let members = self.members.iter().filter(|(_, state)| state.admitted(&seal.frontier).is_some());
+            missing.extend(members.map(|(id, _)| *id).filter(|id| !set.contains(id) && known.insert(*id)));
+        }
+        Some(votes)
     }
 
-    /// Whether everybody who must seal `set` has done so. Who must is known from the seals themselves: a seal comes after
-    /// every admission that its author has made before, and whom it admits after that is bound by it. A newcomer seals
-    /// too, but what took effect without it does not wait for those whom it alone knows: any sealer may be the first.
-    fn is_sealed_by_all(&self, set: &BTreeSet<ReplicaId>, retired: &Retired) -> bool {
-        let outside = |id: &ReplicaId| !set.contains(id) && !retired.contains(*id);
-        let is_closed = |first: ReplicaId| {
-            let (mut known, mut missing) = (BTreeSet::from([first]), vec![first]);
-            while let Some(member) = missing.pop() {
-                let Some(seal) = self.seal(member, set) else { return false };
-                let members = self.members.iter().filter(|(_, state)| state.admitted(seal.sealed).is_some());
-                missing.extend(members.map(|(id, _)| *id).filter(|id| outside(id) && known.insert(*id)));
-            }
-            true
-        };
-        self.seals.iter().map(|seal| seal.by).filter(outside).any(is_closed)
-    }
-
-    /// A member's first seal that covers a set.
-    fn seal(&self, by: ReplicaId, set: &BTreeSet<ReplicaId>) -> Option<&Sealed<'_>> {
-        self.seals.iter().find(|seal| seal.by == by && seal.set.is_superset(set))
+    fn seal(&self, by: ReplicaId, set: &BTreeSet<ReplicaId>) -> Option<&Sealed> {
+        self.seals.iter().find(|(author, seal)| *author == by && seal.set == *set).map(|(_, seal)| *seal)
     }
 
     fn grave(&self, replica: ReplicaId) -> Option<Grave> {
-        let seals = self.seals.iter().filter(|seal| seal.set.contains(&replica));
-        let cut = seals.filter_map(|seal| seal.sealed.0.get(&replica).copied()).max_by_key(|tip| tip.number);
+        let seals = self.seals.iter().filter(|(_, seal)| seal.set.contains(&replica));
+        let cut = seals.filter_map(|(_, seal)| seal.frontier.0.get(&replica).copied()).max_by_key(|tip| tip.number);
         // Of several who named it apart, the lowest entry's heir: all are known, since their authors have sealed since.
         let first = self.asked.iter().filter(|asked| !asked.again.contains(&replica)).find_map(|asked| {
             let retiree = asked.request.set.iter().find(|retiree| retiree.replica == replica)?;

@@ -345,7 +345,9 @@ impl View {
     pub fn site_of_host(&self, host: HostId) -> Option<SiteName> {
         self.ledger.host_pools(host).find_map(|(_, pool)| match &pool.subject {
             crate::entry::Subject::Host(host) => Some(host.site.clone()),
-            crate::entry::Subject::Quota { .. } | crate::entry::Subject::Group { .. } => None,
+            crate::entry::Subject::Quota { .. }
+            | crate::entry::Subject::Group { .. }
+            | crate::entry::Subject::Votes => None,
         })
     }
 }

@@ -240,8 +240,8 @@ pub fn admit_replica(tx: &mut Tx<'_>, mut member: Member) -> Result<(), Refusal>
 fn share(subject: &Subject, capacity: &Amount, members: u64) -> Amount {
     match subject {
         Subject::Quota { .. } => capacity.divided_by(members),
-        // Made where they are needed first, and handed over when they are asked for.
-        Subject::Group { .. } => Amount::default(),
+        // Made where they are needed first, and handed over when they are asked for; votes are shared as members come.
+        Subject::Group { .. } | Subject::Votes => Amount::default(),
         Subject::Host(_) => capacity.divided_by(4).divided_by(members.saturating_sub(1)),
     }
 }
