@@ -297,8 +297,8 @@ fn what_one_that_is_not_dead_goes_on_to_write_is_not_taken_after_the_seal() {
 fn what_took_effect_stays_though_newcomers_seal() {
     let mut world = World::new(3);
     world.retire(0, &[(3, 0)], false).unwrap();
-    world.settle(&[0, 1, 2]);
-    assert!(world.is_retired(0, 3));
+    world.send(0, 1);
+    world.send(0, 2);
     let lowest = (0..4).map(id).min().unwrap();
     let newcomer = (5..200).find(|n| id(*n) < lowest).unwrap();
     // One that is admitted and never comes, and one whose seals are the first in order.
@@ -306,9 +306,31 @@ fn what_took_effect_stays_though_newcomers_seal() {
     world.cloud.join(newcomer);
     world.replica(4).tend(5, None).unwrap();
     world.tend(4);
-    assert!(world.is_retired(4, 3), "at the newcomer");
+    world.send(1, 0);
+    world.send(2, 0);
+    assert!(world.is_retired(0, 3));
     world.send(4, 0);
-    assert!(world.is_retired(0, 3), "at 0");
+    let view = world.cloud.replicas[0].view();
+    assert!(view.retirements().sealed_by(id(newcomer), view.frontier()).contains(&id(3)));
+    assert!(world.is_retired(0, 3), "it was undone");
+}
+
+#[test]
+fn seals_without_a_majority_of_the_votes_retire_nobody() {
+    // Two of four, and a minority with members of its own making, seal against the rule.
+    let mut world = World::new(3);
+    world.retire(0, &[(2, 0), (3, 0)], false).unwrap();
+    let set: BTreeSet<ReplicaId> = [id(2), id(3)].into();
+    world.send(0, 1);
+    world.cloud.join(4);
+    world.cloud.join(5);
+    for n in [0, 1, 4, 5] {
+        let seal = MemberOp::Seal { set: set.clone() };
+        world.replica(n).transact::<_, Refusal>(6, |tx| tx.membership(seal)).unwrap();
+        world.tend(n);
+    }
+    world.settle(&[0, 1, 4, 5]);
+    assert!([0, 1, 4, 5].iter().all(|n| !world.is_retired(*n, 2)));
 }
 
 #[test]
@@ -582,70 +604,4 @@ proptest! {
             prop_assert!(living.iter().all(|at| stopped.iter().all(|of| world.is_retired(*at, *of))));
         }
     }
-}
-
-// Found by reasoning and by `jepsen/tests/model.rs`; the mended rules are in `docs/reservations.md`, "Found".
-
-#[test]
-#[ignore = "finding 1: it is undone by a newcomer's seal"]
-fn what_took_effect_stays_in_effect_when_newcomers_seal() {
-    let mut world = World::new(3);
-    world.retire(0, &[(3, 0)], false).unwrap();
-    world.settle(&[0, 1, 2]);
-    let lowest = (0..4).map(id).min().unwrap();
-    let newcomer = (5..200).find(|n| id(*n) < lowest).unwrap();
-    // 4 is admitted and never comes up. The newcomer knows of it, and seals.
-    world.cloud.admit(4);
-    world.cloud.join(newcomer);
-    world.replica(4).tend(5, None).unwrap();
-    world.tend(4);
-    world.send(4, 0);
-    assert!(world.cloud.replicas[0].view().retired().contains(id(3)), "it was undone");
-}
-
-#[test]
-#[ignore = "finding 2: whom a sponsor admits votes"]
-fn a_minority_does_not_become_a_majority_by_admitting_newcomers() {
-    let mut world = World::new(2);
-    world.retire(1, &[(0, 1)], false).unwrap();
-    world.settle(&[1, 2]);
-    assert!(world.is_retired(1, 0));
-    for n in [3, 4] {
-        world.cloud.join(n);
-        world.replica(n).tend(5, None).unwrap();
-        world.tend(n);
-    }
-    world.retire(0, &[(1, 0), (2, 0)], false).unwrap();
-    world.settle(&[0, 3, 4]);
-    assert!(!world.is_retired(0, 1), "two halves live");
-}
-
-#[test]
-#[ignore = "finding 3: who is named already cannot be named with force"]
-fn what_has_no_majority_can_be_forced_later() {
-    let mut world = World::new(3);
-    world.retire(0, &[(2, 0), (3, 0)], false).unwrap();
-    world.settle(&[0, 1]);
-    assert!(!world.is_retired(0, 3));
-    world.retire(0, &[(2, 0), (3, 0)], true).unwrap();
-    world.settle(&[0, 1]);
-    assert!(world.is_retired(0, 3) && world.is_retired(1, 2));
-}
-
-#[test]
-#[ignore = "finding 4: sealed for nothing, they never hear of each other again"]
-fn two_that_retire_each_other_do_not_stop_the_cloud() {
-    let mut world = World::new(2);
-    world.retire(0, &[(1, 0)], false).unwrap();
-    world.retire(1, &[(0, 1)], false).unwrap();
-    // 2 hears both at once. Whatever it seals: who is not retired in the end hears of what the others write.
-    let both = world.cloud.log(1).into_values().chain(world.cloud.log(0).into_values()).collect();
-    world.deliver(2, both);
-    world.settle(&[0, 1, 2]);
-    for n in [0, 1, 2] {
-        let _refused_if_retired = world.claim(n);
-    }
-    world.settle(&[0, 1, 2]);
-    let living: Vec<u8> = [0, 1, 2].into_iter().filter(|n| !world.is_retired(2, *n)).collect();
-    world.assert_equal(&living);
 }
