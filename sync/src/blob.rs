@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use luc_engine::entry::Hash;
 use md5::Md5;
@@ -19,6 +20,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
 /// Bytes in a chunk; the last of a blob may be shorter.
 pub const CHUNK: u64 = 1 << 20;
+/// How long a source of data may give nothing before another one is tried.
+pub const STALL: Duration = Duration::from_secs(10);
 /// Largest manifest taken from a peer: 4 TiB of data.
 const MAX_CHUNKS: usize = 4 << 20;
 
@@ -106,7 +109,29 @@ pub type Progress = Arc<Mutex<BTreeMap<String, (u64, u64)>>>;
 pub struct Blobs {
     dir: Arc<PathBuf>,
     progress: Progress,
-    fetching: Arc<Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+    fetching: Fetching,
+}
+
+/// One lock for each blob that somebody fetches or waits for.
+type Fetching = Arc<Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>>;
+
+/// The right to fetch a blob. See [`Blobs::turn`].
+#[derive(Debug)]
+pub struct Turn {
+    fetching: Fetching,
+    blob: String,
+    guard: Option<tokio::sync::OwnedMutexGuard<()>>,
+}
+
+impl Drop for Turn {
+    /// The last one takes the lock away with it.
+    fn drop(&mut self) {
+        let mut fetching = self.fetching.lock();
+        self.guard = None;
+        if fetching.get(&self.blob).is_some_and(|lock| Arc::strong_count(lock) == 1) {
+            fetching.remove(&self.blob);
+        }
+    }
 }
 
 impl Blobs {
@@ -192,9 +217,14 @@ impl Blobs {
         let root = manifest.root();
         let bytes = rmp_serde::to_vec(manifest).unwrap_or_default();
         let beside = self.file(&root, ".manifest.new")?;
-        tokio::fs::write(&beside, bytes).await.map_err(disk("store a manifest"))?;
+        let mut file = File::create(&beside).await.map_err(disk("store a manifest"))?;
+        file.write_all(&bytes).await.map_err(disk("store a manifest"))?;
+        file.sync_all().await.map_err(disk("store a manifest"))?;
         tokio::fs::rename(&beside, self.file(&root, ".manifest")?).await.map_err(disk("store a manifest"))?;
-        tokio::fs::rename(data, self.file(&root, "")?).await.map_err(disk("store a blob"))
+        tokio::fs::rename(data, self.file(&root, "")?).await.map_err(disk("store a blob"))?;
+        // An image that was answered for survives a power cut: the names too must be on the disk.
+        let dir = File::open(&*self.dir).await.map_err(disk("store a blob"))?;
+        dir.sync_all().await.map_err(disk("store a blob"))
     }
 
     /// The manifest of a blob that is held.
@@ -235,9 +265,17 @@ impl Blobs {
     }
 
     /// Holds the right to fetch a blob: of many that wait for one, one fetches and the others find it.
-    pub async fn turn(&self, blob: &str) -> tokio::sync::OwnedMutexGuard<()> {
+    pub async fn turn(&self, blob: &str) -> Turn {
+        let mut turn = Turn { fetching: self.fetching.clone(), blob: blob.to_owned(), guard: None };
         let lock = self.fetching.lock().entry(blob.to_owned()).or_default().clone();
-        lock.lock_owned().await
+        turn.guard = Some(lock.lock_owned().await);
+        turn
+    }
+
+    /// How many blobs somebody fetches or waits for.
+    #[must_use]
+    pub fn waited_for(&self) -> usize {
+        self.fetching.lock().len()
     }
 
     /// How many chunks of an earlier, broken fetch are there and sound. They are hashed again: after a power cut, a
@@ -277,16 +315,17 @@ impl Blobs {
         let partial = self.file(blob, ".partial")?;
         let mut file = File::options().create(true).truncate(false).write(true).open(&partial).await;
         let file = file.as_mut().map_err(|error| disk("store a blob")(std::io::Error::other(error.to_string())))?;
-        file.set_len(from * CHUNK).await.map_err(disk("store a blob"))?;
-        file.seek(std::io::SeekFrom::Start(from * CHUNK)).await.map_err(disk("store a blob"))?;
+        // The last chunk may be short, and there already: the data ends at its size, not at a whole chunk.
+        let mut done = from.saturating_mul(CHUNK).min(manifest.size);
+        file.set_len(done).await.map_err(disk("store a blob"))?;
+        file.seek(std::io::SeekFrom::Start(done)).await.map_err(disk("store a blob"))?;
         let _progress = Reporting { progress: &self.progress, blob };
         let first = usize::try_from(from).unwrap_or(usize::MAX);
-        let mut done = from * CHUNK;
         for chunk in manifest.chunks.iter().skip(first) {
             self.progress.lock().insert(blob.into(), (done, manifest.size));
             let length = CHUNK.min(manifest.size - done);
             let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
-            stream.read_exact(&mut bytes).await.map_err(|error| BlobError::Broken(error.to_string()))?;
+            fill(stream, &mut bytes).await?;
             if Hash::of(&bytes) != *chunk {
                 return Err(BlobError::Corrupt(blob.into()));
             }
@@ -304,6 +343,19 @@ impl Blobs {
         let name = blob.len() == 64 && blob.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         if name { Ok(self.dir.join(format!("{blob}{suffix}"))) } else { Err(BlobError::Name(blob.into())) }
     }
+}
+
+/// Reads until `bytes` are full. A source that gives nothing for [`STALL`] is given up; a slow one is not.
+async fn fill(stream: &mut (impl AsyncRead + Unpin), mut bytes: &mut [u8]) -> Result<(), BlobError> {
+    while !bytes.is_empty() {
+        let read = tokio::time::timeout(STALL, stream.read(bytes)).await;
+        let read = read.map_err(|_| BlobError::Broken(format!("nothing came for {} s", STALL.as_secs())))?;
+        match read.map_err(|error| BlobError::Broken(error.to_string()))? {
+            0 => return Err(BlobError::Broken("the stream ended".into())),
+            count => bytes = bytes.split_at_mut(count).1,
+        }
+    }
+    Ok(())
 }
 
 struct Reporting<'a> {

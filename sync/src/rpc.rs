@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::agents::{self, CHANNEL};
-use crate::blob::{BlobError, Blobs, Manifest};
+use crate::blob::{BlobError, Blobs, Manifest, STALL};
 use crate::ca::{Credentials, SERVER_NAME};
 use crate::join::{Admission, JoinError, Newcomer, Token, admit, prove};
 use crate::net::{Net, NetError, client_endpoint, join_endpoint, resolve};
@@ -28,8 +28,6 @@ const ANSWER: usize = wire::MAX_FRAME;
 const RIGHTS_LIMIT: Duration = Duration::from_millis(1_500);
 /// Bytes of log that an answer with rights carries at most.
 pub const GRANT_LOG: usize = 4 << 20;
-/// How long one read of image data may stall before another source is tried.
-const STALL: Duration = Duration::from_secs(10);
 
 impl Net {
     /// Asks others for the rights that are short: for each shortage the richest holder that can be reached, then the
@@ -382,9 +380,10 @@ pub(crate) async fn call<T: serde::de::DeserializeOwned>(
 /// Fetches a blob over a connection, from the chunk where an earlier fetch stopped.
 async fn fetch_over(connection: &Connection, blobs: &Blobs, blob: &str) -> Result<PathBuf, BlobError> {
     let broken = |error: String| BlobError::Broken(error);
-    let manifest: Result<Manifest, String> =
-        call(connection, &Request::BlobManifest(blob.into())).await.map_err(|error| broken(error.to_string()))?;
-    let manifest = manifest.map_err(broken)?;
+    let request = Request::BlobManifest(blob.into());
+    let manifest = tokio::time::timeout(STALL, call::<Result<Manifest, String>>(connection, &request)).await;
+    let manifest = manifest.map_err(|_| broken("no answer".into()))?;
+    let manifest = manifest.map_err(|error| broken(error.to_string()))?.map_err(broken)?;
     let from = blobs.resume(blob, &manifest).await?;
     let (mut send, mut recv) = connection.open_bi().await.map_err(|error| broken(error.to_string()))?;
     let request = Request::BlobChunks { blob: blob.into(), from };

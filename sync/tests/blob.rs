@@ -71,3 +71,52 @@ async fn an_upload_that_fails_leaves_nothing() {
     let stored = blobs.put(&b""[..], 10, 2).await.unwrap();
     assert_eq!((stored.size, stored.md5.as_str()), (0, "d41d8cd98f00b204e9800998ecf8427e"));
 }
+
+#[tokio::test]
+async fn data_that_was_whole_when_its_fetch_broke_off_is_not_made_longer() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (store(dir.path(), "from"), store(dir.path(), "to"));
+    let data = data(2);
+    let stored = from.put(&data[..], 1 << 30, 1).await.unwrap();
+    let manifest = from.manifest(&stored.blob).await.unwrap();
+    // All chunks arrived, the short one too; then the process died.
+    std::fs::write(dir.path().join("to").join(format!("{}.partial", stored.blob)), &data).unwrap();
+    let resume = to.resume(&stored.blob, &manifest).await.unwrap();
+    assert_eq!(resume, 3);
+    let path = to.take(&stored.blob, &manifest, resume, &mut tokio::io::empty()).await.unwrap();
+    assert_eq!(std::fs::read(path).unwrap().len(), data.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_falls_silent_is_given_up_and_what_it_gave_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (store(dir.path(), "from"), store(dir.path(), "to"));
+    let data = data(2);
+    let stored = from.put(&data[..], 1 << 30, 1).await.unwrap();
+    let manifest = from.manifest(&stored.blob).await.unwrap();
+    let (mut source, mut stream) = tokio::io::duplex(4 << 20);
+    tokio::io::AsyncWriteExt::write_all(&mut source, &data[..usize::try_from(CHUNK).unwrap() + 5]).await.unwrap();
+    let silent = to.take(&stored.blob, &manifest, 0, &mut stream).await;
+    assert!(matches!(silent, Err(BlobError::Broken(_))), "{silent:?}");
+    assert_eq!(to.resume(&stored.blob, &manifest).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn turns_are_taken_one_by_one_and_leave_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = store(dir.path(), "blobs");
+    let first = blobs.turn("a").await;
+    let second = tokio::spawn({
+        let blobs = blobs.clone();
+        async move { blobs.turn("a").await }
+    });
+    tokio::task::yield_now().await;
+    assert!(!second.is_finished());
+    drop(first);
+    drop(second.await.unwrap());
+    drop(blobs.turn("b").await);
+    let other = blobs.turn("c").await;
+    assert_eq!(blobs.waited_for(), 1);
+    drop(other);
+    assert_eq!(blobs.waited_for(), 0);
+}

@@ -44,8 +44,12 @@ fn two_halves_of_a_split_cloud_keep_a_groups_policy() {
     let clients = [0, 1, 2].map(|at| cloud.login(at).unwrap());
     let [paris, lyon, rennes] = &clients;
     let image = paris.upload("tiny", &[0; 4096]).unwrap();
-    let known = || Ok(paris.get("/luc/v1/hosts")?["hosts"].as_array().is_some_and(|hosts| hosts.len() == 3));
-    eventually(LONG, "all hosts", known).unwrap();
+    let up = || {
+        let hosts = paris.get("/luc/v1/hosts")?;
+        let up = hosts["hosts"].as_array().into_iter().flatten().filter(|host| host["state"] == "up");
+        Ok(up.count() == 3)
+    };
+    eventually(LONG, "all hosts to be up", up).unwrap();
     let (apart, together) = (group(paris, "anti-affinity"), group(paris, "affinity"));
     cloud.agree(&clients, LONG).unwrap();
     // Rights that only others can make are asked for, over the network.
