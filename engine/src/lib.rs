@@ -7,6 +7,7 @@ pub mod document;
 pub mod entry;
 pub mod filters;
 pub mod id;
+pub mod interval;
 pub mod ledger;
 #[cfg(feature = "memo")]
 mod memo;

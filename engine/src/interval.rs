@@ -1,0 +1,318 @@
+//! Sets of addresses: the algebra of address pools.
+//!
+//! An address is a number (IPv4 in the low 32 bits; which family it is, its pool knows). A set is a list of disjoint
+//! intervals, in order and never adjacent: so equal sets are equal bytes, and everything costs in proportion to the number of
+//! intervals and not of addresses. A /8 and a /64 are one interval each, like a /29.
+//!
+//! The operations are those that rights need: what is granted is taken from one account ([`Intervals::checked_sub`]) and
+//! added to another ([`Intervals::checked_add`]), and never counted twice.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// From the first to the last, both within.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Interval {
+    first: u128,
+    last: u128,
+}
+
+impl Interval {
+    /// From `first` to `last`; none if `last` is lower.
+    #[must_use]
+    pub fn new(first: u128, last: u128) -> Option<Self> {
+        (first <= last).then_some(Self { first, last })
+    }
+
+    /// The lowest address.
+    #[must_use]
+    pub fn first(&self) -> u128 {
+        self.first
+    }
+
+    /// The highest address.
+    #[must_use]
+    pub fn last(&self) -> u128 {
+        self.last
+    }
+
+    fn after(&self) -> Option<u128> {
+        self.last.checked_add(1)
+    }
+
+    fn meet(&self, other: &Self) -> Option<Self> {
+        Self::new(self.first.max(other.first), self.last.min(other.last))
+    }
+}
+
+/// A set of addresses, in canonical form.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(try_from = "Vec<(Bytes, Bytes)>", into = "Vec<(Bytes, Bytes)>")]
+pub struct Intervals(Vec<Interval>);
+
+/// A list that is not a set in canonical form: its intervals are to be in order, disjoint, not adjacent and not empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an address set names its intervals in order, and none that touches another")]
+pub struct BadIntervals;
+
+impl Intervals {
+    /// Every address there is.
+    #[must_use]
+    pub fn full() -> Self {
+        Self(vec![Interval { first: 0, last: u128::MAX }])
+    }
+
+    /// One address.
+    #[must_use]
+    pub fn single(address: u128) -> Self {
+        Self(vec![Interval { first: address, last: address }])
+    }
+
+    /// Nothing at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The intervals, in order.
+    pub fn iter(&self) -> impl Iterator<Item = Interval> + '_ {
+        self.0.iter().copied()
+    }
+
+    /// How many addresses: none if it is all 2^128 of them, which `u128` cannot count.
+    #[must_use]
+    pub fn len(&self) -> Option<u128> {
+        // Only the full set overflows: any other has at most 2^128 - 1.
+        self.0.iter().try_fold(0_u128, |sum, one| sum.checked_add(one.last - one.first)?.checked_add(1))
+    }
+
+    /// Whether an address is within.
+    #[must_use]
+    pub fn contains(&self, address: u128) -> bool {
+        let at = self.0.partition_point(|one| one.last < address);
+        self.0.get(at).is_some_and(|one| one.first <= address)
+    }
+
+    /// Whether every address of `other` is within.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        other.difference(self).is_empty()
+    }
+
+    /// What is in either.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
+        let mut joined: Vec<Interval> = Vec::with_capacity(self.0.len() + other.0.len());
+        for one in merge(&self.0, &other.0) {
+            match joined.last_mut() {
+                // Touching intervals are one.
+                Some(before) if before.after().is_none_or(|after| one.first <= after) => {
+                    before.last = before.last.max(one.last);
+                }
+                _ => joined.push(one),
+            }
+        }
+        Self(joined)
+    }
+
+    /// What is in both.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        let (mut mine, mut theirs) = (self.0.iter().peekable(), other.0.iter().peekable());
+        let mut common = Vec::new();
+        while let (Some(a), Some(b)) = (mine.peek(), theirs.peek()) {
+            common.extend(a.meet(b));
+            // Whichever ends first meets nothing further on.
+            if a.last <= b.last {
+                mine.next()
+            } else {
+                theirs.next()
+            };
+        }
+        Self(common)
+    }
+
+    /// What is in this and not in `other`.
+    #[must_use]
+    pub fn difference(&self, other: &Self) -> Self {
+        self.intersection(&other.complement())
+    }
+
+    /// The sum of two shares; none where they have an address in common, which would then count twice.
+    #[must_use]
+    pub fn checked_add(&self, other: &Self) -> Option<Self> {
+        self.intersection(other).is_empty().then(|| self.union(other))
+    }
+
+    /// The rest of a share; none where `other` is not all within.
+    #[must_use]
+    pub fn checked_sub(&self, other: &Self) -> Option<Self> {
+        self.covers(other).then(|| self.difference(other))
+    }
+
+    /// Takes the `n` lowest addresses out; none, and nothing is taken, if there are fewer.
+    #[must_use]
+    pub fn take_lowest(&mut self, n: u128) -> Option<Self> {
+        if self.len().is_some_and(|len| len < n) {
+            return None;
+        }
+        let (taken, rest) = self.split_lowest(n);
+        *self = rest;
+        Some(taken)
+    }
+
+    /// Takes one address out. Says whether it was there.
+    pub fn take(&mut self, address: u128) -> bool {
+        let found = self.contains(address);
+        if found {
+            *self = self.difference(&Self::single(address));
+        }
+        found
+    }
+
+    /// `n` disjoint shares that together are this set; their sizes differ by one at most, the larger first. Each has
+    /// neighbouring addresses: together they have at most `n - 1` intervals more than the set. None for `n` = 0.
+    #[must_use]
+    pub fn split(&self, n: u32) -> Vec<Self> {
+        let mut rest = self.clone();
+        let shares = (1..=u128::from(n)).rev().map(|left| {
+            if left == 1 {
+                return std::mem::take(&mut rest);
+            }
+            let (share, others) = rest.split_lowest(ceiling_of_share(&rest, left));
+            rest = others;
+            share
+        });
+        shares.collect()
+    }
+
+    /// The `n` lowest, and the rest. All if there are fewer.
+    fn split_lowest(&self, n: u128) -> (Self, Self) {
+        let (mut low, mut high, mut wanted) = (Vec::new(), Vec::new(), n);
+        for one in self.iter() {
+            // The last of the lowest `wanted` addresses of an interval, if that many are wanted at all.
+            match wanted.checked_sub(1).map(|more| one.first.checked_add(more)) {
+                None => high.push(one),
+                Some(Some(last)) if last < one.last => {
+                    low.push(Interval { first: one.first, last });
+                    high.push(Interval { first: last + 1, last: one.last });
+                    wanted = 0;
+                }
+                Some(_) => {
+                    low.push(one);
+                    wanted -= one.last - one.first + 1;
+                }
+            }
+        }
+        (Self(low), Self(high))
+    }
+
+    fn complement(&self) -> Self {
+        let mut gaps = Vec::with_capacity(self.0.len() + 1);
+        let mut from = Some(0);
+        for one in &self.0 {
+            let before = from.zip(one.first.checked_sub(1));
+            gaps.extend(before.and_then(|(first, last)| Interval::new(first, last)));
+            from = one.after();
+        }
+        gaps.extend(from.and_then(|first| Interval::new(first, u128::MAX)));
+        Self(gaps)
+    }
+}
+
+impl FromIterator<Interval> for Intervals {
+    /// The union, in whatever order they come.
+    fn from_iter<I: IntoIterator<Item = Interval>>(intervals: I) -> Self {
+        let mut all: Vec<Interval> = intervals.into_iter().collect();
+        all.sort_unstable();
+        Self::default().union(&Self(all))
+    }
+}
+
+impl fmt::Display for Intervals {
+    /// Numbers in hexadecimal: whether they are IPv4 or IPv6, only their pool knows.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return f.write_str("no address");
+        }
+        for (i, Interval { first, last }) in self.iter().enumerate() {
+            let comma = if i == 0 { "" } else { ", " };
+            if first == last { write!(f, "{comma}{first:#x}") } else { write!(f, "{comma}{first:#x}-{last:#x}") }?;
+        }
+        Ok(())
+    }
+}
+
+/// How many of `set` the first of `left` shares gets, `left` being two at least.
+fn ceiling_of_share(set: &Intervals, left: u128) -> u128 {
+    match set.len() {
+        Some(len) => len.div_ceil(left),
+        // 2^128 = MAX + 1, and there are at least two shares.
+        None => u128::MAX / left + 1,
+    }
+}
+
+fn merge<'a>(a: &'a [Interval], b: &'a [Interval]) -> impl Iterator<Item = Interval> + 'a {
+    let (mut a, mut b) = (a.iter().copied().peekable(), b.iter().copied().peekable());
+    std::iter::from_fn(move || match (a.peek(), b.peek()) {
+        (Some(x), Some(y)) if y < x => b.next(),
+        (Some(_), _) => a.next(),
+        (None, _) => b.next(),
+    })
+}
+
+/// A number as it travels: big endian, without its leading zeros. MessagePack has no 128-bit integer.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+struct Bytes(#[serde(with = "serde_bytes")] Vec<u8>);
+
+impl From<u128> for Bytes {
+    fn from(n: u128) -> Self {
+        let bytes = n.to_be_bytes();
+        let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+        Self(bytes[zeros..].to_vec())
+    }
+}
+
+impl Bytes {
+    fn number(&self) -> Option<u128> {
+        let mut bytes = [0; 16];
+        let from = bytes.len().checked_sub(self.0.len())?;
+        bytes[from..].copy_from_slice(&self.0);
+        // One number has one form.
+        (self.0.first() != Some(&0)).then_some(u128::from_be_bytes(bytes))
+    }
+}
+
+/// On the wire: of each interval its distance from the one before, and how many follow its first address. So small pools
+/// far up in IPv6 stay small, and an order that is not canonical cannot be said.
+impl From<Intervals> for Vec<(Bytes, Bytes)> {
+    fn from(set: Intervals) -> Self {
+        let mut from = 0;
+        let pairs = set.0.iter().map(|one| {
+            let pair = (Bytes::from(one.first - from), Bytes::from(one.last - one.first));
+            from = one.last;
+            pair
+        });
+        pairs.collect()
+    }
+}
+
+impl TryFrom<Vec<(Bytes, Bytes)>> for Intervals {
+    type Error = BadIntervals;
+    fn try_from(pairs: Vec<(Bytes, Bytes)>) -> Result<Self, BadIntervals> {
+        let mut set: Vec<Interval> = Vec::with_capacity(pairs.len());
+        for (distance, more) in pairs {
+            let (distance, more) = (distance.number().ok_or(BadIntervals)?, more.number().ok_or(BadIntervals)?);
+            let from = set.last().map(|before| before.last);
+            // A gap of at least one address, or they would be one interval.
+            if from.is_some() && distance < 2 {
+                return Err(BadIntervals);
+            }
+            let first = from.unwrap_or(0).checked_add(distance).ok_or(BadIntervals)?;
+            let last = first.checked_add(more).ok_or(BadIntervals)?;
+            set.push(Interval { first, last });
+        }
+        Ok(Self(set))
+    }
+}

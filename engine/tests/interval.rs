@@ -1,0 +1,178 @@
+//! Address sets against a naive model, at both ends of the numbers.
+//!
+//! Broken once each, to see these fail: touching intervals left apart; a share one too large; a gap of one accepted from the
+//! wire; the complement of a set that ends at the highest address.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::collections::BTreeSet;
+
+use luc_engine::interval::{Interval, Intervals};
+use proptest::prelude::*;
+
+type Naive = BTreeSet<u128>;
+
+/// Where the small numbers of a test lie: at the bottom, in the middle, and at the very top.
+const PLACES: [u128; 3] = [0, 1 << 64, u128::MAX - 63];
+
+fn interval(first: u128, last: u128) -> Interval {
+    Interval::new(first, last).unwrap()
+}
+
+fn naive(set: &Intervals) -> Naive {
+    set.iter().flat_map(|one| one.first()..=one.last()).collect()
+}
+
+fn set_of(numbers: &Naive) -> Intervals {
+    numbers.iter().map(|n| interval(*n, *n)).collect()
+}
+
+fn is_canonical(set: &Intervals) -> bool {
+    let all: Vec<Interval> = set.iter().collect();
+    all.windows(2).all(|pair| pair[0].last() < pair[1].first() && pair[1].first() - pair[0].last() > 1)
+}
+
+/// Numbers near each other, so that sets touch, overlap and have gaps.
+fn numbers() -> impl Strategy<Value = Naive> {
+    let place = proptest::sample::select(PLACES.to_vec());
+    (place, proptest::collection::vec((0_u128..64, 0_u128..9), 0..8)).prop_map(|(place, runs)| {
+        runs.into_iter().flat_map(|(from, n)| (from..(from + n).min(64)).map(move |i| place + i)).collect()
+    })
+}
+
+/// Two sets at one place.
+fn two() -> impl Strategy<Value = (Naive, Naive)> {
+    (proptest::sample::select(PLACES.to_vec()), any::<u64>(), any::<u64>()).prop_map(|(place, a, b)| {
+        let of = |bits: u64| (0..64).filter(|i| bits >> i & 1 == 1).map(|i| place + i).collect();
+        // Runs of ones are more telling than noise.
+        (of(a & (a >> 1 | a << 1)), of(b & (b >> 1 | b << 1)))
+    })
+}
+
+proptest! {
+    #[test]
+    fn it_is_the_set_of_its_addresses((a, b) in two()) {
+        let (x, y) = (set_of(&a), set_of(&b));
+        prop_assert_eq!(naive(&x), a.clone());
+        for (made, wanted) in [
+            (x.union(&y), &a | &b),
+            (x.intersection(&y), &a & &b),
+            (x.difference(&y), &a - &b),
+        ] {
+            prop_assert!(is_canonical(&made), "{made}");
+            prop_assert_eq!(&made, &set_of(&wanted));
+            prop_assert_eq!(made.len(), Some(wanted.len() as u128));
+        }
+        prop_assert_eq!(x.covers(&y), b.is_subset(&a));
+        prop_assert_eq!(x.checked_sub(&y), b.is_subset(&a).then(|| set_of(&(&a - &b))));
+        prop_assert_eq!(x.checked_add(&y), a.is_disjoint(&b).then(|| set_of(&(&a | &b))));
+        for n in a.union(&b) {
+            prop_assert_eq!(x.contains(*n), a.contains(n));
+        }
+    }
+
+    #[test]
+    fn what_is_taken_is_taken_once(all in numbers(), n in 0_u128..70, at in 0_usize..64) {
+        let mut set = set_of(&all);
+        let lowest: Naive = all.iter().copied().take(usize::try_from(n).unwrap()).collect();
+        match set.take_lowest(n) {
+            Some(taken) => {
+                prop_assert_eq!(naive(&taken), lowest.clone());
+                prop_assert_eq!(naive(&set), &all - &lowest);
+            }
+            None => prop_assert!((all.len() as u128) < n && set == set_of(&all)),
+        }
+        let mut set = set_of(&all);
+        if let Some(address) = all.iter().nth(at) {
+            prop_assert!(set.take(*address) && !set.take(*address));
+            prop_assert_eq!(set.len(), Some(all.len() as u128 - 1));
+            prop_assert!(set.checked_add(&Intervals::single(*address)).is_some_and(|back| back == set_of(&all)));
+        }
+    }
+
+    #[test]
+    fn shares_are_nearly_equal_and_lose_nothing(all in numbers(), n in 1_u32..9) {
+        let set = set_of(&all);
+        let shares = set.split(n);
+        prop_assert_eq!(shares.len(), n as usize);
+        let sizes: Vec<u128> = shares.iter().map(|share| share.len().unwrap()).collect();
+        prop_assert!(sizes.iter().max().unwrap() - sizes.iter().min().unwrap() <= 1, "{sizes:?}");
+        prop_assert!(sizes.windows(2).all(|pair| pair[0] >= pair[1]));
+        let together = shares.iter().try_fold(Intervals::default(), |sum, share| sum.checked_add(share));
+        prop_assert_eq!(together, Some(set.clone()));
+        let intervals: usize = shares.iter().map(|share| share.iter().count()).sum();
+        prop_assert!(intervals < set.iter().count() + n as usize);
+    }
+
+    #[test]
+    fn it_travels_in_one_form_only(all in numbers()) {
+        let set = set_of(&all);
+        let bytes = rmp_serde::to_vec(&set).unwrap();
+        prop_assert_eq!(rmp_serde::from_slice::<Intervals>(&bytes).unwrap(), set);
+    }
+
+    /// Whatever decodes is canonical, and encodes to the same bytes.
+    #[test]
+    fn what_is_not_canonical_does_not_decode(pairs in proptest::collection::vec((bytes(), bytes()), 0..5)) {
+        let sent = rmp_serde::to_vec(&pairs).unwrap();
+        if let Ok(set) = rmp_serde::from_slice::<Intervals>(&sent) {
+            prop_assert!(is_canonical(&set));
+            prop_assert_eq!(rmp_serde::to_vec(&set).unwrap(), sent);
+        }
+    }
+}
+
+fn bytes() -> impl Strategy<Value = serde_bytes::ByteBuf> {
+    let small = (0_u8..4).prop_map(|n| if n == 0 { vec![] } else { vec![n] });
+    let long = (14_usize..18).prop_flat_map(|n| proptest::collection::vec(any::<u8>(), n));
+    let short = proptest::collection::vec(any::<u8>(), 0..3);
+    prop_oneof![6 => small, 2 => short, 1 => long].prop_map(serde_bytes::ByteBuf::from)
+}
+
+#[test]
+fn the_largest_pools_are_as_cheap_as_the_smallest() {
+    let prefix = |base: u128, bits: u32| Intervals::from_iter([interval(base, base + ((1_u128 << bits) - 1))]);
+    for (pool, size) in
+        [(prefix(0xc000_0208, 3), 8), (prefix(0x0a00_0000, 24), 1 << 24), (prefix(0x2001_0db8 << 96, 64), 1_u128 << 64)]
+    {
+        assert_eq!(pool.len(), Some(size));
+        let bytes = rmp_serde::to_vec(&pool).unwrap();
+        assert!(bytes.len() <= 32, "{} bytes for {pool}", bytes.len());
+        let shares = pool.split(500);
+        assert!(shares.iter().all(|share| share.iter().count() <= 1));
+        assert_eq!(shares.iter().filter_map(Intervals::len).sum::<u128>(), size);
+    }
+}
+
+#[test]
+fn every_address_there_is() {
+    let full = Intervals::full();
+    assert_eq!(full.len(), None);
+    assert!(full.contains(0) && full.contains(u128::MAX) && full.covers(&full));
+    assert!(full.difference(&full).is_empty());
+    assert_eq!(full.split(1), std::slice::from_ref(&full));
+    for n in [2_u32, 3, 7, 256] {
+        let shares = full.split(n);
+        let sizes: Vec<u128> = shares.iter().filter_map(Intervals::len).collect();
+        assert_eq!(sizes.len(), n as usize);
+        assert!(sizes[0] - sizes[n as usize - 1] <= 1);
+        assert_eq!(shares.iter().fold(Intervals::default(), |sum, share| sum.checked_add(share).unwrap()), full);
+    }
+    let mut rest = full.clone();
+    assert_eq!(rest.take_lowest(u128::MAX).unwrap().len(), Some(u128::MAX));
+    assert_eq!(rest, Intervals::single(u128::MAX));
+    assert!(rest.take(u128::MAX) && rest.is_empty());
+    let bytes = rmp_serde::to_vec(&full).unwrap();
+    assert_eq!(rmp_serde::from_slice::<Intervals>(&bytes).unwrap(), full);
+}
+
+#[test]
+fn nothing_is_a_set_too() {
+    let mut none = Intervals::default();
+    assert_eq!((none.len(), none.split(3).len(), none.split(0).len()), (Some(0), 3, 0));
+    assert_eq!(none.take_lowest(0), Some(Intervals::default()));
+    assert_eq!(none.take_lowest(1), None);
+    assert!(!none.contains(0) && Intervals::full().covers(&none));
+    assert_eq!(none.to_string(), "no address");
+    assert_eq!(Intervals::from_iter([interval(1, 1), interval(3, 9), interval(2, 2)]).to_string(), "0x1-0x9");
+    assert!(Interval::new(2, 1).is_none());
+}
