@@ -15,4 +15,6 @@ pub mod image;
 pub mod luc;
 mod members;
 pub mod policy;
+mod pools;
+mod rights;
 pub mod wan;

@@ -12,7 +12,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::stream::{self, Stream};
-use luc_engine::entry::{Entry, MemberOp, Subject};
+use luc_engine::entry::{Entry, MemberOp};
 use luc_engine::id::HostId;
 use luc_engine::ledger::Amount;
 use luc_engine::record::{Host, Kind, Site};
@@ -26,6 +26,7 @@ use crate::compute::{host_words, status};
 use crate::http::{Fault, Reply, ok, seconds};
 use crate::members;
 use crate::policy::{self, Action};
+use crate::pools::{self, amount};
 
 pub(crate) fn routes() -> Router<App> {
     Router::new()
@@ -37,7 +38,7 @@ pub(crate) fn routes() -> Router<App> {
         .route("/hosts", get(hosts))
         .route("/frontier", get(frontier))
         .route("/digest", get(digest))
-        .route("/pools", get(pools))
+        .route("/pools", get(pools::pools))
         .route("/transfers", get(transfers))
         .route("/events", get(events))
 }
@@ -173,7 +174,7 @@ fn host_list(app: &App) -> Vec<Value> {
             json!({
                 "id": id.to_string(), "name": host.name, "site": host.site, "hypervisor": host.hypervisor_type,
                 "state": host_words(app, &view, id), "heard_ms_ago": status.as_ref().and_then(|status| status.age),
-                "disabled": host.disabled, "capacity": render(&capacity), "claimed": render(&claimed),
+                "disabled": host.disabled, "capacity": amount(&capacity), "claimed": amount(&claimed),
                 "running": heartbeat.map(|beat| beat.running), "orphans": heartbeat.map(|beat| &beat.orphans),
                 "transfers": heartbeat.map(|beat| &beat.transfers), "load_hundredths": heartbeat.map(|beat| beat.load_hundredths),
             })
@@ -184,42 +185,6 @@ fn host_list(app: &App) -> Vec<Value> {
 fn transfer_list(app: &App) -> Vec<Value> {
     let one = |(blob, done, size)| json!({"blob": blob, "done": done, "size": size});
     app.net().blobs().transfers().into_iter().map(one).collect()
-}
-
-fn render(amount: &Amount) -> Value {
-    Value::Object(amount.iter().map(|(dimension, n)| (format!("{dimension:?}"), json!(n))).collect())
-}
-
-/// Every pool with its rights: minted = free + claimed + burnt, in every dimension.
-async fn pools(State(app): State<App>, caller: Caller) -> Reply {
-    policy::check(&caller, Action::Administer, None)?;
-    let view = app.view();
-    let site = |id| view.member(id).map(|state| state.member.site.to_string());
-    let pools: Vec<Value> = view
-        .ledger()
-        .pools()
-        .map(|(id, pool)| {
-            let subject = match &pool.subject {
-                Subject::Host(host) => json!({"host": host.host.to_string(), "site": host.site.as_str()}),
-                Subject::Quota { project } => json!({"project": project.simple().to_string()}),
-                Subject::Votes => json!({"votes": "on retirements"}),
-                Subject::Group { group, host } => {
-                    let mut value = json!({"server_group": group.to_string()});
-                    host.iter().for_each(|host| value["host"] = json!(host.to_string()));
-                    value
-                }
-            };
-            let rights: Vec<Value> = pool
-                .accounts()
-                .map(|(replica, free)| json!({"replica": replica.to_string(), "site": site(replica), "free": render(&free)}))
-                .collect();
-            json!({
-                "id": id.to_string(), "subject": subject, "minted": render(&pool.minted), "burnt": render(&pool.burnt),
-                "claimed": render(&pool.claimed), "rights": rights,
-            })
-        })
-        .collect();
-    ok(&json!({"pools": pools, "conserved": view.ledger().is_conserved()}))
 }
 
 /// Entries as they become visible here, as server-sent events. A client that is too slow is told how many it missed.

@@ -115,7 +115,7 @@ impl std::fmt::Display for Shortage {
         write!(f, "needs {wanted}; of {capacity}, {claimed} are in use and {free_here} are free here")?;
         if self.suffices_elsewhere() {
             let elsewhere = self.elsewhere.iter().fold(Amount::default(), |sum, (_, _, a)| sum.saturating_add(a));
-            write!(f, "; {elsewhere} are held free by other replicas, which did not hand them over in time")
+            write!(f, "; {elsewhere} are held free by other replicas")
         } else {
             f.write_str("; the rest is exhausted everywhere")
         }

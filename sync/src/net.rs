@@ -92,6 +92,8 @@ pub struct Reach {
     pub reachable: bool,
     /// Since when it is reachable or not; none if it never was since this replica started.
     pub since: Option<Duration>,
+    /// How long ago it was last heard; none if it never was since this replica started. What is known of it is as old.
+    pub heard: Option<Duration>,
     /// Round trip time.
     pub rtt: Option<Duration>,
     /// Entries that it holds and this replica lacks.
@@ -210,6 +212,7 @@ impl Net {
                 replica: *id,
                 reachable,
                 since: since.map(|since| since.elapsed()),
+                heard: known.heard.map(|heard| heard.elapsed()),
                 rtt: peer.filter(|_| reachable).map(|peer| peer.connection.rtt()),
                 behind: view.frontier().missing(&known.reported),
                 ahead: known.reported.missing(view.frontier()),

@@ -1,5 +1,6 @@
 //! Requests between members: rights, image data, consoles, snapshots, joining; each on a stream of its own.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -29,11 +30,23 @@ const RIGHTS_LIMIT: Duration = Duration::from_millis(1_500);
 /// Bytes of log that an answer with rights carries at most.
 pub const GRANT_LOG: usize = 4 << 20;
 
+/// What came of asking others for rights.
+#[derive(Clone, Debug, Default)]
+pub struct Asked {
+    /// Whether anything was granted.
+    pub came: bool,
+    /// Who did not answer in time: the grant may still come.
+    pub silent: BTreeSet<ReplicaId>,
+    /// Who answered and had nothing to give.
+    pub empty: BTreeSet<ReplicaId>,
+}
+
 impl Net {
     /// Asks others for the rights that are short: for each shortage the richest holder that can be reached, then the
-    /// next, until it is covered. Says whether anything came; then the transaction is worth another try.
-    pub async fn request_rights(&self, shortages: &[Shortage]) -> bool {
-        let mut any = false;
+    /// next, until it is covered. If anything came, the transaction is worth another try; otherwise who gave nothing is
+    /// told.
+    pub async fn request_rights(&self, shortages: &[Shortage]) -> Asked {
+        let mut asked = Asked::default();
         for shortage in shortages {
             let mut missing = shortage.wanted.saturating_sub(&shortage.free_here);
             let mut holders = shortage.elsewhere.clone();
@@ -42,17 +55,25 @@ impl Net {
                 if missing.is_zero() {
                     break;
                 }
-                let asked = tokio::time::timeout(RIGHTS_LIMIT, self.ask_for_rights(holder, pool, missing.clone()));
-                if let Ok(Some(granted)) = asked.await {
-                    any |= !granted.is_zero();
-                    missing = missing.saturating_sub(&granted);
+                // Who is known to be away, or is silent, is not waited for once more.
+                if !self.is_reachable(holder) || asked.silent.contains(&holder) {
+                    continue;
+                }
+                let answer = tokio::time::timeout(RIGHTS_LIMIT, self.ask_for_rights(holder, pool, missing.clone()));
+                match answer.await.ok().flatten() {
+                    Some(granted) if granted.is_zero() => drop(asked.empty.insert(holder)),
+                    Some(granted) => {
+                        asked.came = true;
+                        missing = missing.saturating_sub(&granted);
+                    }
+                    None => drop(asked.silent.insert(holder)),
                 }
             }
             if missing.is_zero() {
-                return true;
+                break;
             }
         }
-        any
+        asked
     }
 
     /// Asks the roots of hosts' pools for the right to place a member of a server group there, one after the other

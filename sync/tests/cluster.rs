@@ -122,7 +122,7 @@ async fn three_sites_agree_and_share_rights_and_images() {
     let wanted: Amount = [(Dimension::Instances, 7)].into_iter().collect();
     let short = shortage(&view, lyon.node().me(), &[pool], &wanted);
     assert!(!short.free_here.covers(&wanted), "{short:?}");
-    assert!(lyon.request_rights(&[short]).await);
+    assert!(lyon.request_rights(&[short]).await.came);
     let claimed = wanted.clone();
     let record = RecordId { kind: Kind::Server, id: Uuid::from_u128(100) };
     lyon.node().transact::<_, Refusal, _>(move |tx| tx.claim(&[pool], &claimed, record, 0)).await.unwrap();

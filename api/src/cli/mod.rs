@@ -5,6 +5,7 @@ mod config;
 mod demo;
 mod found;
 mod place;
+mod pools;
 mod remote;
 mod run;
 mod status;
@@ -41,7 +42,7 @@ enum Command {
     Agent(Configured),
     /// Show sites, replicas, hosts, who reaches whom, and whether all agree.
     Status(StatusArgs),
-    /// Show every pool: what was minted, who holds which rights, what is claimed.
+    /// Show every pool: what was minted, burnt and claimed, who holds the rest and can be reached, and whether it adds up.
     Pools(StatusArgs),
     /// Revoke the certificate of a replica: nobody who knows it talks to it any more.
     Revoke(Revoke),
@@ -163,7 +164,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => run::serve(&args.config),
         Command::Agent(args) => remote::agent(&args.config),
         Command::Status(args) => status::status(&args),
-        Command::Pools(args) => status::pools(&args),
+        Command::Pools(args) => pools::pools(&args),
         Command::Revoke(args) => status::revoke(&args),
         Command::Replica(ReplicaCommand::Retire(args)) => status::retire(&args),
         Command::Demo(args) => demo::demo(&args),

@@ -1,4 +1,4 @@
-//! `luc status`, `luc pools`, `luc revoke`, `luc replica retire`: what an operator asks the replica of this machine.
+//! `luc status`, `luc revoke`, `luc replica retire`: what an operator asks the replica of this machine.
 //!
 //! Whoever can read the replica's key is its operator: the command signs a short token of its own with it, and needs
 //! no password.
@@ -23,7 +23,7 @@ fn client(config: &Config) -> Result<Client> {
     Ok(Client::new(&format!("http://{address}")).with_token(token))
 }
 
-fn ask(config: &Config, path: &str) -> Result<Value> {
+pub(super) fn ask(config: &Config, path: &str) -> Result<Value> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(client(config)?.get(path))
 }
@@ -36,32 +36,6 @@ pub(super) fn status(args: &StatusArgs) -> Result<()> {
     } else {
         print!("{}", describe(&status));
     }
-    Ok(())
-}
-
-pub(super) fn pools(args: &StatusArgs) -> Result<()> {
-    let config = Config::load(&args.configured.config)?;
-    let pools = ask(&config, "/luc/v1/pools")?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&pools)?);
-        return Ok(());
-    }
-    for pool in pools["pools"].as_array().into_iter().flatten() {
-        println!(
-            "{}  minted {}  burnt {}  claimed {}",
-            words(&pool["subject"]),
-            words(&pool["minted"]),
-            words(&pool["burnt"]),
-            words(&pool["claimed"])
-        );
-        for right in pool["rights"].as_array().into_iter().flatten() {
-            println!("    {:<16} free {}", right["site"].as_str().unwrap_or("?"), words(&right["free"]));
-        }
-    }
-    println!(
-        "minted = free + claimed + burnt: {}",
-        if pools["conserved"] == true { "holds everywhere" } else { "BROKEN" }
-    );
     Ok(())
 }
 

@@ -18,6 +18,7 @@ use luc_engine::record::{
 use luc_engine::schedule::{NoValidHost, Request, choose};
 use luc_engine::tx::{Refusal, Shortage, Tx};
 use luc_engine::view::View;
+use luc_sync::rpc::Asked;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -28,6 +29,7 @@ use crate::auth::Caller;
 use crate::discovery::base;
 use crate::http::{Fault, Microversion, Object, Reply, RequestId, json_reply};
 use crate::policy::{self, Action};
+use crate::rights::Holders;
 
 /// Most servers of one request.
 const MOST: u64 = 100;
@@ -111,15 +113,15 @@ async fn place(app: &App, wanted: Wanted) -> Result<Uuid, Fault> {
     loop {
         left -= 1;
         let placed = app.node().transact::<Uuid, Unplaced, _>(attempt(wanted.clone())).await;
-        let came = match &placed {
+        let asked = match &placed {
             Err(Unplaced::Quota(short)) if left > 0 && short.suffices_elsewhere() => {
                 app.net().request_rights(std::slice::from_ref(short)).await
             }
             Err(Unplaced::NoHost(none)) if left > 0 => placement::ask_for(app, none).await,
-            _ => false,
+            _ => Asked::default(),
         };
-        if !came {
-            return placed.map_err(|unplaced| explain(app, unplaced));
+        if !asked.came {
+            return placed.map_err(|unplaced| explain(app, unplaced, &asked));
         }
     }
 }
@@ -181,10 +183,10 @@ fn create_one(
 }
 
 /// Nova's faults, with what LUC knows of where the rights are.
-fn explain(app: &App, unplaced: Unplaced) -> Fault {
+fn explain(app: &App, unplaced: Unplaced, asked: &Asked) -> Fault {
     match unplaced {
         Unplaced::Fault(fault) => fault,
-        Unplaced::NoHost(none) => placement::no_valid_host(app, &none),
+        Unplaced::NoHost(none) => placement::no_valid_host(app, &none, asked),
         Unplaced::Quota(short) => {
             let used = |d: Dimension| short.claimed.get(d);
             let over: Vec<&str> =
@@ -205,7 +207,7 @@ fn explain(app: &App, unplaced: Unplaced) -> Fault {
                 all(&short.wanted),
                 used.join(", "),
                 all(&short.capacity),
-                placement::holders(app, &short),
+                Holders::of(app).whereabouts(&short, asked),
             ))
         }
     }

@@ -2,12 +2,12 @@
 //! do.
 
 use axum::http::StatusCode;
-use luc_engine::id::{HostId, PoolId, ReplicaId};
-use luc_engine::ledger::Amount;
+use luc_engine::id::{HostId, ReplicaId};
 use luc_engine::record::{Image, Kind, RecordId, Server, ServerGroup};
 use luc_engine::schedule::{NoValidHost, Request};
 use luc_engine::tx::Shortage;
 use luc_engine::view::View;
+use luc_sync::rpc::Asked;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -17,6 +17,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::http::{Fault, Object};
 use crate::policy::{self, Action};
+use crate::rights::Holders;
 
 /// Of how many hosts rights are asked for before the next try.
 const ASKED: usize = 2;
@@ -110,48 +111,25 @@ pub(super) fn request(view: &View, server: &Server, host: Option<HostId>, hints:
 }
 
 /// Asks for what would help: first where only the right to place a member of a group is missing, then for hosts'
-/// rights. Says whether anything came.
-pub(super) async fn ask_for(app: &App, none: &NoValidHost) -> bool {
+/// rights.
+pub(super) async fn ask_for(app: &App, none: &NoValidHost) -> Asked {
     let reachable = none.unminted.iter().filter(|unminted| app.net().is_reachable(unminted.root));
     let roots: Vec<_> = reachable.take(ROOTS).copied().collect();
     if app.net().request_member_right(&roots).await {
-        return true;
+        return Asked { came: true, ..Asked::default() };
     }
     let short: Vec<Shortage> = none.short.iter().take(ASKED).cloned().collect();
     app.net().request_rights(&short).await
 }
 
 /// Nova's fault, with what LUC knows of where the rights are.
-pub(super) fn no_valid_host(app: &App, none: &NoValidHost) -> Fault {
-    let whom = none.short.first().map(|short| holders(app, short)).unwrap_or_default();
+pub(super) fn no_valid_host(app: &App, none: &NoValidHost, asked: &Asked) -> Fault {
+    let holders = Holders::of(app);
+    let whom = none.short.first().map(|short| holders.whereabouts(short, asked)).unwrap_or_default();
     let mut roots: Vec<ReplicaId> = none.unminted.iter().map(|unminted| unminted.root).collect();
     roots.sort_unstable();
     roots.dedup();
-    let roots: Vec<String> = roots.into_iter().map(|root| site_and_reach(app, root)).collect();
+    let roots: Vec<String> = roots.into_iter().map(|root| holders.words(root, asked)).collect();
     let from = if roots.is_empty() { String::new() } else { format!(": {}", roots.join(", ")) };
     Fault { status: StatusCode::CONFLICT, message: format!("{none}{from}{whom}") }
-}
-
-/// Who holds the free rights, and which of them cannot be reached.
-pub(super) fn holders(app: &App, short: &Shortage) -> String {
-    let one = |(id, _, free): &(ReplicaId, PoolId, Amount)| {
-        let (site, reach) = (site(app, *id), reach(app, *id));
-        format!("{site} holds {free}{reach}")
-    };
-    if short.elsewhere.is_empty() {
-        return String::new();
-    }
-    format!("; {}", short.elsewhere.iter().map(one).collect::<Vec<_>>().join("; "))
-}
-
-fn site_and_reach(app: &App, replica: ReplicaId) -> String {
-    format!("{}{}", site(app, replica), reach(app, replica))
-}
-
-fn site(app: &App, replica: ReplicaId) -> String {
-    app.view().member(replica).map_or_else(|| "an unknown replica".to_owned(), |m| m.member.site.to_string())
-}
-
-fn reach(app: &App, replica: ReplicaId) -> &'static str {
-    if app.net().is_reachable(replica) { "" } else { " (out of reach)" }
 }

@@ -1,0 +1,104 @@
+//! `GET /luc/v1/pools`: every pool with its rights, and whether minted = free + claimed + burnt (rule `conservation`).
+//!
+//! The sums are made anew from the accounts and from the live claims, not read from the pool: what is checked must not
+//! be what is shown.
+
+use std::collections::BTreeMap;
+
+use axum::extract::State;
+use luc_engine::entry::Subject;
+use luc_engine::id::PoolId;
+use luc_engine::ledger::{Amount, Pool};
+use luc_engine::record::{Host, Project, ServerGroup};
+use luc_engine::view::View;
+use serde_json::{Map, Value, json};
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::http::{Reply, ok};
+use crate::policy::{self, Action};
+use crate::rights::Holders;
+
+/// The live claims of one pool.
+#[derive(Default)]
+struct Claims {
+    count: u64,
+    sum: Amount,
+}
+
+pub(crate) async fn pools(State(app): State<App>, caller: Caller) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let (view, holders) = (app.view(), Holders::of(&app));
+    let mut claims: BTreeMap<PoolId, Claims> = BTreeMap::new();
+    for (_, claim) in view.ledger().claims() {
+        let of_pool = claims.entry(claim.pool).or_default();
+        of_pool.count += 1;
+        of_pool.sum = of_pool.sum.saturating_add(&claim.amount);
+    }
+    let mut all_conserved = view.ledger().is_conserved();
+    let mut pools = Vec::new();
+    for (id, pool) in view.ledger().pools() {
+        let claims = claims.remove(id).unwrap_or_default();
+        let conserved = is_conserved(pool, &claims);
+        all_conserved &= conserved;
+        pools.push(render(&view, &holders, *id, pool, &claims, conserved));
+    }
+    // A claim on a pool that is not there would be capacity out of nothing.
+    all_conserved &= claims.is_empty();
+    ok(&json!({"pools": pools, "conserved": all_conserved}))
+}
+
+/// Whether a pool's accounts and live claims add up to what was minted, in every dimension.
+fn is_conserved(pool: &Pool, claims: &Claims) -> bool {
+    let free = pool.accounts().try_fold(Amount::default(), |sum, (_, free)| sum.checked_add(&free));
+    let sum = free.and_then(|free| free.checked_add(&claims.sum)?.checked_add(&pool.burnt));
+    sum.is_some_and(|sum| sum == pool.minted) && claims.sum == pool.claimed
+}
+
+fn render(view: &View, holders: &Holders, id: PoolId, pool: &Pool, claims: &Claims, conserved: bool) -> Value {
+    let mut total = Amount::default();
+    let mut rights = Vec::new();
+    for (replica, free) in pool.accounts() {
+        total = total.saturating_add(&free);
+        let age = holders.heard(replica).map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+        rights.push(json!({
+            "replica": replica.to_string(), "site": holders.site(replica), "free": amount(&free),
+            "reachable": holders.is_reachable(replica), "age_ms": age, "retiring": holders.is_retiring(replica),
+        }));
+    }
+    json!({
+        "id": id.to_string(), "root": id.entry.author.to_string(), "subject": subject(view, &pool.subject),
+        "minted": amount(&pool.minted), "burnt": amount(&pool.burnt), "capacity": amount(&pool.capacity()),
+        "claims": claims.count, "claimed": amount(&claims.sum), "free": amount(&total), "rights": rights,
+        "conserved": conserved,
+    })
+}
+
+/// What a pool is the capacity of, with names for people: null where the record is gone, or not here yet.
+fn subject(view: &View, subject: &Subject) -> Value {
+    match subject {
+        Subject::Host(host) => {
+            let name = view.get::<Host>(host.host.0).map(|host| &host.name);
+            json!({"host": host.host.to_string(), "name": name, "site": host.site.as_str()})
+        }
+        Subject::Quota { project } => {
+            let name = view.get::<Project>(*project).map(|project| &project.name);
+            json!({"project": project.simple().to_string(), "name": name})
+        }
+        Subject::Votes => json!({"votes": "on retirements"}),
+        Subject::Group { group, host } => {
+            let name = view.get::<ServerGroup>(*group).map(|group| &group.name);
+            let mut value = json!({"server_group": group.to_string(), "name": name});
+            if let Some(host) = host {
+                value["host"] = json!(host.to_string());
+                value["host_name"] = json!(view.get::<Host>(host.0).map(|host| &host.name));
+            }
+            value
+        }
+    }
+}
+
+/// An amount as an object, a dimension a key.
+pub(crate) fn amount(amount: &Amount) -> Value {
+    Value::Object(amount.iter().map(|(dimension, n)| (format!("{dimension:?}"), json!(n))).collect::<Map<_, _>>())
+}

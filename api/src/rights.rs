@@ -1,0 +1,108 @@
+//! What people are told about rights: who holds them, whether the holder can be reached, and how old that knowledge is.
+//!
+//! A refusal must tell "all is in use" from "the rest is out of reach": the first ends when something is deleted, the
+//! second when a link heals. What a holder is said to have is what this replica last heard of it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use luc_engine::id::ReplicaId;
+use luc_engine::ledger::Amount;
+use luc_engine::tx::Shortage;
+use luc_engine::view::View;
+use luc_sync::net::Reach;
+use luc_sync::rpc::Asked;
+
+use crate::app::App;
+
+/// How the holders of rights are reached, as seen from here at one moment.
+pub(crate) struct Holders {
+    me: ReplicaId,
+    view: std::sync::Arc<View>,
+    reach: BTreeMap<ReplicaId, Reach>,
+    retiring: std::collections::BTreeSet<ReplicaId>,
+}
+
+impl Holders {
+    pub(crate) fn of(app: &App) -> Self {
+        let view = app.view();
+        let reach = app.net().reach().into_iter().map(|reach| (reach.replica, reach)).collect();
+        let retiring = view.retirements().named(view.frontier()).into_iter().collect();
+        Self { me: app.node().me(), view, reach, retiring }
+    }
+
+    /// The site of a holder.
+    pub(crate) fn site(&self, replica: ReplicaId) -> String {
+        self.view.member(replica).map_or_else(|| "an unknown replica".to_owned(), |m| m.member.site.to_string())
+    }
+
+    /// Whether a holder is this replica, or can be asked.
+    pub(crate) fn is_reachable(&self, replica: ReplicaId) -> bool {
+        replica == self.me || self.reach.get(&replica).is_some_and(|reach| reach.reachable)
+    }
+
+    /// How long ago a holder was last heard; zero for this replica, none if it never was.
+    pub(crate) fn heard(&self, replica: ReplicaId) -> Option<Duration> {
+        if replica == self.me { Some(Duration::ZERO) } else { self.reach.get(&replica)?.heard }
+    }
+
+    /// Whether a holder is retired, or its retirement waits for seals: nobody spends its rights until the heir does.
+    pub(crate) fn is_retiring(&self, replica: ReplicaId) -> bool {
+        self.retiring.contains(&replica)
+    }
+
+    /// A holder with what keeps its rights from coming here: `lyon (out of reach, last heard 12 s ago)`.
+    pub(crate) fn words(&self, replica: ReplicaId, asked: &Asked) -> String {
+        let site = self.site(replica);
+        if self.is_retiring(replica) {
+            return format!("{site} (being retired: nobody spends its rights before its heir)");
+        }
+        if !self.is_reachable(replica) {
+            return match self.heard(replica) {
+                Some(ago) => format!("{site} (out of reach, last heard {} s ago)", ago.as_secs()),
+                None => format!("{site} (out of reach, not heard since this replica started)"),
+            };
+        }
+        if asked.silent.contains(&replica) {
+            return format!("{site} (asked, did not answer)");
+        }
+        if asked.empty.contains(&replica) {
+            return format!("{site} (asked, had nothing to give)");
+        }
+        site
+    }
+
+    /// Who holds the free rights that are short here, the richest first, and what keeps each from coming. Empty if
+    /// nobody does.
+    pub(crate) fn whereabouts(&self, short: &Shortage, asked: &Asked) -> String {
+        let mut holders: BTreeMap<ReplicaId, Amount> = BTreeMap::new();
+        for (replica, _, free) in &short.elsewhere {
+            // Rights to what is not short do not matter here.
+            let free: Amount = free.iter().filter(|(d, _)| short.wanted.get(*d) > 0).collect();
+            let sum = holders.entry(*replica).or_default();
+            *sum = sum.saturating_add(&free);
+        }
+        holders.retain(|_, free| !free.is_zero());
+        if holders.is_empty() {
+            return String::new();
+        }
+        let verdict = self.verdict(short, &holders, asked);
+        let mut holders: Vec<_> = holders.into_iter().collect();
+        holders.sort_by_key(|(_, free)| std::cmp::Reverse(free.iter().map(|(_, n)| n).fold(0, u64::saturating_add)));
+        let one = |(replica, free): &(ReplicaId, Amount)| format!("{} holds {free}", self.words(*replica, asked));
+        format!("{verdict}: {}", holders.iter().map(one).collect::<Vec<_>>().join("; "))
+    }
+
+    /// Why the rights that others hold do not help.
+    fn verdict(&self, short: &Shortage, holders: &BTreeMap<ReplicaId, Amount>, asked: &Asked) -> &'static str {
+        if !short.suffices_elsewhere() {
+            return "; what is free elsewhere";
+        }
+        let can_give = |id: ReplicaId| {
+            self.is_reachable(id) && !self.is_retiring(id) && !asked.silent.contains(&id) && !asked.empty.contains(&id)
+        };
+        let at_hand = holders.iter().filter(|(id, _)| can_give(**id));
+        let at_hand = at_hand.fold(short.free_here.clone(), |sum, (_, free)| sum.saturating_add(free));
+        if at_hand.covers(&short.wanted) { "; they were not handed over in time" } else { "; the rest is out of reach" }
+    }
+}
