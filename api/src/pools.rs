@@ -102,3 +102,41 @@ fn subject(view: &View, subject: &Subject) -> Value {
 pub(crate) fn amount(amount: &Amount) -> Value {
     Value::Object(amount.iter().map(|(dimension, n)| (format!("{dimension:?}"), json!(n))).collect::<Map<_, _>>())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use luc_engine::entry::Member;
+    use luc_engine::id::{ReplicaId, SiteName};
+    use luc_engine::ledger::Dimension;
+    use luc_engine::replica::{Identity, Replica, founded_by};
+    use luc_engine::store::MemoryStore;
+
+    use super::*;
+
+    #[test]
+    fn a_claim_more_or_a_right_less_breaks_conservation() {
+        let key = luc_sync::rpc::new_key([7; 32]);
+        let public_key = key.verifying_key().to_bytes();
+        let member = Member {
+            replica: ReplicaId::of_key(&public_key),
+            public_key,
+            site: SiteName::new("paris").unwrap(),
+            addresses: Vec::new(),
+            identity_authority: true,
+            sponsor: true,
+            index: 0,
+        };
+        let identity = Identity { cloud: founded_by(&public_key), key };
+        let replica = Replica::found(identity, Box::new(MemoryStore::default()), member, 1).unwrap();
+        let pool = replica.view().ledger().pools().next().unwrap().1.clone();
+        assert!(is_conserved(&pool, &Claims::default()));
+        let one: Amount = std::iter::once((Dimension::Votes, 1)).collect();
+        let unknown = Claims { count: 1, sum: one.clone() };
+        assert!(!is_conserved(&pool, &unknown), "a live claim that the pool does not count");
+        let lost = Pool { minted: pool.minted.saturating_add(&one), ..pool.clone() };
+        assert!(!is_conserved(&lost, &Claims::default()), "a right that nobody holds");
+        let burnt = Pool { burnt: one, ..pool };
+        assert!(!is_conserved(&burnt, &Claims::default()), "a right both held and burnt");
+    }
+}

@@ -70,11 +70,7 @@ fn refusals_tell_what_is_exhausted_from_what_is_out_of_reach() {
     assert!(refused.contains("lyon (asked, did not answer)") || refused.contains("lyon (out of reach"), "{refused}");
     sees(&paris, "lyon", false);
     let refused = dev.create("late", "paris", &image).unwrap_err().to_string();
-    assert!(
-        refused.contains("lyon (out of reach, last heard")
-            && refused.contains("holds 15 vCPU") | refused.contains("5 instances"),
-        "{refused}"
-    );
+    assert!(refused.contains("lyon (out of reach, last heard") && refused.contains("5 instances"), "{refused}");
     assert!(!refused.contains("exhausted"), "{refused}");
     let pool = quota_pool(&paris, "dev");
     assert_eq!(
@@ -89,10 +85,6 @@ fn refusals_tell_what_is_exhausted_from_what_is_out_of_reach() {
     let flavor = json!({"flavor": {"name": "large", "ram": 200_000, "vcpus": 1, "disk": 1}});
     let flavor = paris.post("/compute/v2.1/flavors", &flavor).unwrap()["flavor"]["id"].as_str().unwrap().to_owned();
     let big = json!({"server": {"name": "big", "flavorRef": flavor, "imageRef": image, "networks": "none", "availability_zone": "lyon"}});
-    let id = paris.get("/identity/v3/projects?name=admin").unwrap()["projects"][0]["id"].as_str().unwrap().to_owned();
-    paris
-        .call("PUT", &format!("/compute/v2.1/os-quota-sets/{id}"), Some(&json!({"quota_set": {"ram": 1_000_000}})))
-        .unwrap();
     let refused = paris.post("/compute/v2.1/servers", &big).unwrap_err().to_string();
     assert!(refused.contains("409") && refused.contains("No valid host was found"), "{refused}");
     assert!(refused.contains("the rest is out of reach: lyon (out of reach"), "{refused}");
