@@ -1,1 +1,3 @@
-//! The place of the consistency suite; for now, the benchmarks: `make bench`.
+//! The consistency suite: the deterministic simulator, and (in `src/bin`) the benchmarks.
+
+pub mod sim;

@@ -1,0 +1,207 @@
+//! `jepsen`: the consistency suite's command.
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::{Args, Parser, Subcommand};
+use jepsen::sim::sometimes::{Sometimes, State};
+use jepsen::sim::{self, Plan, workload};
+
+#[derive(Parser)]
+#[command(about = "LUC's consistency suite")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs seeds on the simulator; ends with the first that breaks a rule.
+    Sim(SimArgs),
+    /// Switches each seeded bug on and says which rule catches it.
+    Mutants(MutantArgs),
+}
+
+#[derive(Args)]
+struct World {
+    /// Replicas at the start, one a site.
+    #[arg(long, default_value_t = 8)]
+    sites: usize,
+    /// Operations of each seed.
+    #[arg(long, default_value_t = 2_000)]
+    ops: usize,
+    /// Faults, separated by commas; `none` for none.
+    #[arg(long, value_delimiter = ',', default_values_t = workload::DEFAULT_FAULTS.map_names())]
+    faults: Vec<String>,
+}
+
+#[derive(Args)]
+struct SimArgs {
+    /// The only seed, or the first.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How many seeds from there on.
+    #[arg(long, default_value_t = 1)]
+    seeds: u64,
+    /// Run further seeds for so many hours.
+    #[arg(long)]
+    hours: Option<f64>,
+    #[command(flatten)]
+    world: World,
+    /// Seeds at once.
+    #[arg(long, default_value_t = threads())]
+    threads: usize,
+    /// Write the trace of the one seed, though it breaks nothing.
+    #[arg(long)]
+    trace: bool,
+    /// Runs spent on shrinking a failure.
+    #[arg(long, default_value_t = 300)]
+    shrink: usize,
+    /// Do not demand that the seeds reach every hard state.
+    #[arg(long)]
+    any_states: bool,
+}
+
+#[derive(Args)]
+struct MutantArgs {
+    /// Seeds that a seeded bug may survive before it counts as not caught.
+    #[arg(long, default_value_t = 60)]
+    seeds: u64,
+    #[command(flatten)]
+    world: World,
+}
+
+trait Names {
+    fn map_names(&self) -> Vec<String>;
+}
+
+impl Names for &[&str] {
+    fn map_names(&self) -> Vec<String> {
+        self.iter().map(|name| (*name).to_owned()).collect()
+    }
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Sim(args) => simulate(&args),
+        Command::Mutants(args) => mutants(&args),
+    }
+}
+
+fn plan(world: &World) -> Result<Plan, String> {
+    let faults: BTreeSet<String> = world.faults.iter().filter(|name| *name != "none").cloned().collect();
+    match faults.iter().find(|name| !workload::FAULTS.contains(&name.as_str())) {
+        Some(unknown) => Err(format!("no fault is called {unknown:?}; there are {}", workload::FAULTS.join(", "))),
+        None => Ok(Plan { sites: world.sites, ops: world.ops, faults }),
+    }
+}
+
+fn simulate(args: &SimArgs) -> ExitCode {
+    let plan = match plan(&args.world) {
+        Ok(plan) => plan,
+        Err(error) => return failed(&error),
+    };
+    let started = Instant::now();
+    let until = args.hours.map(|hours| Duration::from_secs_f64(hours * 3600.0));
+    let next = AtomicU64::new(args.seed);
+    let stop = AtomicBool::new(false);
+    let all = Mutex::new((Sometimes::default(), 0_u64, None));
+    let work = || {
+        while !stop.load(Ordering::Relaxed) {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            let more = until.map_or(seed - args.seed < args.seeds, |until| started.elapsed() < until);
+            if !more {
+                return;
+            }
+            let outcome = sim::seed(&plan, seed);
+            if args.seeds == 1 && until.is_none() {
+                let took = outcome.took / 1_000_000;
+                println!(
+                    "seed {seed}: trace {}, {} events, {} entries, {took} s",
+                    outcome.hash, outcome.events, outcome.entries
+                );
+            }
+            let Ok(mut all) = all.lock() else { return };
+            all.0.add(&outcome.sometimes);
+            all.1 += 1;
+            if let Some(broken) = outcome.broken {
+                stop.store(true, Ordering::Relaxed);
+                all.2.get_or_insert((seed, broken));
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..args.threads.max(1) {
+            scope.spawn(work);
+        }
+    });
+    let Ok((sometimes, seeds, broken)) = all.into_inner() else { return ExitCode::FAILURE };
+    let seconds = started.elapsed().as_secs_f64();
+    println!("{seeds} seeds in {seconds:.1} s");
+    if let Some((seed, broken)) = broken {
+        println!("seed {seed}: rule {} is broken: {}", broken.rule, broken.how);
+        return write_story(&plan, seed, broken.rule, args.shrink);
+    }
+    if args.trace {
+        let steps = workload::schedule(args.seed, plan.ops, &plan.faults);
+        let outcome = sim::run(&plan, args.seed, steps, true);
+        outcome.lines.iter().for_each(|line| println!("{line}"));
+    }
+    for state in State::ALL {
+        println!("{:>9} × {}", sometimes.count(*state), state.text());
+    }
+    let missing = if args.any_states || seeds < 20 { Vec::new() } else { sometimes.missing() };
+    match missing.first() {
+        Some(state) => failed(&format!("never seen: {}", state.text())),
+        None => ExitCode::SUCCESS,
+    }
+}
+
+fn write_story(plan: &Plan, seed: u64, rule: sim::rules::Rule, budget: usize) -> ExitCode {
+    let text = sim::story(plan, seed, rule, budget);
+    let path = std::path::Path::new("target/sim");
+    let file = path.join(format!("{seed}.txt"));
+    match std::fs::create_dir_all(path).and_then(|()| std::fs::write(&file, &text)) {
+        Ok(()) => {
+            let head: Vec<&str> = text.lines().take_while(|line| *line != "what happens:").collect();
+            println!("{}\nthe story is in {}", head.join("\n"), file.display());
+        }
+        Err(error) => println!("{text}\n{}: {error}", file.display()),
+    }
+    println!("again: cargo run -p jepsen -- sim --seed {seed} --sites {} --ops {}", plan.sites, plan.ops);
+    ExitCode::FAILURE
+}
+
+#[cfg(not(feature = "mutants"))]
+fn mutants(_: &MutantArgs) -> ExitCode {
+    failed("this build has no seeded bugs: use `make mutants`")
+}
+
+#[cfg(feature = "mutants")]
+fn mutants(args: &MutantArgs) -> ExitCode {
+    let plan = match plan(&args.world) {
+        Ok(plan) => plan,
+        Err(error) => return failed(&error),
+    };
+    println!("{:<28} {:<26} {:>6} {:>9}", "seeded bug", "caught by", "seed", "seconds");
+    let mut escaped = 0;
+    for mutant in luc_engine::mutant::Mutant::ALL {
+        let caught = sim::mutants::hunt(&plan, *mutant, args.seeds);
+        let (rule, seed) = caught.by.map_or_else(Default::default, |(rule, seed)| (rule.to_string(), seed.to_string()));
+        escaped += u32::from(caught.by.is_none());
+        println!("{:<28} {rule:<26} {seed:>6} {:>9.1}", format!("{mutant:?}"), caught.seconds);
+    }
+    if escaped == 0 { ExitCode::SUCCESS } else { failed(&format!("{escaped} seeded bugs were not caught")) }
+}
+
+fn failed(why: &str) -> ExitCode {
+    eprintln!("jepsen: {why}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,365 @@
+//! A host with its agent: it obeys orders, keeps its memory on a disk of its own, and promises for ever what it says is
+//! gone. What `compute` does in many steps is one here; what it writes before it speaks is written before it speaks.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ed25519_dalek::SigningKey;
+use luc_engine::agent::{DomainState, Fault, FromAgent, HostFacts, Observation, Order, Statement, Wanted};
+use luc_engine::entry::HostIdentity;
+use luc_engine::id::{ClaimId, CloudId, HostId};
+use luc_engine::ledger::{Amount, Dimension};
+use luc_engine::record::{Power, Server};
+use luc_engine::schedule::fits;
+use luc_engine::tx::Refusal;
+use luc_sync::agents;
+use uuid::Uuid;
+
+use super::net::Micros;
+use super::node::{After, Job, site_name};
+use super::sometimes::State;
+use super::world::{Event, World};
+
+/// How long a message between an agent and a replica of its site takes.
+const NEAR: Micros = 300;
+/// How long an agent waits before it looks for a replica again.
+const RETRY: Micros = 500_000;
+/// When agents start: everybody has met by then, so that hosts are shared with all.
+const FIRST: Micros = 1_500_000;
+
+/// What they say to each other.
+#[derive(Debug)]
+pub(super) enum Talk {
+    Hello,
+    Orders(Vec<Order>),
+    Order(Box<Order>),
+    Held(ClaimId),
+    From(Box<FromAgent>),
+}
+
+/// A domain on a host.
+#[derive(Debug)]
+struct Domain {
+    claim: ClaimId,
+    amount: Amount,
+    power: Power,
+}
+
+/// A host and its agent.
+pub(super) struct Agent {
+    cloud: CloudId,
+    key: SigningKey,
+    site: usize,
+    facts: HostFacts,
+    capacity: Amount,
+    // On its disk, and in its hypervisor.
+    domains: BTreeMap<Uuid, Domain>,
+    refusals: BTreeMap<ClaimId, Uuid>,
+    unheld: BTreeSet<ClaimId>,
+    counters: BTreeMap<Uuid, u64>,
+    // In its memory.
+    up: bool,
+    life: u64,
+    session: u64,
+    attached: Option<usize>,
+    orders: BTreeMap<Uuid, Order>,
+    working: BTreeSet<Uuid>,
+}
+
+impl World {
+    pub(super) fn add_agent(&mut self, site: usize) {
+        let key = SigningKey::from_bytes(&self.keys.bytes());
+        let Some(cloud) = self.nodes.first().map(|node| node.identity.cloud) else { return };
+        let identity = HostIdentity::sign(cloud, &site_name(site), &key);
+        let cpus = self.rng.between(8, 40);
+        let facts = HostFacts {
+            identity: identity.clone(),
+            name: format!("host-{site}"),
+            architecture: "x86_64".into(),
+            incarnation: 1,
+            hypervisor_type: "test".into(),
+            hypervisor_version: 1,
+            cpus,
+            memory_mib: cpus * 600,
+            disk_gib: cpus * 6,
+            cpu_overcommit: 1,
+        };
+        let capacity: Amount =
+            [(Dimension::Vcpus, cpus), (Dimension::MemoryMib, cpus * 600), (Dimension::DiskGib, cpus * 6)]
+                .into_iter()
+                .collect();
+        self.rules.host(identity.host, &capacity);
+        let agent = self.agents.len();
+        self.agents.push(Agent {
+            cloud,
+            key,
+            site,
+            facts,
+            capacity,
+            domains: BTreeMap::new(),
+            refusals: BTreeMap::new(),
+            unheld: BTreeSet::new(),
+            counters: BTreeMap::new(),
+            up: false,
+            life: 0,
+            session: 0,
+            attached: None,
+            orders: BTreeMap::new(),
+            working: BTreeSet::new(),
+        });
+        let first = FIRST + self.rng.below(300_000);
+        self.at(first, Event::StartAgent { agent });
+    }
+
+    pub(super) fn start_agent(&mut self, at: usize) {
+        let Some(agent) = self.agents.get_mut(at).filter(|agent| !agent.up) else { return };
+        agent.up = true;
+        agent.life += 1;
+        let life = agent.life;
+        self.at(NEAR, Event::Attach { agent: at, life });
+    }
+
+    /// The agent's process dies; its domains live on.
+    pub(super) fn kill_agent(&mut self, at: usize) {
+        let Some(agent) = self.agents.get_mut(at).filter(|agent| agent.up) else { return };
+        if !agent.working.is_empty() {
+            self.sometimes.saw(State::AgentDied);
+        }
+        agent.up = false;
+        agent.life += 1;
+        agent.session += 1;
+        agent.orders.clear();
+        agent.working.clear();
+        let (host, node) = (agent.facts.identity.host, agent.attached.take());
+        if let Some(process) = node.and_then(|node| self.process(node)) {
+            process.attached.remove(&host);
+        }
+    }
+
+    /// The agent looks for a replica of its site.
+    pub(super) fn attach(&mut self, at: usize, life: u64) {
+        let Some(agent) = self.agents.get_mut(at).filter(|a| a.up && a.life == life && a.attached.is_none()) else {
+            return;
+        };
+        let serves = |node: &super::node::Node| {
+            node.site == agent.site && node.process.as_ref().is_some_and(|process| process.replica.fence().is_none())
+        };
+        // The newest: of a replaced replica and its successor, the successor.
+        let node = self.nodes.iter().rposition(serves);
+        let Some(node) = node else { return self.at(RETRY, Event::Attach { agent: at, life }) };
+        agent.session += 1;
+        agent.attached = Some(node);
+        agent.orders.clear();
+        let session = agent.session;
+        self.at(NEAR, Event::ToReplica { node, agent: at, session, talk: Talk::Hello });
+    }
+
+    /// The replica's process ended: the agent looks again.
+    pub(super) fn detached(&mut self, at: usize, session: u64) {
+        let Some(agent) = self.agents.get_mut(at).filter(|agent| agent.session == session) else { return };
+        agent.attached = None;
+        agent.session += 1;
+        // Without a connection there is no order that stands.
+        agent.orders.clear();
+        let life = agent.life;
+        self.at(RETRY, Event::Attach { agent: at, life });
+    }
+
+    pub(super) fn tell_agent(&mut self, agent: usize, session: u64, talk: Talk) {
+        self.at(NEAR, Event::ToAgent { agent, session, talk });
+    }
+
+    pub(super) fn to_replica(&mut self, node: usize, agent: usize, session: u64, talk: Talk) {
+        let Some(of) = self.agents.get(agent).filter(|of| of.session == session) else { return };
+        let fenced = self.nodes.get(node).and_then(|node| node.process.as_ref()).map(|p| p.replica.fence().is_some());
+        if fenced != Some(false) {
+            // What writes no more has no say over machines either.
+            if let Some(process) = self.process(node) {
+                process.attached.retain(|_, (at, _)| *at != agent);
+            }
+            return self.detached(agent, session);
+        }
+        match talk {
+            Talk::Hello => {
+                let facts = Box::new(of.facts.clone());
+                self.job(node, Job::Hello { agent, session, facts });
+            }
+            Talk::From(message) => self.job(node, Job::Heard { agent, session, message: *message }),
+            Talk::Orders(_) | Talk::Order(_) | Talk::Held(_) => {}
+        }
+    }
+
+    /// The host is written down: its agent gets every order that stands.
+    pub(super) fn hello(&mut self, at: usize, agent: usize, session: u64, host: HostId) {
+        let Some(process) = self.process(at) else { return };
+        process.attached.insert(host, (agent, session));
+        let view = process.view.clone();
+        let claims = view.ledger().claims_on(host);
+        let orders = claims.filter_map(|(id, claim)| agents::order(&view, id, claim)).collect();
+        self.tell_agent(agent, session, Talk::Orders(orders));
+    }
+
+    /// What an agent saw or promised becomes an entry.
+    pub(super) fn heard(&mut self, at: usize, agent: usize, session: u64, message: FromAgent) -> After {
+        let clock = self.clock(at);
+        let Some(process) = self.process(at) else { return After::Nothing };
+        process.wrote = true;
+        match message {
+            FromAgent::Observed(seen) => {
+                let noted = process.replica.transact::<_, Refusal>(clock, |tx| agents::observe(tx, *seen));
+                let _ = noted;
+                After::Nothing
+            }
+            FromAgent::Stated(statement) => {
+                let claim = statement.claim;
+                let noted = process.replica.transact::<_, Refusal>(clock, |tx| {
+                    tx.state(statement);
+                    Ok(())
+                });
+                if noted.is_ok() { After::Held { agent, session, claim } } else { After::Nothing }
+            }
+            FromAgent::Hello(_) | FromAgent::Heartbeat(_) | FromAgent::ConsoleOutput { .. } => After::Nothing,
+        }
+    }
+
+    pub(super) fn to_agent(&mut self, at: usize, session: u64, talk: Talk) {
+        let Some(agent) = self.agents.get_mut(at).filter(|agent| agent.up && agent.session == session) else { return };
+        match talk {
+            Talk::Orders(orders) => {
+                let servers: Vec<Uuid> = orders.iter().map(|order| order.server).collect();
+                agent.orders = orders.into_iter().map(|order| (order.server, order)).collect();
+                for claim in agent.unheld.clone() {
+                    self.state(at, claim);
+                }
+                servers.into_iter().for_each(|server| self.consider(at, server));
+            }
+            Talk::Order(order) => {
+                let server = order.server;
+                agent.orders.insert(server, *order);
+                self.consider(at, server);
+            }
+            Talk::Held(claim) => {
+                agent.unheld.remove(&claim);
+            }
+            Talk::Hello | Talk::From(_) => {}
+        }
+    }
+
+    /// An order has come: it is worked on in a while.
+    fn consider(&mut self, at: usize, server: Uuid) {
+        let Some(agent) = self.agents.get_mut(at) else { return };
+        if agent.working.insert(server) {
+            let life = agent.life;
+            let delay = self.rng.between(5_000, 300_000);
+            self.at(delay, Event::Act { agent: at, life, server });
+        }
+    }
+
+    pub(super) fn act_on(&mut self, at: usize, life: u64, server: Uuid) {
+        let Some(agent) = self.agents.get_mut(at).filter(|agent| agent.up && agent.life == life) else { return };
+        agent.working.remove(&server);
+        let Some(order) = agent.orders.get(&server).cloned() else { return };
+        match order.wanted {
+            Wanted::Absent => self.end(at, server, order.claim),
+            Wanted::Present { server: record, .. } => {
+                if agent.refusals.contains_key(&order.claim) {
+                    self.state(at, order.claim);
+                } else if agent.domains.contains_key(&server) {
+                    self.power(at, server, order.claim, &record);
+                } else {
+                    self.begin(at, server, order.claim, &record);
+                }
+            }
+        }
+    }
+
+    /// The refusal is on the disk before it is said.
+    fn end(&mut self, at: usize, server: Uuid, claim: ClaimId) {
+        let Some(agent) = self.agents.get_mut(at) else { return };
+        let ran = agent.domains.get(&server).is_some_and(|domain| domain.claim == claim);
+        if ran {
+            agent.domains.remove(&server);
+        } else if !agent.refusals.contains_key(&claim) {
+            self.sometimes.saw(State::ReleaseBeforeOrder);
+        }
+        let Some(agent) = self.agents.get_mut(at) else { return };
+        agent.refusals.insert(claim, server);
+        agent.unheld.insert(claim);
+        self.rules.gone(server, claim);
+        self.trace
+            .note(self.now, [9, at as u64, claim.entry.number], || format!("agent {at}: {server} is gone for good"));
+        self.state(at, claim);
+    }
+
+    fn state(&mut self, at: usize, claim: ClaimId) {
+        let Some(agent) = self.agents.get(at) else { return };
+        let Some(server) = agent.refusals.get(&claim).copied() else { return };
+        let host = agent.facts.identity.host;
+        let statement = Statement::sign(agent.cloud, host, server, claim, agent.facts.incarnation, &agent.key);
+        self.say(at, FromAgent::Stated(statement));
+    }
+
+    fn begin(&mut self, at: usize, server: Uuid, claim: ClaimId, record: &Server) {
+        let Some(agent) = self.agents.get_mut(at) else { return };
+        let amount = super::ops::need(record.flavor.vcpus);
+        let domains = agent.domains.values();
+        let used = domains.fold(Amount::default(), |sum, domain| sum.saturating_add(&domain.amount));
+        if !fits(&agent.capacity, &used, &amount) {
+            self.sometimes.saw(State::Refused);
+            let fault = Fault { message: "the host is full".into(), retrying: true };
+            return self.see(at, server, claim, DomainState::Missing, Some(fault), 0);
+        }
+        agent.domains.insert(server, Domain { claim, amount: amount.clone(), power: record.power });
+        let host = agent.facts.identity.host;
+        self.trace.note(self.now, [10, at as u64, claim.entry.number], || format!("agent {at}: {server} is started"));
+        let checked = self.rules.started(host, server, claim, &amount);
+        self.check(checked);
+        self.see(at, server, claim, DomainState::Running, None, record.power_changes);
+    }
+
+    fn power(&mut self, at: usize, server: Uuid, claim: ClaimId, record: &Server) {
+        let Some(domain) = self.agents.get_mut(at).and_then(|agent| agent.domains.get_mut(&server)) else { return };
+        if domain.power == record.power {
+            return;
+        }
+        domain.power = record.power;
+        let state = match record.power {
+            Power::Running => DomainState::Running,
+            Power::Stopped => DomainState::Shutoff,
+            Power::Paused => DomainState::Paused,
+            Power::Suspended => DomainState::Saved,
+        };
+        self.see(at, server, claim, state, None, record.power_changes);
+    }
+
+    fn see(&mut self, at: usize, server: Uuid, claim: ClaimId, state: DomainState, fault: Option<Fault>, wish: u64) {
+        let clock = self.clock(0);
+        let Some(agent) = self.agents.get_mut(at) else { return };
+        let counter = agent.counters.entry(server).or_default();
+        *counter += 1;
+        let observation = Observation {
+            host: agent.facts.identity.host,
+            server,
+            claim,
+            epoch: 1,
+            incarnation: agent.facts.incarnation,
+            counter: *counter,
+            at: clock,
+            state,
+            task: None,
+            soft_reboots: 0,
+            hard_reboots: 0,
+            power_changes: wish,
+            launched_at: None,
+            fault,
+        };
+        self.say(at, FromAgent::Observed(Box::new(observation)));
+    }
+
+    fn say(&mut self, at: usize, message: FromAgent) {
+        let Some(agent) = self.agents.get(at) else { return };
+        if let Some(node) = agent.attached {
+            let session = agent.session;
+            self.at(NEAR, Event::ToReplica { node, agent: at, session, talk: Talk::From(Box::new(message)) });
+        }
+    }
+}

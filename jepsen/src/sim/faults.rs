@@ -1,0 +1,234 @@
+//! What breaks, and what operators do about it.
+
+use luc_engine::retire::Retired;
+
+use super::net::Micros;
+use super::node::Job;
+use super::rng::pick;
+use super::sometimes::State;
+use super::workload::Fault;
+use super::world::{Event, World};
+
+/// How often an operator looks whether a retirement or a join has come about.
+const PATIENCE: Micros = 1_500_000;
+/// Replicas that may be added to a run.
+const JOINS: usize = 6;
+
+impl World {
+    pub(super) fn fault(&mut self, fault: Fault) {
+        self.trace.note(self.now, [11, 0, 0], || format!("fault: {fault:?}"));
+        let up = self.up();
+        let node = |bits: u64| pick(&up, bits);
+        match fault {
+            Fault::Crash { node: bits, kept, down } => {
+                let Some(at) = node(bits) else { return };
+                self.crash(at, kept);
+                self.at(down, Event::Start { node: at });
+            }
+            Fault::FailCommit { node: bits, .. } => {
+                if let Some(node) = node(bits).and_then(|at| self.nodes.get(at)) {
+                    node.disk.fail_next();
+                }
+            }
+            Fault::LoseDisk { node: bits, down } => {
+                if let Some(at) = node(bits).filter(|_| self.may_lose()) {
+                    self.lose_disk(at, down);
+                }
+            }
+            Fault::Retire { node: bits, again } => {
+                if let Some(at) = node(bits).filter(|_| self.may_lose()) {
+                    self.crash(at, false);
+                    if let Some(node) = self.nodes.get_mut(at) {
+                        node.stopped = true;
+                    }
+                    self.replace(at, 500_000);
+                    self.at(again, Event::Start { node: at });
+                }
+            }
+            Fault::OldDisk { node: bits, age, down } => self.old_disk(node(bits), age, down),
+            Fault::CloneDisk { .. } => {}
+            Fault::OneWay { from, to } => {
+                if let (Some(from), Some(to)) = (node(from), node(to)) {
+                    self.cut(from, to);
+                }
+            }
+            Fault::Part { bits } => self.part(bits, None),
+            Fault::Bridge { bits, bridge } => self.part(bits, node(bridge)),
+            Fault::Heal => {
+                if !self.ending {
+                    self.heal();
+                }
+            }
+            Fault::Slow { node: bits, factor } => {
+                let Some(at) = node(bits) else { return };
+                self.net.slow_down(at, factor);
+                if let Some(node) = self.nodes.get_mut(at) {
+                    node.slow = factor;
+                }
+            }
+            Fault::KillAgent { agent, down } => {
+                let agents: Vec<usize> = (0..self.agents.len()).collect();
+                let Some(agent) = pick(&agents, agent) else { return };
+                self.kill_agent(agent);
+                self.at(down, Event::StartAgent { agent });
+            }
+            Fault::Join { site, .. } => {
+                if self.nodes.len() < self.sites + JOINS {
+                    let sites: Vec<usize> = (0..self.sites).collect();
+                    self.add_replica(pick(&sites, site).unwrap_or(0));
+                }
+            }
+            Fault::Skew { node: bits, ahead } => {
+                let Some(node) = node(bits).and_then(|at| self.nodes.get_mut(at)) else { return };
+                node.ahead = ahead;
+                if ahead > 60_000 {
+                    self.sometimes.saw(State::SkewedClock);
+                }
+            }
+        }
+    }
+
+    fn up(&self) -> Vec<usize> {
+        let nodes = self.nodes.iter().enumerate();
+        nodes.filter(|(_, node)| node.process.is_some()).map(|(at, _)| at).collect()
+    }
+
+    /// A retirement needs a majority, so only so many may be gone.
+    fn may_lose(&self) -> bool {
+        let gone = self.nodes.iter().filter(|node| node.gone || node.stopped).count();
+        !self.ending && gone < self.sites / 4 && self.nodes.len() < self.sites + JOINS
+    }
+
+    fn part(&mut self, bits: u64, bridge: Option<usize>) {
+        let side = |node: usize| (bits >> (node % 64)) & 1;
+        let count = self.nodes.len();
+        for from in 0..count {
+            for to in 0..count {
+                if side(from) != side(to) && Some(from) != bridge && Some(to) != bridge {
+                    self.cut(from, to);
+                }
+            }
+        }
+        if self.nodes.iter().any(|node| !node.joined) {
+            self.sometimes.saw(State::CutDuringJoin);
+        }
+    }
+
+    fn lose_disk(&mut self, at: usize, down: Micros) {
+        self.crash(at, false);
+        if let Some(node) = self.nodes.get_mut(at) {
+            node.gone = true;
+        }
+        self.sometimes.saw(State::LostDisk);
+        let lost = self.rules.lost_disk(at);
+        if lost > 0 {
+            self.sometimes.saw(State::LostEntry);
+        }
+        self.trace
+            .note(self.now, [12, at as u64, lost as u64], || format!("{at} has lost its disk, and {lost} entries"));
+        self.replace(at, down);
+    }
+
+    /// A new replica takes a site's place, and the old one is retired.
+    fn replace(&mut self, gone: usize, down: Micros) {
+        let Some(site) = self.nodes.get(gone).map(|node| node.site) else { return };
+        let newcomer = self.add_replica(site);
+        let _ = newcomer;
+        self.at(down, Event::RetireTry { gone });
+    }
+
+    fn add_replica(&mut self, site: usize) -> usize {
+        let newcomer = self.newcomer(site);
+        if let Some(node) = self.nodes.get_mut(newcomer) {
+            node.joined = false;
+            node.admitted = false;
+        }
+        self.at(1_000, Event::Join { newcomer });
+        newcomer
+    }
+
+    /// A newcomer asks a sponsor to admit it, then for its snapshot, until it has one.
+    pub(super) fn join(&mut self, newcomer: usize) {
+        let Some(node) = self.nodes.get_mut(newcomer).filter(|node| !node.joined) else { return };
+        node.tries += 1;
+        // An admission may be lost with its sponsor's disk.
+        let admitted = node.admitted && node.tries % 8 != 0;
+        let replica = node.replica;
+        let sponsors: Vec<usize> = self.up();
+        let knows = |at: &usize| {
+            let view = self.nodes.get(*at).and_then(|node| node.process.as_ref()).map(|process| &process.view);
+            view.is_some_and(|view| view.member(replica).is_some())
+        };
+        let honest = |at: &usize| self.nodes.get(*at).is_some_and(|node| !node.stopped);
+        let fit: Vec<usize> = sponsors.into_iter().filter(|at| honest(at) && (!admitted || knows(at))).collect();
+        let bits = self.rng.bits();
+        if let Some(sponsor) = pick(&fit, bits)
+            && self.net.is_cut(newcomer, sponsor).is_none()
+        {
+            let job = if admitted { Job::Snapshot { newcomer } } else { Job::Admit { newcomer } };
+            self.job(sponsor, job);
+        }
+        self.at(PATIENCE, Event::Join { newcomer });
+    }
+
+    /// The snapshot travels; then the newcomer starts.
+    pub(super) fn give_snapshot(&mut self, sponsor: usize, newcomer: usize) {
+        let fits =
+            self.nodes.get(newcomer).is_some_and(|node| !node.joined) && self.net.is_cut(sponsor, newcomer).is_none();
+        let Some(process) = self.nodes.get_mut(sponsor).filter(|_| fits).and_then(|node| node.process.take()) else {
+            return;
+        };
+        let copied = self.copy_snapshot(&process.replica, newcomer, sponsor);
+        if let Some(node) = self.nodes.get_mut(sponsor) {
+            node.process = Some(process);
+        }
+        if copied.is_err() {
+            return;
+        }
+        if let Some(node) = self.nodes.get_mut(newcomer) {
+            node.joined = true;
+        }
+        self.trace
+            .note(self.now, [13, newcomer as u64, sponsor as u64], || format!("{newcomer} has joined, by {sponsor}"));
+        let delay = self.net.delay(sponsor, newcomer);
+        self.at(delay, Event::Start { node: newcomer });
+    }
+
+    /// An operator at some site says that a replica is gone, until all agree.
+    pub(super) fn retire_try(&mut self, gone: usize) {
+        let Some((replica, site)) = self.nodes.get(gone).map(|node| (node.replica, node.site)) else { return };
+        let living: Vec<usize> = self.living().iter().map(|(at, _)| *at).collect();
+        let retired = |world: &Self, at: usize| {
+            let view = world.nodes.get(at).and_then(|node| node.process.as_ref()).map(|process| process.view.retired());
+            view.is_some_and(|retired: &Retired| retired.contains(replica))
+        };
+        if !living.is_empty() && living.iter().all(|at| retired(self, *at)) {
+            return;
+        }
+        let bits = self.rng.bits();
+        if let Some(operator) = pick(&living, bits) {
+            let at_site = living.iter().rev().find(|at| self.nodes.get(**at).is_some_and(|node| node.site == site));
+            let heir = at_site.copied().unwrap_or(operator);
+            self.job(operator, Job::Retire { gone, heir });
+        }
+        self.at(PATIENCE, Event::RetireTry { gone });
+    }
+
+    /// The disk is put back as it was a while ago.
+    fn old_disk(&mut self, node: Option<usize>, age: Micros, down: Micros) {
+        let Some(at) = node else { return };
+        let now = self.now;
+        let tracker = self.rules.tracker(at);
+        let Some((node, tracker)) = self.nodes.get_mut(at).zip(tracker) else { return };
+        let image = node.disk.image();
+        node.copies.push((now, image, tracker));
+        let old = node.copies.iter().rev().find(|(made, _, _)| *made + age <= now).cloned();
+        let Some((_, image, tracker)) = old else { return };
+        self.crash(at, false);
+        if let Some(node) = self.nodes.get_mut(at) {
+            node.disk = super::disk::Disk::from_image(&image);
+        }
+        self.rules.rolled_back(at, tracker);
+        self.at(down, Event::Start { node: at });
+    }
+}

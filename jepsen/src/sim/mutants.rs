@@ -1,0 +1,27 @@
+//! The table of seeded bugs and of the rules that catch them.
+
+use luc_engine::mutant::Mutant;
+
+use super::rules::Rule;
+
+/// How a seeded bug was caught.
+#[derive(Clone, Debug)]
+pub struct Caught {
+    /// Which bug.
+    pub mutant: Mutant,
+    /// By which rule, at which seed; none if it got away.
+    pub by: Option<(Rule, u64)>,
+    /// How long that took, seconds.
+    pub seconds: f64,
+}
+
+/// Switches a bug on and runs seeds until a rule breaks.
+#[cfg(feature = "mutants")]
+#[must_use]
+pub fn hunt(plan: &super::Plan, mutant: Mutant, seeds: u64) -> Caught {
+    let started = std::time::Instant::now();
+    luc_engine::mutant::set(Some(mutant));
+    let caught = (1..=seeds).find_map(|seed| super::seed(plan, seed).broken.map(|broken| (broken.rule, seed)));
+    luc_engine::mutant::set(None);
+    Caught { mutant, by: caught, seconds: started.elapsed().as_secs_f64() }
+}

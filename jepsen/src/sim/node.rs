@@ -1,0 +1,605 @@
+//! One replica with its driver: `sync/src/node.rs` and `sync/src/net.rs` without threads. Jobs queue while a flush is
+//! under way; all of them are made durable in one commit; and only then does anything leave.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use luc_engine::agent::{FromAgent, HostFacts};
+use luc_engine::entry::{Entry, Frontier, Member, MemberOp};
+use luc_engine::id::{ClaimId, EntryId, HostId, PoolId, ReplicaId, SiteName};
+use luc_engine::ledger::Amount;
+use luc_engine::mutant::{self, Mutant};
+use luc_engine::replica::{Flushed, Identity, Received, Rejection, Replica};
+use luc_engine::retire::{Request, Retiree};
+use luc_engine::tx::{Fence, Refusal};
+use luc_engine::view::View;
+use luc_sync::agents;
+use luc_sync::join::admit_replica;
+use luc_sync::node::read_entries;
+use luc_sync::proto::{Input, Output, Proto};
+use luc_sync::rpc::{GRANT_LOG, grant, lacking};
+
+use super::agent::Talk;
+use super::disk::{Disk, Image};
+use super::net::Micros;
+use super::ops::{Asked, Done};
+use super::rights::Rights;
+use super::rules::{Broken, Rule, Tracker};
+use super::sometimes::State;
+use super::world::{Event, World};
+
+/// Most jobs in one commit.
+const BATCH: usize = 512;
+/// Messages with entries that may wait for the node.
+const ARRIVALS: usize = 64;
+/// Bytes of log in one batch of anti-entropy. Smaller than the real one, so that catching up takes several.
+const LOG_BATCH: usize = 64 << 10;
+
+/// One replica's machine.
+pub(super) struct Node {
+    pub(super) identity: Identity,
+    pub(super) replica: ReplicaId,
+    pub(super) site: usize,
+    pub(super) disk: Disk,
+    pub(super) process: Option<Process>,
+    /// Counts its starts and ends: what was meant for an earlier process is void.
+    pub(super) life: u64,
+    /// Its clock, milliseconds ahead of the truth.
+    pub(super) ahead: u64,
+    /// Everything takes so many times as long.
+    pub(super) slow: u64,
+    /// It has its snapshot.
+    pub(super) joined: bool,
+    pub(super) admitted: bool,
+    pub(super) tries: u64,
+    /// Its disk is lost.
+    pub(super) gone: bool,
+    /// An operator has stopped it for good.
+    pub(super) stopped: bool,
+    /// Copies of its disk, with what the oracle knew of it.
+    pub(super) copies: Vec<(Micros, Image, Tracker)>,
+}
+
+impl Node {
+    pub(super) fn new(identity: Identity, site: usize, disk: Disk) -> Self {
+        Self {
+            replica: identity.replica(),
+            identity,
+            site,
+            disk,
+            process: None,
+            life: 0,
+            ahead: 0,
+            slow: 1,
+            joined: true,
+            admitted: true,
+            tries: 0,
+            gone: false,
+            stopped: false,
+            copies: Vec::new(),
+        }
+    }
+}
+
+/// What runs on it.
+pub(super) struct Process {
+    pub(super) replica: Replica,
+    pub(super) proto: Proto,
+    /// What is durable.
+    pub(super) view: View,
+    pub(super) jobs: VecDeque<Job>,
+    /// The second halves of the jobs whose flush is under way.
+    pub(super) flushing: Option<Vec<After>>,
+    waiting: BTreeMap<EntryId, Vec<u8>>,
+    receiving: usize,
+    /// This replica has written since the last flush.
+    pub(super) wrote: bool,
+    pub(super) attached: BTreeMap<HostId, (usize, u64)>,
+}
+
+/// What the replica's thread does.
+#[derive(Debug)]
+pub(super) enum Job {
+    Op(Asked),
+    Receive {
+        peer: ReplicaId,
+        entries: Vec<Vec<u8>>,
+        answer: bool,
+    },
+    ReadLog {
+        peer: ReplicaId,
+        from: Vec<EntryId>,
+    },
+    Grant {
+        ask: u64,
+        turn: u64,
+        to: usize,
+        pool: PoolId,
+        amount: Amount,
+        frontier: Frontier,
+    },
+    Take {
+        ask: u64,
+        turn: u64,
+        entries: Vec<Vec<u8>>,
+        granted: Amount,
+    },
+    Hello {
+        agent: usize,
+        session: u64,
+        facts: Box<HostFacts>,
+    },
+    Heard {
+        agent: usize,
+        session: u64,
+        message: FromAgent,
+    },
+    Admit {
+        newcomer: usize,
+    },
+    Snapshot {
+        newcomer: usize,
+    },
+    Retire {
+        gone: usize,
+        heir: usize,
+    },
+    PutUp(Fence),
+    /// What was written besides must not wait.
+    Wake,
+}
+
+/// What is done after the flush.
+#[derive(Debug)]
+pub(super) enum After {
+    Nothing,
+    Op(Asked, Done),
+    Received { peer: ReplicaId, answer: bool },
+    ReadLog { peer: ReplicaId, from: Vec<EntryId> },
+    Granted { ask: u64, turn: u64, to: usize, granted: Amount, frontier: Frontier },
+    Taken { ask: u64, turn: u64, granted: Amount },
+    Hello { agent: usize, session: u64, host: HostId },
+    Held { agent: usize, session: u64, claim: ClaimId },
+    Admitted { newcomer: usize },
+    Snapshot { newcomer: usize },
+}
+
+/// A site's name.
+pub(super) fn site_name(site: usize) -> SiteName {
+    SiteName::try_from(format!("site-{site}")).unwrap_or_else(|_| unreachable_site())
+}
+
+fn unreachable_site() -> SiteName {
+    // A fixed, valid label.
+    SiteName::new("site").unwrap_or_else(|_| std::process::abort())
+}
+
+/// A member, as its sponsor admits it.
+pub(super) fn member(identity: &Identity, site: usize) -> Member {
+    Member {
+        replica: identity.replica(),
+        public_key: identity.public_key(),
+        site: site_name(site),
+        addresses: Vec::new(),
+        identity_authority: true,
+        sponsor: true,
+        index: 0,
+    }
+}
+
+impl World {
+    /// Starts a node's process from its disk.
+    pub(super) fn start(&mut self, at: usize) {
+        let Some(node) = self.nodes.get_mut(at).filter(|node| !node.gone && node.process.is_none() && node.joined)
+        else {
+            return;
+        };
+        node.disk.reopen();
+        node.life += 1;
+        let life = node.life;
+        let opened = Replica::open(node.identity.clone(), Box::new(node.disk.clone()));
+        let replica = match opened {
+            Ok(replica) => replica,
+            Err(error) => {
+                let how = format!("node {at} does not start: {error}");
+                return self.check(Err(Broken::new(Rule::AcknowledgedIsDurable, how)));
+            }
+        };
+        let view = replica.view().clone();
+        let proto = Proto::new(node.replica);
+        node.process = Some(Process {
+            replica,
+            proto,
+            view: view.clone(),
+            jobs: VecDeque::new(),
+            flushing: None,
+            waiting: BTreeMap::new(),
+            receiving: 0,
+            wrote: false,
+            attached: BTreeMap::new(),
+        });
+        self.trace.note(self.now, [3, at as u64, life], || format!("{at} starts"));
+        let checked = self.rules.opened(at, &view);
+        self.check(checked);
+        let checked = self.rules.published(at, &view, &[]);
+        self.check(checked);
+        let clock = self.clock(at);
+        if let Some(process) = self.process(at)
+            && matches!(process.replica.tend(clock, None), Ok(true))
+        {
+            process.wrote = true;
+            self.job(at, Job::Wake);
+        }
+        self.dial_members(at);
+        self.begin_ticking(at, life);
+    }
+
+    /// A node's process ends. A commit that is under way is kept on the disk, or lost; nobody is told of it.
+    pub(super) fn crash(&mut self, at: usize, kept: bool) {
+        let Some(node) = self.nodes.get_mut(at) else { return };
+        let Some(mut process) = node.process.take() else { return };
+        node.life += 1;
+        let unflushed = process.flushing.is_some();
+        let mut checks = Vec::new();
+        if unflushed && mutant::on(Mutant::PushedBeforeFlush) && !kept {
+            // This driver has committed before its time, to have what it pushes: the disk has not.
+            if let Some((_, image, _)) = node.copies.last() {
+                node.disk = Disk::from_image(image);
+            }
+        } else if unflushed && kept {
+            match process.replica.flush() {
+                Ok(flushed) => checks = flushed.entries,
+                Err(error) => self.trace.note(self.now, [98, 0, 0], || error.to_string()),
+            }
+            self.sometimes.saw(State::CrashKept);
+        }
+        if unflushed && !kept {
+            self.sometimes.saw(State::CrashLost);
+        }
+        if self.asks.values().any(|ask| ask.node == at) {
+            self.sometimes.saw(State::GrantInFlightAtCrash);
+        }
+        self.asks.retain(|_, ask| ask.node != at);
+        let text = if kept { "kept" } else { "lost" };
+        self.trace
+            .note(self.now, [4, at as u64, u64::from(kept)], || format!("{at} dies; a commit under way is {text}"));
+        for entry in checks {
+            let checked = self.rules.applied(at, &entry);
+            self.check(checked);
+        }
+        for (peer, id) in self.net.die(at) {
+            self.at(super::net::IDLE, Event::Silent { me: peer, peer: at, id, dead: true });
+        }
+        let sessions: Vec<(usize, u64)> = process.attached.into_values().collect();
+        for (agent, session) in sessions {
+            self.detached(agent, session);
+        }
+    }
+
+    /// Gives an input to a node's protocol core, and does what it says.
+    pub(super) fn core(&mut self, at: usize, input: Input) {
+        let clock = self.clock(at);
+        let mut todo = vec![input];
+        while let Some(input) = todo.pop() {
+            let Some(process) = self.process(at) else { return };
+            let Process { proto, view, .. } = process;
+            for output in proto.handle(input, clock, view.frontier()) {
+                todo.extend(self.act(at, output));
+            }
+        }
+    }
+
+    fn act(&mut self, at: usize, output: Output) -> Option<Input> {
+        match output {
+            Output::Send(peer, message) => {
+                let sent = self.by_replica.get(&peer).copied().is_some_and(|to| self.send(at, to, message));
+                (!sent).then_some(Input::Dropped(peer))
+            }
+            Output::Receive { peer, entries, answer } => {
+                let room = self.process(at).is_some_and(|process| {
+                    process.receiving += 1;
+                    process.receiving <= ARRIVALS
+                });
+                if room {
+                    self.job(at, Job::Receive { peer, entries, answer });
+                } else if let Some(process) = self.process(at) {
+                    process.receiving -= 1;
+                }
+                None
+            }
+            Output::ReadLog { peer, from } => {
+                self.job(at, Job::ReadLog { peer, from });
+                None
+            }
+            Output::OldStore(entry) => {
+                self.job(at, Job::PutUp(Fence::OldStore(entry)));
+                None
+            }
+        }
+    }
+
+    /// Runs the jobs that wait, unless a flush is under way, and begins to flush.
+    pub(super) fn run_jobs(&mut self, at: usize) {
+        let mut after = Vec::new();
+        while after.len() < BATCH {
+            let Some(process) = self.process(at).filter(|process| process.flushing.is_none()) else { return };
+            let Some(job) = process.jobs.pop_front() else { break };
+            after.push(self.run_job(at, job));
+        }
+        if after.is_empty() {
+            return;
+        }
+        let Some((life, slow)) = self.nodes.get(at).map(|node| (node.life, node.slow)) else { return };
+        if mutant::on(Mutant::PushedBeforeFlush) {
+            self.push_early(at);
+        }
+        if let Some(process) = self.process(at) {
+            process.flushing = Some(after);
+        }
+        let delay = self.rng.between(150, 1_500) * slow;
+        self.at(delay, Event::Flushed { node: at, life });
+    }
+
+    /// The seeded bug: what is not on the disk yet is sent.
+    fn push_early(&mut self, at: usize) {
+        let now = self.now;
+        let tracker = self.rules.tracker(at);
+        let Some(node) = self.nodes.get_mut(at) else { return };
+        let Some(tracker) = tracker else { return };
+        node.copies = vec![(now, node.disk.image(), tracker)];
+        let Some(process) = &mut node.process else { return };
+        if let Ok(flushed) = process.replica.flush() {
+            process.view = process.replica.view().clone();
+            self.core(at, Input::Flushed(flushed.entries));
+        }
+    }
+
+    fn run_job(&mut self, at: usize, job: Job) -> After {
+        let clock = self.clock(at);
+        match job {
+            Job::Op(asked) => {
+                let done = self.execute(at, &asked);
+                After::Op(asked, done)
+            }
+            Job::Receive { peer, entries, answer } => {
+                if let Some(process) = self.process(at) {
+                    process.receiving = process.receiving.saturating_sub(1);
+                }
+                let gap = self.receive(at, entries);
+                After::Received { peer, answer: answer || gap }
+            }
+            Job::ReadLog { peer, from } => After::ReadLog { peer, from },
+            Job::Grant { ask, turn, to, pool, amount, frontier } => {
+                let asker = self.nodes.get(to).map(|node| node.replica);
+                let Some((process, asker)) = self.process(at).zip(asker) else { return After::Nothing };
+                let granted = process.replica.transact::<_, Refusal>(clock, |tx| grant(tx, asker, pool, &amount));
+                process.wrote |= granted.is_ok();
+                let granted = granted.map(|(amount, _)| amount).unwrap_or_default();
+                After::Granted { ask, turn, to, granted, frontier }
+            }
+            Job::Take { ask, turn, entries, granted } => {
+                if !entries.is_empty() {
+                    self.receive(at, entries);
+                }
+                After::Taken { ask, turn, granted }
+            }
+            Job::Hello { agent, session, facts } => {
+                let host = facts.identity.host;
+                let Some(process) = self.process(at) else { return After::Nothing };
+                let written = process.replica.transact::<_, Refusal>(clock, |tx| agents::write_host(tx, *facts));
+                process.wrote = true;
+                if written.is_ok() { After::Hello { agent, session, host } } else { After::Nothing }
+            }
+            Job::Heard { agent, session, message } => self.heard(at, agent, session, message),
+            Job::Admit { newcomer } => {
+                let Some((member, process)) = self.admit(newcomer).zip(self.process(at)) else { return After::Nothing };
+                let admitted = process.replica.transact::<_, Refusal>(clock, |tx| admit_replica(tx, member));
+                process.wrote = true;
+                if admitted.is_ok() { After::Admitted { newcomer } } else { After::Nothing }
+            }
+            Job::Snapshot { newcomer } => After::Snapshot { newcomer },
+            Job::Retire { gone, heir } => {
+                let id = |node: usize| self.nodes.get(node).map(|node| node.replica);
+                let Some((replica, heir)) = id(gone).zip(id(heir)) else { return After::Nothing };
+                let Some(process) = self.process(at) else { return After::Nothing };
+                let request = Request { set: vec![Retiree { replica, heir }], force: false };
+                let _ = process.replica.transact::<_, Refusal>(clock, |tx| tx.membership(MemberOp::Retire(request)));
+                process.wrote = true;
+                After::Nothing
+            }
+            Job::PutUp(fence) => {
+                if let Some(process) = self.process(at) {
+                    process.replica.put_up(fence);
+                }
+                After::Nothing
+            }
+            Job::Wake => After::Nothing,
+        }
+    }
+
+    /// Takes entries. Says whether some wait for what is not held.
+    fn receive(&mut self, at: usize, entries: Vec<Vec<u8>>) -> bool {
+        let mut gap = false;
+        for bytes in entries {
+            let Some(process) = self.process(at) else { return gap };
+            let received = process.replica.receive(&bytes);
+            match received {
+                Received::Waiting(_) => {
+                    gap = true;
+                    if let Ok(entry) = Entry::decode(&bytes) {
+                        process.waiting.insert(entry.id(), bytes);
+                    }
+                    self.sometimes.saw(State::Waited);
+                }
+                Received::Applied => self.retry(at),
+                Received::Refused(rejection) => self.refused(at, &rejection),
+                Received::Known => {}
+            }
+        }
+        gap
+    }
+
+    fn retry(&mut self, at: usize) {
+        let mut refused = Vec::new();
+        if let Some(Process { replica, waiting, .. }) = self.process(at) {
+            loop {
+                let before = waiting.len();
+                waiting.retain(|_, bytes| match replica.receive(bytes) {
+                    Received::Waiting(_) => true,
+                    Received::Refused(rejection) => {
+                        refused.push(rejection);
+                        false
+                    }
+                    Received::Applied | Received::Known => false,
+                });
+                if waiting.is_empty() || waiting.len() == before {
+                    break;
+                }
+            }
+        }
+        refused.iter().for_each(|rejection| self.refused(at, rejection));
+    }
+
+    fn refused(&mut self, at: usize, rejection: &Rejection) {
+        match rejection {
+            Rejection::Fenced(_) => {}
+            Rejection::Void { .. } => self.sometimes.saw(State::VoidEntry),
+            other => {
+                let why = other.to_string();
+                let checked = self.rules.refused(at, None, &why);
+                self.check(checked);
+            }
+        }
+    }
+
+    /// The end of a flush: everything that leaves the replica leaves here.
+    pub(super) fn flushed(&mut self, at: usize, life: u64) {
+        let clock = self.clock(at);
+        let Some(process) =
+            self.nodes.get_mut(at).filter(|node| node.life == life).and_then(|node| node.process.as_mut())
+        else {
+            return;
+        };
+        let after = process.flushing.take().unwrap_or_default();
+        if mutant::on(Mutant::FlushSkipped) && process.wrote {
+            after.into_iter().for_each(|after| self.after(at, after));
+            return self.run_jobs(at);
+        }
+        let flushed = match process.replica.flush() {
+            Ok(flushed) => flushed,
+            Err(_) => {
+                // No more writes until a restart; the replies say so.
+                self.sometimes.saw(State::CommitFailed);
+                self.crash(at, false);
+                let down = self.rng.between(10_000, 2_000_000);
+                return self.at(down, Event::Start { node: at });
+            }
+        };
+        process.wrote = false;
+        let entries = flushed.entries.clone();
+        if !entries.is_empty() || mutant::on(Mutant::PushedBeforeFlush) {
+            process.view = process.replica.view().clone();
+            self.publish(at, &flushed);
+        }
+        if let Some(process) = self.process(at)
+            && matches!(process.replica.tend(clock, Some(&flushed)), Ok(true))
+        {
+            process.wrote = true;
+            process.jobs.push_back(Job::Wake);
+        }
+        after.into_iter().for_each(|after| self.after(at, after));
+        if !entries.is_empty() {
+            self.core(at, Input::Flushed(entries));
+        }
+        self.run_jobs(at);
+    }
+
+    fn publish(&mut self, at: usize, flushed: &Flushed) {
+        for entry in &flushed.entries {
+            let checked = self.rules.applied(at, entry);
+            self.check(checked);
+            let id = entry.id();
+            if self.trace.is_text() && self.nodes.get(at).is_some_and(|node| node.replica == id.author) {
+                let (short, header) = (entry.tip().hash, &entry.header);
+                self.trace.note(self.now, [5, at as u64, short], || super::story::entry(at, header));
+            } else {
+                let (author, short) = (self.by_replica.get(&id.author).copied().unwrap_or(0), entry.tip().hash);
+                let number = id.number;
+                self.trace.note(self.now, [5, at as u64, short], || format!("{at} has {author}:{number}"));
+            }
+        }
+        let Some(process) = self.nodes.get(at).and_then(|node| node.process.as_ref()) else { return };
+        let (view, attached) = (process.view.clone(), process.attached.clone());
+        let before = self.net.is_parted();
+        let retired = view.retired().replicas().count();
+        let checked = self.rules.published(at, &view, &flushed.pools);
+        self.check(checked);
+        let digest = u64::from_str_radix(&view.digest().to_string()[..16], 16).unwrap_or(0);
+        self.trace.note(self.now, [6, at as u64, digest], || format!("{at} shows {digest:016x}"));
+        if retired > 0 {
+            self.sometimes.saw(State::Retired);
+            if before {
+                self.sometimes.saw(State::RetiredInCut);
+            }
+        }
+        let inherits = |entry: &std::sync::Arc<Entry>| {
+            entry.header.ledger.iter().any(|op| matches!(op, luc_engine::entry::LedgerOp::Inherit { .. }))
+        };
+        if flushed.entries.iter().any(inherits) {
+            self.sometimes.saw(State::Inherited);
+        }
+        for (host, order) in agents::orders(&view, flushed, &|host| attached.contains_key(&host)) {
+            if let Some((agent, session)) = attached.get(&host).copied() {
+                self.tell_agent(agent, session, Talk::Order(Box::new(order)));
+            }
+        }
+        if flushed.members {
+            self.dial_members(at);
+        }
+    }
+
+    fn after(&mut self, at: usize, after: After) {
+        match after {
+            After::Nothing => {}
+            After::Op(asked, done) => self.answered(at, asked, done),
+            After::Received { peer, answer } => self.core(at, Input::Received { peer, answer }),
+            After::ReadLog { peer, from } => {
+                let entries = self.read(at, &from, LOG_BATCH);
+                let (entries, more) = entries.unwrap_or_default();
+                if more {
+                    self.sometimes.saw(State::CaughtUp);
+                }
+                let entries = entries.into_iter().map(|entry| (entry.id(), entry.tip(), entry.bytes().to_vec()));
+                let entries = entries.collect();
+                self.core(at, Input::LogRead { peer, entries, more });
+            }
+            After::Granted { ask, turn, to, granted, frontier } => {
+                let asker = self.nodes.get(to).map(|node| node.replica);
+                let Some((process, asker)) = self.process(at).zip(asker) else { return };
+                let from =
+                    if granted.is_zero() { Vec::new() } else { lacking(process.view.frontier(), &frontier, asker) };
+                let entries = self.read(at, &from, GRANT_LOG).unwrap_or_default().0;
+                let entries: Vec<Vec<u8>> = entries.iter().map(|entry| entry.bytes().to_vec()).collect();
+                if entries.len() > 1 {
+                    self.sometimes.saw(State::AnswerWithPast);
+                }
+                let delay = self.net.delay(at, to);
+                self.at(delay, Event::Rights(Rights::Answer { ask, turn, from: at, granted, entries }));
+            }
+            After::Taken { ask, turn, granted } => self.taken(ask, turn, &granted),
+            After::Hello { agent, session, host } => self.hello(at, agent, session, host),
+            After::Held { agent, session, claim } => self.tell_agent(agent, session, Talk::Held(claim)),
+            After::Admitted { newcomer } => {
+                if let Some(node) = self.nodes.get_mut(newcomer) {
+                    node.admitted = true;
+                }
+                self.at(1_000, Event::Join { newcomer });
+            }
+            After::Snapshot { newcomer } => self.give_snapshot(at, newcomer),
+        }
+    }
+
+    fn read(&mut self, at: usize, from: &[EntryId], limit: usize) -> Option<(Vec<Entry>, bool)> {
+        let reader = self.process(at)?.replica.reader().ok()?;
+        read_entries(&*reader, from, limit).ok()
+    }
+}

@@ -1,0 +1,633 @@
+//! The rules, checked after every step over the union of all states (`DESIGN.md`, "What always holds").
+//!
+//! The oracle believes nothing that the engine computes: it adds up pools, claims and accounts itself, from the entries
+//! that became durable somewhere. It is told of each as its replica flushes it, so a step costs what the step changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use luc_engine::entry::{Entry, LedgerOp, Subject, Tip};
+use luc_engine::id::{ClaimId, EntryId, HostId, PoolId, ReplicaId};
+use luc_engine::ledger::{Amount, Dimension};
+use luc_engine::view::{Digest, View};
+use uuid::Uuid;
+
+/// A rule's name, as in `DESIGN.md`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Rule {
+    /// Live claims never exceed capacity.
+    NoDoubleBooking,
+    /// What was answered, and what has left, is on the disk.
+    AcknowledgedIsDurable,
+    /// Equal frontiers, equal digests; and after the links are mended, equal frontiers, in bounded time.
+    Convergence,
+    /// An entry is visible after its whole past.
+    CausalOrder,
+    /// Who holds the rights is not refused, and waits for nobody.
+    LocalAutonomy,
+    /// Domains run under a live claim, within their host, once.
+    HostTruth,
+    /// Nobody spends what it does not hold, and no honest replica's entry is refused.
+    Authority,
+    /// Minted = free + claimed + burnt.
+    Conservation,
+    /// A server, its quota claim and its host claim are one.
+    Atomicity,
+    /// The code noticed by itself that something is wrong, and stopped.
+    Panic,
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::NoDoubleBooking => "no-double-booking",
+            Self::AcknowledgedIsDurable => "acknowledged-is-durable",
+            Self::Convergence => "convergence",
+            Self::CausalOrder => "causal-order",
+            Self::LocalAutonomy => "local-autonomy",
+            Self::HostTruth => "host-truth",
+            Self::Authority => "authority",
+            Self::Conservation => "conservation",
+            Self::Atomicity => "atomicity",
+            Self::Panic => "no-panic",
+        })
+    }
+}
+
+/// A rule is broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Broken {
+    /// Which.
+    pub rule: Rule,
+    /// How.
+    pub how: String,
+}
+
+impl Broken {
+    /// Says so.
+    pub fn new(rule: Rule, how: impl Into<String>) -> Self {
+        Self { rule, how: how.into() }
+    }
+}
+
+/// What a check says.
+pub type Checked = Result<(), Broken>;
+
+type Vector = [i64; 4];
+const DIMENSIONS: [Dimension; 4] = [Dimension::Vcpus, Dimension::MemoryMib, Dimension::DiskGib, Dimension::Instances];
+
+fn vector(amount: &Amount) -> Vector {
+    DIMENSIONS.map(|dimension| i64::try_from(amount.get(dimension)).unwrap_or(i64::MAX))
+}
+
+fn add(to: &mut Vector, amount: Vector, sign: i64) {
+    to.iter_mut().zip(amount).for_each(|(slot, n)| *slot += sign * n);
+}
+
+#[derive(Debug)]
+struct Known {
+    entry: Arc<Entry>,
+    /// Its effects count: it is neither lost with its author's disk nor beyond a cut.
+    counts: bool,
+}
+
+#[derive(Debug, Default)]
+struct Pool {
+    capacity: Vector,
+    live: Vector,
+    host: Option<HostId>,
+}
+
+#[derive(Debug)]
+struct Claim {
+    pool: PoolId,
+    amount: Vector,
+    released: bool,
+    counts: bool,
+}
+
+/// What one replica has on its disk, as the oracle adds it up.
+#[derive(Clone, Debug)]
+pub struct Tracker {
+    /// Who it is.
+    pub replica: ReplicaId,
+    frontier: BTreeMap<ReplicaId, Tip>,
+    accounts: BTreeMap<(ReplicaId, PoolId), Vector>,
+    /// Its disk may be an old copy, or a copy of it live elsewhere: forks are its to answer for.
+    excused: bool,
+    /// Its disk is gone.
+    gone: bool,
+}
+
+impl Tracker {
+    fn number(&self, replica: ReplicaId) -> u64 {
+        self.frontier.get(&replica).map_or(0, |tip| tip.number)
+    }
+}
+
+/// The oracle.
+#[derive(Debug, Default)]
+pub struct Rules {
+    entries: BTreeMap<EntryId, Known>,
+    pools: BTreeMap<PoolId, Pool>,
+    claims: BTreeMap<ClaimId, Claim>,
+    cuts: BTreeMap<ReplicaId, u64>,
+    nodes: Vec<Tracker>,
+    index: BTreeMap<ReplicaId, usize>,
+    digests: BTreeMap<[u8; 32], Digest>,
+    refused: BTreeSet<ClaimId>,
+    domains: BTreeMap<Uuid, (HostId, ClaimId, Vector)>,
+    capacities: BTreeMap<HostId, Vector>,
+    used: BTreeMap<HostId, Vector>,
+    deleted: BTreeSet<Uuid>,
+    acknowledged: BTreeMap<EntryId, Tip>,
+}
+
+impl Rules {
+    /// A replica with an empty disk, or with what its sponsor's snapshot holds.
+    pub fn new_node(&mut self, replica: ReplicaId, sponsor: Option<usize>) {
+        let like = sponsor.and_then(|at| self.nodes.get(at)).cloned();
+        let (frontier, accounts) = like.map(|like| (like.frontier, like.accounts)).unwrap_or_default();
+        self.index.insert(replica, self.nodes.len());
+        self.nodes.push(Tracker { replica, frontier, accounts, excused: false, gone: false });
+    }
+
+    /// A newcomer got its snapshot.
+    pub fn took_snapshot(&mut self, node: usize, sponsor: usize) {
+        let Some(like) = self.nodes.get(sponsor).cloned() else { return };
+        if let Some(tracker) = self.nodes.get_mut(node) {
+            tracker.frontier = like.frontier;
+            tracker.accounts = like.accounts;
+        }
+    }
+
+    /// What a node's disk holds, to be put back with an old copy of it.
+    #[must_use]
+    pub fn tracker(&self, node: usize) -> Option<Tracker> {
+        self.nodes.get(node).cloned()
+    }
+
+    /// A node's disk is what it was before.
+    pub fn rolled_back(&mut self, node: usize, tracker: Tracker) {
+        if let Some(slot) = self.nodes.get_mut(node) {
+            *slot = Tracker { excused: true, ..tracker };
+        }
+    }
+
+    /// A copy of a node's disk is started elsewhere.
+    pub fn excuse(&mut self, node: usize) {
+        if let Some(tracker) = self.nodes.get_mut(node) {
+            tracker.excused = true;
+        }
+    }
+
+    /// An entry is on a node's disk and visible there.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub fn applied(&mut self, node: usize, entry: &Arc<Entry>) -> Checked {
+        let id = entry.id();
+        self.check_order(node, entry)?;
+        self.meet(node, entry)?;
+        let own = self.nodes.get(node).is_some_and(|tracker| tracker.replica == id.author);
+        let Self { nodes, claims, .. } = self;
+        let Some(tracker) = nodes.get_mut(node) else { return Ok(()) };
+        tracker.frontier.insert(id.author, entry.tip());
+        for (index, op) in entry.header.ledger.iter().enumerate() {
+            account(tracker, claims, id, index, op);
+            let pool = pool_of(id, index, op, claims);
+            let left = pool.and_then(|pool| tracker.accounts.get(&(id.author, pool)));
+            if own && left.is_some_and(|left| left.iter().any(|n| *n < 0)) {
+                return Err(Broken::new(
+                    Rule::Authority,
+                    format!("entry {id} spends rights that its author lacks: {op:?}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_order(&self, node: usize, entry: &Entry) -> Checked {
+        let id = entry.id();
+        let Some(tracker) = self.nodes.get(node) else { return Ok(()) };
+        if tracker.number(id.author) + 1 != id.number {
+            let held = tracker.number(id.author);
+            return Err(Broken::new(Rule::CausalOrder, format!("node {node} shows entry {id} after {held}")));
+        }
+        let lacking = entry.header.seen.iter().find(|(replica, tip)| tracker.number(*replica) < tip.number);
+        match lacking {
+            Some((replica, tip)) => {
+                let past = EntryId { author: *replica, number: tip.number };
+                Err(Broken::new(Rule::CausalOrder, format!("node {node} shows entry {id} without {past} of its past")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Takes up what an entry does, when it is seen for the first time.
+    fn meet(&mut self, node: usize, entry: &Arc<Entry>) -> Checked {
+        let id = entry.id();
+        let author = self.index.get(&id.author).and_then(|at| self.nodes.get(*at));
+        let excused = author.is_some_and(|tracker| tracker.excused);
+        let unflushed = author
+            .is_some_and(|tracker| tracker.replica != self.replica(node) && tracker.number(id.author) < id.number);
+        if unflushed && !excused {
+            let how = format!("node {node} has entry {id}, which is not on its author's disk");
+            return Err(Broken::new(Rule::AcknowledgedIsDurable, how));
+        }
+        let beyond = self.cuts.get(&id.author).is_some_and(|cut| id.number > *cut);
+        match self.entries.get_mut(&id) {
+            None => {
+                self.entries.insert(id, Known { entry: entry.clone(), counts: !beyond });
+                if beyond { Ok(()) } else { self.count(entry) }
+            }
+            Some(known) if known.entry.hash() != entry.hash() => {
+                if excused {
+                    Ok(())
+                } else {
+                    Err(Broken::new(Rule::Authority, format!("entry {id} exists twice")))
+                }
+            }
+            // It was thought to be lost with a disk, and was on its way.
+            Some(known) if !known.counts && !beyond => {
+                known.counts = true;
+                self.count(entry)
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn replica(&self, node: usize) -> ReplicaId {
+        self.nodes.get(node).map_or(ReplicaId(Uuid::nil()), |tracker| tracker.replica)
+    }
+
+    /// Adds what an entry does to the union.
+    fn count(&mut self, entry: &Entry) -> Checked {
+        let id = entry.id();
+        for record in &entry.header.deleted {
+            self.deleted.insert(record.id);
+        }
+        check_atomic(entry)?;
+        for (index, op) in entry.header.ledger.iter().enumerate() {
+            self.count_op(id, index, op)?;
+        }
+        Ok(())
+    }
+
+    fn count_op(&mut self, id: EntryId, index: usize, op: &LedgerOp) -> Checked {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        let touched = match op {
+            LedgerOp::Mint { subject, amount } => {
+                let pool = PoolId { entry: id, index };
+                let row = self.pools.entry(pool).or_default();
+                add(&mut row.capacity, vector(amount), 1);
+                if let Subject::Host(host) = subject {
+                    row.host = Some(host.host);
+                }
+                pool
+            }
+            LedgerOp::Grow { pool, amount } => {
+                add(&mut self.pools.entry(*pool).or_default().capacity, vector(amount), 1);
+                *pool
+            }
+            LedgerOp::Burn { pool, amount } => {
+                add(&mut self.pools.entry(*pool).or_default().capacity, vector(amount), -1);
+                *pool
+            }
+            LedgerOp::Claim { pool, amount, .. } => {
+                let amount = vector(amount);
+                add(&mut self.pools.entry(*pool).or_default().live, amount, 1);
+                let claim = ClaimId { entry: id, index };
+                let row = self.claims.entry(claim);
+                row.or_insert(Claim { pool: *pool, amount, released: false, counts: true }).counts = true;
+                *pool
+            }
+            LedgerOp::Release { claim } => self.count_release(id, *claim)?,
+            LedgerOp::Grant { .. } | LedgerOp::Inherit { .. } => return Ok(()),
+        };
+        let fits = |pool: &Pool| pool.live.iter().zip(pool.capacity).all(|(live, capacity)| *live <= capacity);
+        match self.pools.get(&touched).filter(|pool| !fits(pool)) {
+            Some(pool) => {
+                let how =
+                    format!("after entry {id}, pool {touched} has claims of {:?} on {:?}", pool.live, pool.capacity);
+                Err(Broken::new(Rule::NoDoubleBooking, how))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn count_release(&mut self, id: EntryId, claim: ClaimId) -> Result<PoolId, Broken> {
+        let Some(row) = self.claims.get_mut(&claim) else {
+            return Err(Broken::new(Rule::Authority, format!("entry {id} releases claim {claim}, which is not known")));
+        };
+        if row.released {
+            return Err(Broken::new(Rule::NoDoubleBooking, format!("entry {id} releases claim {claim} once more")));
+        }
+        let acts = claim.entry.author == id.author || self.cuts.contains_key(&claim.entry.author);
+        if !acts {
+            return Err(Broken::new(Rule::Authority, format!("entry {id} releases claim {claim}, which is another's")));
+        }
+        row.released = true;
+        let (pool, amount) = (row.pool, row.amount);
+        let slot = self.pools.entry(pool).or_default();
+        add(&mut slot.live, amount, -1);
+        if slot.host.is_some() && !self.refused.contains(&claim) {
+            let how = format!("entry {id} releases claim {claim}, and its agent may still start it");
+            return Err(Broken::new(Rule::HostTruth, how));
+        }
+        Ok(pool)
+    }
+
+    /// Takes back what an entry did: it is lost, or beyond a cut.
+    fn discount(&mut self, id: EntryId) {
+        let Some(known) = self.entries.get_mut(&id).filter(|known| known.counts) else { return };
+        known.counts = false;
+        let entry = known.entry.clone();
+        for (index, op) in entry.header.ledger.iter().enumerate().rev() {
+            let index = u32::try_from(index).unwrap_or(u32::MAX);
+            match op {
+                LedgerOp::Mint { amount, .. } => {
+                    let pool = PoolId { entry: id, index };
+                    add(&mut self.pools.entry(pool).or_default().capacity, vector(amount), -1);
+                }
+                LedgerOp::Grow { pool, amount } => {
+                    add(&mut self.pools.entry(*pool).or_default().capacity, vector(amount), -1);
+                }
+                LedgerOp::Burn { pool, amount } => {
+                    add(&mut self.pools.entry(*pool).or_default().capacity, vector(amount), 1);
+                }
+                LedgerOp::Claim { pool, amount, .. } => {
+                    add(&mut self.pools.entry(*pool).or_default().live, vector(amount), -1);
+                    if let Some(claim) = self.claims.get_mut(&ClaimId { entry: id, index }) {
+                        claim.counts = false;
+                    }
+                }
+                LedgerOp::Release { claim } => {
+                    if let Some(row) = self.claims.get_mut(claim) {
+                        row.released = false;
+                        add(&mut self.pools.entry(row.pool).or_default().live, row.amount, 1);
+                    }
+                }
+                LedgerOp::Grant { .. } | LedgerOp::Inherit { .. } => {}
+            }
+        }
+    }
+
+    /// A disk is lost, with what nobody else holds. Says how many entries that were.
+    pub fn lost_disk(&mut self, node: usize) -> usize {
+        let Some(tracker) = self.nodes.get_mut(node) else { return 0 };
+        tracker.gone = true;
+        let author = tracker.replica;
+        let held = self.nodes.iter().filter(|tracker| !tracker.gone).map(|tracker| tracker.number(author)).max();
+        let lost = self.later_than(author, held.unwrap_or(0));
+        lost.iter().rev().for_each(|id| self.discount(*id));
+        lost.len()
+    }
+
+    fn later_than(&self, author: ReplicaId, number: u64) -> Vec<EntryId> {
+        let from = EntryId { author, number: number + 1 };
+        self.entries.range(from..).map(|(id, _)| *id).take_while(|id| id.author == author).collect()
+    }
+
+    /// A view was published: what it shows must be what every replica with that frontier shows.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub fn published(&mut self, node: usize, view: &View, pools: &[PoolId]) -> Checked {
+        let mut hasher = blake3::Hasher::new();
+        for (replica, tip) in &view.frontier().0 {
+            hasher.update(replica.0.as_bytes()).update(&tip.number.to_le_bytes()).update(&tip.hash.to_le_bytes());
+        }
+        let digest = view.digest();
+        if *self.digests.entry(*hasher.finalize().as_bytes()).or_insert(digest) != digest {
+            let how = format!("node {node} shows another state than others with its frontier");
+            return Err(Broken::new(Rule::Convergence, how));
+        }
+        for id in pools {
+            let Some(pool) = view.ledger().pool(*id) else { continue };
+            let mut sum = vector(&pool.claimed);
+            add(&mut sum, vector(&pool.burnt), 1);
+            pool.accounts().for_each(|(_, free)| add(&mut sum, vector(&free), 1));
+            if sum != vector(&pool.minted) {
+                let how = format!("node {node}: pool {id}: {sum:?} of {:?}", vector(&pool.minted));
+                return Err(Broken::new(Rule::Conservation, how));
+            }
+        }
+        let retired = view.retired();
+        for replica in retired.replicas() {
+            let cut = retired.cut(replica).unwrap_or(0);
+            match self.cuts.insert(replica, cut) {
+                None => self.later_than(replica, cut).into_iter().rev().for_each(|id| self.discount(id)),
+                Some(other) if other != cut => {
+                    let how = format!("replica {replica} is cut at {cut} and at {other}");
+                    return Err(Broken::new(Rule::Convergence, how));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A request was answered with success: its entry must be on the disk.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub fn acknowledged(&mut self, node: usize, id: EntryId) -> Checked {
+        let held = self.nodes.get(node).is_some_and(|tracker| tracker.number(id.author) >= id.number);
+        match self.entries.get(&id).filter(|_| held) {
+            Some(known) => {
+                self.acknowledged.insert(id, known.entry.tip());
+                Ok(())
+            }
+            None => {
+                let how = format!("node {node} has answered for entry {id}, which is not on its disk");
+                Err(Broken::new(Rule::AcknowledgedIsDurable, how))
+            }
+        }
+    }
+
+    /// A process has opened its disk: it must hold exactly what was flushed.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub fn opened(&self, node: usize, view: &View) -> Checked {
+        let Some(tracker) = self.nodes.get(node) else { return Ok(()) };
+        if view.frontier().0 == tracker.frontier {
+            return Ok(());
+        }
+        let how =
+            format!("node {node} has started with {:?}, and had flushed {:?}", view.frontier().0, tracker.frontier);
+        Err(Broken::new(Rule::AcknowledgedIsDurable, how))
+    }
+
+    /// A claim was refused for want of rights: there must be fewer here than wanted, over all these pools each.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub fn short(&self, node: usize, pools: &[PoolId], wanted: &Amount) -> Checked {
+        let Some(tracker) = self.nodes.get(node).filter(|tracker| !tracker.excused) else { return Ok(()) };
+        let wanted = vector(wanted);
+        let enough = |pool: &&PoolId| {
+            let held = tracker.accounts.get(&(tracker.replica, **pool)).copied().unwrap_or_default();
+            held.iter().zip(wanted).all(|(held, wanted)| *held >= wanted)
+        };
+        match pools.iter().find(enough) {
+            Some(pool) => {
+                let how = format!("node {node} holds {wanted:?} of pool {pool}, and was refused it");
+                Err(Broken::new(Rule::LocalAutonomy, how))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// An honest replica's entry was refused.
+    ///
+    /// # Errors
+    /// [`Broken`], unless its author's disk was copied or put back.
+    pub fn refused(&self, node: usize, author: Option<ReplicaId>, why: &str) -> Checked {
+        let excused = self.nodes.iter().any(|tracker| tracker.excused);
+        if excused {
+            return Ok(());
+        }
+        Err(Broken::new(Rule::Authority, format!("node {node} refuses an entry of {author:?}: {why}")))
+    }
+
+    /// A host, and what it can take.
+    pub fn host(&mut self, host: HostId, capacity: &Amount) {
+        self.capacities.insert(host, vector(capacity));
+    }
+
+    /// A domain was started.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub fn started(&mut self, host: HostId, server: Uuid, claim: ClaimId, amount: &Amount) -> Checked {
+        let broken = |how: String| Err(Broken::new(Rule::HostTruth, how));
+        if let Some((other, _, _)) = self.domains.insert(server, (host, claim, vector(amount))) {
+            return broken(format!("server {server} is started on {host} and runs on {other}"));
+        }
+        match self.claims.get(&claim) {
+            None => return broken(format!("server {server} is started for claim {claim}, which is on no disk")),
+            Some(row) if row.released => {
+                return broken(format!("server {server} is started for claim {claim}, which was released"));
+            }
+            Some(_) => {}
+        }
+        let used = self.used.entry(host).or_default();
+        add(used, vector(amount), 1);
+        let capacity = self.capacities.get(&host).copied().unwrap_or_default();
+        if used.iter().zip(capacity).take(3).any(|(used, capacity)| *used > capacity) {
+            return broken(format!("host {host} runs {used:?} of {capacity:?}"));
+        }
+        Ok(())
+    }
+
+    /// An agent has it on its disk that a claim's domain is gone for good.
+    pub fn gone(&mut self, server: Uuid, claim: ClaimId) {
+        self.refused.insert(claim);
+        if self.domains.get(&server).is_some_and(|(_, of, _)| *of == claim)
+            && let Some((host, _, amount)) = self.domains.remove(&server)
+        {
+            add(self.used.entry(host).or_default(), amount, -1);
+        }
+    }
+
+    /// Everything is mended and quiet: every replica has everything, and nothing is left over.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub fn settled(&self, nodes: &[(usize, &View)]) -> Checked {
+        let broken = |rule, how: String| Err(Broken::new(rule, how));
+        for (node, view) in nodes {
+            for (id, tip) in &self.acknowledged {
+                let counts = self.entries.get(id).is_some_and(|known| known.counts);
+                if counts && view.frontier().number(id.author) < tip.number {
+                    return broken(Rule::AcknowledgedIsDurable, format!("entry {id} has not reached node {node}"));
+                }
+            }
+            if !view.ledger().is_conserved() {
+                return broken(Rule::Conservation, format!("node {node}: rights do not add up"));
+            }
+            for (id, pool) in view.ledger().pools() {
+                let live = self.pools.get(id).map(|pool| pool.live).unwrap_or_default();
+                if vector(&pool.claimed) != live {
+                    let how = format!("node {node}: pool {id} shows {} claimed; there are {live:?}", pool.claimed);
+                    return broken(Rule::NoDoubleBooking, how);
+                }
+            }
+            let left = view.ledger().claims().find(|(_, claim)| self.deleted.contains(&claim.record.id));
+            if let Some((id, claim)) = left {
+                let how = format!("node {node}: claim {id} of deleted server {} is still held", claim.record.id);
+                return broken(Rule::Convergence, how);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A claim comes with its server's record, and a server with a claim on a quota and one on a host.
+fn check_atomic(entry: &Entry) -> Checked {
+    use luc_engine::record::Kind;
+    let claims = |record| {
+        let of = entry.header.ledger.iter();
+        of.filter(|op| matches!(op, LedgerOp::Claim { record: r, .. } if *r == record)).count()
+    };
+    let servers = entry.header.created.iter().filter(|created| created.record.kind == Kind::Server);
+    let torn = servers.map(|created| created.record).find(|record| claims(*record) != 2);
+    let created = |id| entry.header.created.iter().any(|created| created.record == id);
+    let stray = entry.header.ledger.iter().find_map(|op| match op {
+        LedgerOp::Claim { record, .. } if !created(*record) => Some(*record),
+        _ => None,
+    });
+    match torn.or(stray) {
+        Some(record) => {
+            let how = format!("entry {}: server {} and its claims are not one", entry.id(), record.id);
+            Err(Broken::new(Rule::Atomicity, how))
+        }
+        None => Ok(()),
+    }
+}
+
+/// What an operation does to the accounts that one replica knows of.
+fn account(tracker: &mut Tracker, claims: &BTreeMap<ClaimId, Claim>, id: EntryId, index: usize, op: &LedgerOp) {
+    let author = id.author;
+    let mut change = |replica, pool, amount: Vector, sign| {
+        add(tracker.accounts.entry((replica, pool)).or_default(), amount, sign);
+    };
+    match op {
+        LedgerOp::Mint { amount, .. } => {
+            let pool = PoolId { entry: id, index: u32::try_from(index).unwrap_or(u32::MAX) };
+            change(author, pool, vector(amount), 1);
+        }
+        LedgerOp::Grow { pool, amount } => change(author, *pool, vector(amount), 1),
+        LedgerOp::Burn { pool, amount } | LedgerOp::Claim { pool, amount, .. } => {
+            change(author, *pool, vector(amount), -1);
+        }
+        LedgerOp::Grant { pool, to, amount } => {
+            change(author, *pool, vector(amount), -1);
+            change(*to, *pool, vector(amount), 1);
+        }
+        LedgerOp::Release { claim } => {
+            if let Some(row) = claims.get(claim) {
+                change(author, row.pool, row.amount, 1);
+            }
+        }
+        LedgerOp::Inherit { pool, from } => {
+            let left = tracker.accounts.insert((*from, *pool), Vector::default()).unwrap_or_default();
+            add(tracker.accounts.entry((author, *pool)).or_default(), left, 1);
+        }
+    }
+}
+
+fn pool_of(id: EntryId, index: usize, op: &LedgerOp, claims: &BTreeMap<ClaimId, Claim>) -> Option<PoolId> {
+    match op {
+        LedgerOp::Mint { .. } => Some(PoolId { entry: id, index: u32::try_from(index).ok()? }),
+        LedgerOp::Grow { pool, .. }
+        | LedgerOp::Burn { pool, .. }
+        | LedgerOp::Grant { pool, .. }
+        | LedgerOp::Claim { pool, .. }
+        | LedgerOp::Inherit { pool, .. } => Some(*pool),
+        LedgerOp::Release { claim } => claims.get(claim).map(|claim| claim.pool),
+    }
+}
