@@ -369,7 +369,8 @@ pub(crate) async fn around(State(app): State<App>, mut request: Request, next: N
         let vary = HeaderValue::from_static("OpenStack-API-Version, X-OpenStack-Nova-API-Version");
         headers.insert(VARY, vary);
     }
-    if let Ok(frontier) = HeaderValue::from_str(&encode_frontier(app.view().frontier())) {
+    let seen = Seen::encode(app.view().frontier(), &app.net().stable(), app.node().me());
+    if let Ok(frontier) = HeaderValue::from_str(&seen) {
         headers.insert(FRONTIER, frontier);
     }
     let took = started.elapsed();
@@ -452,8 +453,18 @@ fn microversion(headers: &HeaderMap) -> Result<Microversion, Fault> {
 /// Read-your-writes across sites: a request that says what it has seen waits until this replica holds it.
 async fn catch_up(app: &App, headers: &HeaderMap) -> Result<(), Fault> {
     let Some(value) = headers.get(&FRONTIER) else { return Ok(()) };
-    let wanted = value.to_str().ok().and_then(decode_frontier);
-    let wanted = wanted.ok_or_else(|| Fault::bad("X-LUC-Frontier is malformed: send it back as it was received."))?;
+    let seen = value.to_str().ok().and_then(Seen::decode);
+    let wanted = match seen
+        .ok_or_else(|| Fault::bad("X-LUC-Frontier is malformed: send it back as it was received."))?
+    {
+        Seen::Entries(wanted) => wanted,
+        Seen::At(replica) if replica == app.node().me() => return Ok(()),
+        Seen::At(replica) => app.net().frontier_of(replica, app.settings().frontier_wait).await.ok_or_else(|| {
+            Fault::unavailable(format!(
+                "The request's frontier is known to replica {replica} alone, and that cannot be reached from here."
+            ))
+        })?,
+    };
     app.node().wait_for(&wanted, app.settings().frontier_wait).await.map_err(|missing| {
         let view = app.view();
         let name = |id: &luc_engine::id::EntryId| {
@@ -468,19 +479,35 @@ async fn catch_up(app: &App, headers: &HeaderMap) -> Result<(), Fault> {
     })
 }
 
-/// Opaque to clients: replica ids and numbers.
-fn encode_frontier(frontier: &Frontier) -> String {
-    let pairs: Vec<(ReplicaId, u64)> = frontier.0.iter().map(|(id, tip)| (*id, tip.number)).collect();
-    URL_SAFE_NO_PAD.encode(rmp_serde::to_vec(&pairs).unwrap_or_default())
+/// Longest value of `X-LUC-Frontier`, bytes.
+const LONGEST: usize = 4 << 10;
+
+/// What a client has seen. Opaque to it (`PROTOCOL.md`, M6).
+#[derive(Debug, PartialEq)]
+enum Seen {
+    /// These entries, and those that all members hold anyway.
+    Entries(Frontier),
+    /// More than a header should say: what this replica held then. What it holds when it is asked is no less.
+    At(ReplicaId),
 }
 
-fn decode_frontier(text: &str) -> Option<Frontier> {
-    if text.len() > 64 << 10 {
-        return None;
+impl Seen {
+    fn encode(frontier: &Frontier, stable: &Frontier, me: ReplicaId) -> String {
+        let above = frontier.0.iter().filter(|(id, tip)| tip.number > stable.number(**id));
+        let pairs: Vec<(ReplicaId, u64)> = above.map(|(id, tip)| (*id, tip.number)).collect();
+        let text = URL_SAFE_NO_PAD.encode(rmp_serde::to_vec(&pairs).unwrap_or_default());
+        if text.len() <= LONGEST { text } else { format!("at.{me}") }
     }
-    let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
-    let pairs: Vec<(ReplicaId, u64)> = rmp_serde::from_slice(&bytes).ok()?;
-    Some(Frontier(pairs.into_iter().map(|(id, number)| (id, Tip { number, hash: 0 })).collect()))
+
+    fn decode(text: &str) -> Option<Self> {
+        if let Some(replica) = text.strip_prefix("at.") {
+            return replica.parse().ok().map(Self::At);
+        }
+        let bytes =
+            Some(text).filter(|text| text.len() <= LONGEST).and_then(|text| URL_SAFE_NO_PAD.decode(text).ok())?;
+        let pairs: Vec<(ReplicaId, u64)> = rmp_serde::from_slice(&bytes).ok()?;
+        Some(Self::Entries(Frontier(pairs.into_iter().map(|(id, number)| (id, Tip { number, hash: 0 })).collect())))
+    }
 }
 
 /// Counts of requests, for `/metrics`.
@@ -532,4 +559,36 @@ impl Metrics {
 /// Microseconds as seconds, without going through floating point.
 pub(crate) fn seconds(micros: u64) -> String {
     format!("{}.{:06}", micros / 1_000_000, micros % 1_000_000)
+}
+
+#[cfg(test)]
+mod frontier_tests {
+    use super::*;
+
+    fn frontier(replicas: u128, number: u64) -> Frontier {
+        let id = |n| ReplicaId(uuid::Uuid::from_u128(n));
+        Frontier((0..replicas).map(|n| (id(n), Tip { number, hash: 0 })).collect())
+    }
+
+    #[test]
+    fn a_header_says_what_is_above_the_stable_frontier() {
+        let me = ReplicaId(uuid::Uuid::from_u128(7));
+        let mut held = frontier(500, 9);
+        let stable = held.clone();
+        assert!(Seen::encode(&held, &stable, me).len() < 10);
+        held.set(me, Tip { number: 10, hash: 0 });
+        let only = Frontier([(me, Tip { number: 10, hash: 0 })].into());
+        assert_eq!(Seen::decode(&Seen::encode(&held, &stable, me)), Some(Seen::Entries(only)));
+    }
+
+    #[test]
+    fn what_would_be_too_long_is_a_replica_to_ask() {
+        let me = ReplicaId(uuid::Uuid::from_u128(7));
+        let text = Seen::encode(&frontier(500, 9), &Frontier::default(), me);
+        assert_eq!(Seen::decode(&text), Some(Seen::At(me)));
+        let short = Seen::encode(&frontier(50, 9), &Frontier::default(), me);
+        assert_eq!(Seen::decode(&short), Some(Seen::Entries(frontier(50, 9))));
+        assert_eq!(Seen::decode("at.nobody"), None);
+        assert_eq!(Seen::decode(&"A".repeat(LONGEST + 1)), None);
+    }
 }

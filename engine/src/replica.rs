@@ -245,9 +245,18 @@ impl Replica {
         if let Some(noted) = store.reader()?.get(Table::Meta, b"place")? {
             return Ok(noted == place);
         }
+        Self::resettle(store, place).map(|()| true)
+    }
+
+    /// Notes where a store lies, wherever it lay before: an operator's word that it was moved, not copied, and that
+    /// nothing was written where it lay since.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn resettle(store: &mut dyn Store, place: &[u8]) -> Result<(), StoreError> {
         let mut batch = Batch::default();
         batch.put(Table::Meta, b"place".to_vec(), place.to_vec());
-        store.commit(&batch).map(|()| true)
+        store.commit(&batch)
     }
 
     /// Opens a store that was founded or joined.

@@ -76,7 +76,8 @@ pub enum Fence {
     OldStore(EntryId),
     /// The store lies elsewhere than where it was made: it is a copy, and the first may live (M4).
     #[error(
-        "the store is not where it was made: it is a copy, and the replica may live elsewhere; `luc join --replace` makes it another"
+        "the store is not where it was made: it is a copy, and the replica may live elsewhere; `luc join --replace` makes \
+         it another replica, `luc replica moved` says that the first is gone"
     )]
     Copy,
 }

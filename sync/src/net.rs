@@ -10,8 +10,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use luc_engine::entry::{Frontier, Tip};
 use luc_engine::id::{HostId, ReplicaId, SiteName};
 use luc_engine::replica::Received;
 use luc_engine::tx::Fence;
@@ -119,8 +121,19 @@ pub(crate) struct Inner {
     endpoint: Endpoint,
     peers: Mutex<BTreeMap<ReplicaId, Peer>>,
     reach: Mutex<BTreeMap<ReplicaId, Seen>>,
+    stable: ArcSwap<Frontier>,
     inputs: mpsc::Sender<Input>,
     arrivals: mpsc::Sender<Arrival>,
+}
+
+/// What all of several hold.
+fn lowest(mine: &Frontier, others: &[&Frontier]) -> Frontier {
+    let of = |(id, tip): (&ReplicaId, &Tip)| {
+        let tips = others.iter().map(|other| other.0.get(id).copied());
+        let low = tips.chain([Some(*tip)]).collect::<Option<Vec<_>>>()?.into_iter().min_by_key(|tip| tip.number)?;
+        Some((*id, low))
+    };
+    Frontier(mine.0.iter().filter_map(of).collect())
 }
 
 /// What was last known of a peer.
@@ -128,7 +141,7 @@ pub(crate) struct Inner {
 struct Seen {
     heard: Option<Instant>,
     lost: Option<Instant>,
-    reported: luc_engine::entry::Frontier,
+    reported: Frontier,
     status: Status,
 }
 
@@ -159,6 +172,7 @@ impl Net {
             endpoint,
             peers: Mutex::default(),
             reach: Mutex::default(),
+            stable: ArcSwap::default(),
             inputs,
             arrivals,
         };
@@ -220,6 +234,12 @@ impl Net {
             }
         });
         reach.collect()
+    }
+
+    /// What every member that takes part is known to hold. Nothing until each has told.
+    #[must_use]
+    pub fn stable(&self) -> Arc<Frontier> {
+        self.inner.stable.load_full()
     }
 
     /// Whether a replica can be reached now.
@@ -315,7 +335,10 @@ impl Net {
                     Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => continue,
                     Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
                 },
-                _ = tick.tick() => Input::Tick(self.status()),
+                _ = tick.tick() => {
+                    self.note_stable();
+                    Input::Tick(self.status())
+                }
             };
             let mut todo = vec![input];
             while let Some(input) = todo.pop() {
@@ -364,6 +387,15 @@ impl Net {
                 seen.status = peer.status.clone();
             }
         }
+    }
+
+    fn note_stable(&self) {
+        let view = self.inner.node.view();
+        let reach = self.inner.reach.lock();
+        let others = crate::agents::others(&view, self.inner.node.me());
+        let told = others.iter().map(|id| reach.get(id).map(|seen| &seen.reported));
+        let stable = told.collect::<Option<Vec<_>>>().map(|told| lowest(view.frontier(), &told)).unwrap_or_default();
+        self.inner.stable.store(Arc::new(stable));
     }
 
     fn act(&self, output: Output) -> Option<Input> {

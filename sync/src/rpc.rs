@@ -108,6 +108,13 @@ impl Net {
         Some(answer.granted)
     }
 
+    /// What another replica holds now; none if it cannot be asked.
+    pub async fn frontier_of(&self, replica: ReplicaId, limit: Duration) -> Option<Frontier> {
+        let connection = self.connection(replica).filter(|_| self.is_reachable(replica))?;
+        let asked = tokio::time::timeout(limit, call::<Frontier>(&connection, &Request::Frontier)).await;
+        asked.ok()?.ok()
+    }
+
     /// The end of a server's console, from wherever its host is.
     ///
     /// # Errors
@@ -191,6 +198,7 @@ impl Net {
                 }
                 None => Err(WireError::Closed),
             },
+            Request::Frontier => wire::write(&mut send, self.node().view().frontier()).await,
             Request::BlobManifest(blob) => {
                 let held = self.blobs().manifest(&blob).await.map_err(|error| error.to_string());
                 wire::write(&mut send, &held).await

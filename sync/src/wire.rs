@@ -128,6 +128,8 @@ pub enum Request {
         /// How many lines from the end; all that is kept if none.
         lines: Option<u64>,
     },
+    /// What the answering replica holds now. Answered by a `Frontier`.
+    Frontier,
     /// A snapshot for a new replica: rows, then one empty row.
     Snapshot,
     /// The right to place a member of a server group on a host, of whose pool the answering replica is the root.

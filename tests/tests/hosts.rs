@@ -89,6 +89,7 @@ fn a_full_disk_is_told_clearly_and_nothing_is_lost() {
     let small = Small(data.clone());
     let copied = Command::new("cp").arg("-a").arg(moved.join(".")).arg(&data).status().unwrap();
     assert!(copied.success());
+    cloud.sites[0].luc(&["replica", "moved"]).unwrap();
     cloud.sites[0].start().unwrap();
     let client = cloud.login(0).unwrap();
     let refused = client.upload("huge", &vec![1; 40 << 20]).unwrap_err().to_string();

@@ -100,6 +100,11 @@ fn a_copy_of_a_store_writes_nothing() {
     let client = cloud.login(0).unwrap();
     let refused = client.upload("tiny", &[1; 16]).unwrap_err().to_string();
     assert!(refused.contains("503") && refused.contains("it is a copy"), "{refused}");
+    assert!(cloud.sites[0].luc(&["replica", "moved"]).is_err(), "not while it runs");
+    cloud.sites[0].kill();
+    cloud.sites[0].luc(&["replica", "moved"]).unwrap();
+    cloud.sites[0].start().unwrap();
+    cloud.login(0).unwrap().upload("tiny", &[1; 16]).unwrap();
 }
 
 #[test]

@@ -76,6 +76,11 @@ fn a_cut_site_goes_on_and_all_agree_when_it_heals() {
         Ok(rennes["reachable"] == false)
     };
     eventually(LONG, "the cut to be seen", cut_off).unwrap();
+    let alone = || {
+        let sites = rennes.get("/luc/v1/sites")?;
+        Ok(sites["sites"].as_array().into_iter().flatten().filter(|site| site["reachable"] == true).count() == 1)
+    };
+    eventually(LONG, "the cut to be seen by rennes", alone).unwrap();
 
     for n in 0..5 {
         paris.create(&format!("p{n}"), "paris", &image).unwrap();

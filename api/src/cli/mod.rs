@@ -136,6 +136,10 @@ enum ReplicaCommand {
     /// all other members have agreed on the last entry of each that counts. What they alone knew is lost. One that
     /// comes back is told so, and joins anew as another replica.
     Retire(Retire),
+    /// Say that the store of this machine's replica was moved here, not copied: where it lay before it is gone for good,
+    /// and nothing was written there since. The replica must be stopped. If that is not true, the replica forks its own
+    /// chain, and the others refuse it for ever.
+    Moved(Configured),
 }
 
 #[derive(Args)]
@@ -167,6 +171,7 @@ pub fn main() -> ExitCode {
         Command::Pools(args) => pools::pools(&args),
         Command::Revoke(args) => status::revoke(&args),
         Command::Replica(ReplicaCommand::Retire(args)) => status::retire(&args),
+        Command::Replica(ReplicaCommand::Moved(args)) => place::moved(&args.config),
         Command::Demo(args) => demo::demo(&args),
     };
     match done {

@@ -7,6 +7,20 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use luc_engine::replica::Replica;
+use luc_engine::store::RedbStore;
+
+use super::config::Config;
+use super::found::STORE;
+
+/// `luc replica moved`.
+pub(super) fn moved(config: &Path) -> Result<()> {
+    let path = Config::load(config)?.data_dir.join(STORE);
+    let mut store = RedbStore::open(&path).context("is the replica stopped?")?;
+    Replica::resettle(&mut store, &of(&path)?)?;
+    println!("The store at {} writes from here from now on.", path.display());
+    Ok(())
+}
 
 /// The place of a file, as bytes that are equal while it has not moved.
 pub(super) fn of(path: &Path) -> Result<Vec<u8>> {

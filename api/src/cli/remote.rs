@@ -12,7 +12,7 @@ use luc_sync::rpc::{AgentConnection, AgentFetch};
 use tokio::sync::watch;
 
 use super::config::Config;
-use super::run::{asked_to_stop, fetch_error};
+use super::run::{asked_to_stop, fetch_error, told};
 
 pub(super) fn agent(path: &Path) -> Result<()> {
     let config = Config::load(path)?;
@@ -84,7 +84,7 @@ struct RemoteImages {
 }
 
 impl Images for RemoteImages {
-    fn fetch<'a>(&'a self, blob: &'a str, _size: u64, site: &'a str, _progress: Progress) -> Fetch<'a> {
+    fn fetch<'a>(&'a self, blob: &'a str, _size: u64, site: &'a str, progress: Progress) -> Fetch<'a> {
         Box::pin(async move {
             if let Some(path) = self.blobs.path(blob) {
                 return Ok(path);
@@ -94,7 +94,9 @@ impl Images for RemoteImages {
                 message: format!("The image (from site {site}) cannot be had: no replica can be reached."),
                 retrying: true,
             };
-            fetcher.ok_or_else(none)?.fetch(&self.blobs, blob).await.map_err(|error| fetch_error(&error))
+            let fetcher = fetcher.ok_or_else(none)?;
+            let fetched = told(&self.blobs, blob, &progress, fetcher.fetch(&self.blobs, blob)).await;
+            fetched.map_err(|error| fetch_error(&error))
         })
     }
 }

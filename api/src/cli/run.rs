@@ -138,8 +138,26 @@ async fn attach(handle: LinkHandle, node: Node) {
 struct ReplicaImages(Net);
 
 impl Images for ReplicaImages {
-    fn fetch<'a>(&'a self, blob: &'a str, _size: u64, site: &'a str, _progress: Progress) -> Fetch<'a> {
-        Box::pin(async move { self.0.fetch_blob(blob, site).await.map_err(|error| fetch_error(&error)) })
+    fn fetch<'a>(&'a self, blob: &'a str, _size: u64, site: &'a str, progress: Progress) -> Fetch<'a> {
+        Box::pin(async move {
+            let fetched = told(self.0.blobs(), blob, &progress, self.0.fetch_blob(blob, site)).await;
+            fetched.map_err(|error| fetch_error(&error))
+        })
+    }
+}
+
+/// Runs a fetch, and tells now and then how far it has come.
+pub(super) async fn told<T>(blobs: &Blobs, blob: &str, progress: &Progress, fetch: impl Future<Output = T>) -> T {
+    let mut fetch = std::pin::pin!(fetch);
+    let mut tick = tokio::time::interval(Duration::from_millis(500));
+    loop {
+        tokio::select! {
+            fetched = &mut fetch => return fetched,
+            _ = tick.tick() => {
+                let transfer = blobs.transfers().into_iter().find(|(name, _, _)| name == blob);
+                transfer.into_iter().for_each(|(_, done, size)| progress(done, size));
+            }
+        }
     }
 }
 

@@ -187,9 +187,18 @@ impl<'a> Renderer<'a> {
             return 100;
         }
         let blob = server.image.as_ref().map(|image| image.data.blob.as_str());
-        let transfers = self.app.net().blobs().transfers();
+        // As its host told last, wherever that is; this replica's own fetches are known to the moment.
+        let host = seen.map(|seen| seen.host);
+        let told = host.and_then(|host| self.app.net().host_status(host)).map(|status| status.heartbeat.transfers);
+        let here =
+            self.app.net().blobs().transfers().into_iter().filter(|_| host.is_some_and(|host| self.is_here(host)));
+        let transfers = here.chain(told.into_iter().flatten());
         let transfer = transfers.into_iter().find(|(name, _, _)| Some(name.as_str()) == blob);
         transfer.map_or(0, |(_, done, size)| done.saturating_mul(100).checked_div(size).unwrap_or(0))
+    }
+
+    fn is_here(&self, host: HostId) -> bool {
+        self.view.site_of_host(host).as_ref() == Some(self.app.node().site())
     }
 
     /// Since when a server cannot be seen, where Nova says what is wrong with one.
