@@ -143,7 +143,7 @@ pub async fn serve(app: App, listener: tokio::net::TcpListener, stop: impl Futur
     let mut http = hyper::server::conn::http1::Builder::new();
     // A client that never finishes its request headers must not hold a connection for ever.
     http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
-    let housekeeping = tokio::spawn(forget_expired(app));
+    let housekeeping = [tokio::spawn(forget_expired(app.clone())), tokio::spawn(crate::compute::quotas::tend(app))];
     tokio::pin!(stop);
     loop {
         let accepted = tokio::select! {
@@ -168,7 +168,7 @@ pub async fn serve(app: App, listener: tokio::net::TcpListener, stop: impl Futur
             }
         });
     }
-    housekeeping.abort();
+    housekeeping.iter().for_each(tokio::task::JoinHandle::abort);
     let _ = tokio::time::timeout(Duration::from_secs(2), graceful.shutdown()).await;
 }
 

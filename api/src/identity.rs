@@ -358,6 +358,7 @@ async fn create_project(State(app): State<App>, caller: Caller, body: Object) ->
         description: given.text("description")?.unwrap_or_default().to_owned(),
         enabled: given.flag("enabled")?.unwrap_or(true),
         extra: extra(&given, &PROJECT_FIELDS),
+        ..Project::default()
     };
     let (id, record) = (Uuid::new_v4(), project.clone());
     let [instances, vcpus, memory] = app.settings().default_quota;

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::compute::quotas::Quota;
 use crate::http::{Reply, ok};
 use crate::policy::{self, Action};
 use crate::rights::Holders;
@@ -41,7 +42,9 @@ pub(crate) async fn pools(State(app): State<App>, caller: Caller) -> Reply {
         let claims = claims.remove(id).unwrap_or_default();
         let conserved = is_conserved(pool, &claims);
         all_conserved &= conserved;
-        pools.push(render(&view, &holders, *id, pool, &claims, conserved));
+        let mut value = render(&view, &holders, *id, pool, &claims, conserved);
+        value["pending"] = pending(&view, *id, pool);
+        pools.push(value);
     }
     // A claim on a pool that is not there would be capacity out of nothing.
     all_conserved &= claims.is_empty();
@@ -72,6 +75,13 @@ fn render(view: &View, holders: &Holders, id: PoolId, pool: &Pool, claims: &Clai
         "claims": claims.count, "claimed": amount(&claims.sum), "free": amount(&total), "rights": rights,
         "conserved": conserved,
     })
+}
+
+/// What of a quota is still to be burnt. Told once, with the first of its pools.
+fn pending(view: &View, id: PoolId, pool: &Pool) -> Value {
+    let Subject::Quota { project } = &pool.subject else { return Value::Null };
+    let first = view.ledger().quota_pools(*project).next().is_some_and(|(first, _)| first == id);
+    if first { amount(&Quota::of(view, *project).pending()) } else { Value::Null }
 }
 
 /// What a pool is the capacity of, with names for people: null where the record is gone, or not here yet.

@@ -130,6 +130,15 @@ pub struct Project {
     pub enabled: bool,
     /// Keystone's tags and extra options, by name.
     pub extra: BTreeMap<String, String>,
+    /// The quota that operators want, by Nova's names of its dimensions; empty if nobody has changed it. The pools follow
+    /// it as far as rights are free.
+    #[serde(default)]
+    #[autosurgeon(missing = "BTreeMap::new")]
+    pub quota: BTreeMap<String, u64>,
+    /// The replica that brings the pools to it: one alone, so that no two burn the same surplus. Empty if `quota` is.
+    #[serde(default)]
+    #[autosurgeon(missing = "String::new")]
+    pub quota_by: String,
 }
 
 /// A user.

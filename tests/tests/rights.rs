@@ -109,3 +109,93 @@ fn refusals_tell_what_is_exhausted_from_what_is_out_of_reach() {
     let json: Value = serde_json::from_str(&cloud.sites[0].luc(&["pools", "--json"]).unwrap()).unwrap();
     assert_eq!(json["conserved"], true);
 }
+
+/// Sets a project's quota of instances, as administrator.
+fn set_quota(admin: &Client, project: &str, instances: u64) {
+    let path = format!("/compute/v2.1/os-quota-sets/{}", project_id(admin, project));
+    let set = admin.call("PUT", &path, Some(&json!({"quota_set": {"instances": instances}}))).unwrap();
+    assert_eq!(set["quota_set"]["instances"], instances, "{set}");
+}
+
+fn project_id(admin: &Client, project: &str) -> String {
+    let found = admin.get(&format!("/identity/v3/projects?name={project}")).unwrap();
+    found["projects"][0]["id"].as_str().unwrap().to_owned()
+}
+
+/// Limit and use of instances.
+fn quota(admin: &Client, project: &str) -> (u64, u64) {
+    let path = format!("/compute/v2.1/os-quota-sets/{}/detail", project_id(admin, project));
+    let detail = admin.get(&path).unwrap();
+    let of = |key: &str| detail["quota_set"]["instances"][key].as_u64().unwrap();
+    (of("limit"), of("in_use"))
+}
+
+#[test]
+fn a_quota_shrinks_as_far_as_rights_are_free_and_the_rest_is_pending_until_it_is() {
+    let cloud = Cloud::start(&["paris", "lyon"]).unwrap();
+    let (paris, lyon) = (cloud.login(0).unwrap(), cloud.login(1).unwrap());
+    let both = [paris.clone(), lyon.clone()];
+    let image = paris.upload("tiny", &[1; 4096]).unwrap();
+    let (dev, _) = (member(&cloud, 0, "dev"), member(&cloud, 0, "grown"));
+    cloud.agree(&both, LONG).unwrap();
+    let dev_at_lyon = Client::login(&format!("http://{}", cloud.sites[1].api), "dev-user", "pw", "dev").unwrap();
+    let mut servers: Vec<String> =
+        (0..4).map(|n| dev_at_lyon.create(&format!("l{n}"), "lyon", &image).unwrap()).collect();
+    servers.iter().for_each(|id| dev_at_lyon.becomes(id, "ACTIVE", LONG).unwrap());
+    cloud.agree(&both, LONG).unwrap();
+    cloud.cut(1);
+    sees(&paris, "lyon", false);
+    sees(&lyon, "paris", false);
+
+    // Paris burns the five it holds. Four of lyon's are in use, one is free there: pending.
+    set_quota(&paris, "dev", 3);
+    assert_eq!(quota(&paris, "dev"), (3, 4));
+    let pool = quota_pool(&paris, "dev");
+    assert_eq!((&pool["capacity"]["Instances"], &pool["pending"]["Instances"]), (&json!(5), &json!(2)), "{pool}");
+    assert!(cloud.sites[0].luc(&["pools"]).unwrap().contains("TO BE BURNT"));
+    let refused = dev.create("p", "paris", &image).unwrap_err().to_string();
+    assert!(refused.contains("already used 4, ") && refused.contains(" of 3, "), "{refused}");
+    // Both sites raise another quota apart: that is one wish, not two.
+    set_quota(&paris, "grown", 12);
+    set_quota(&lyon, "grown", 12);
+
+    cloud.wan.heal();
+    sees(&paris, "lyon", true);
+    cloud.agree(&both, LONG).unwrap();
+    // Whoever raises a quota makes a pool of its own, if it has none: they count together.
+    let burnt = |client: &Client, project: &str, capacity: u64, pending: u64| {
+        let done = || {
+            let pools = client.get("/luc/v1/pools")?;
+            let of = pools["pools"].as_array().into_iter().flatten().filter(|pool| pool["subject"]["name"] == project);
+            let sum = |key: &str| of.clone().filter_map(|pool| pool[key]["Instances"].as_u64()).sum::<u64>();
+            Ok(pools["conserved"] == true && (sum("capacity"), sum("pending")) == (capacity, pending))
+        };
+        let waited = eventually(LONG, "the quota to be burnt", done);
+        waited.unwrap_or_else(|error| panic!("{error}: {}", quota_pool(client, project)));
+    };
+    // The free one is asked for and burnt; what is in use stays.
+    burnt(&paris, "dev", 4, 1);
+    burnt(&lyon, "dev", 4, 1);
+    for id in &servers {
+        assert!(lyon.server(id).unwrap().is_some(), "a claim was revoked");
+    }
+    // A right that comes back is for burning, not for another server.
+    let mut delete = |n: usize| {
+        for id in servers.drain(..n) {
+            dev_at_lyon.call("DELETE", &format!("/compute/v2.1/servers/{id}"), None).unwrap();
+            eventually(LONG, "the server to go", || Ok(lyon.server(&id)?.is_none())).unwrap();
+        }
+    };
+    delete(1);
+    let refused = dev_at_lyon.create("l4", "lyon", &image).unwrap_err().to_string();
+    assert!(refused.contains("already used 3, ") && refused.contains(" of 3, "), "{refused}");
+    burnt(&paris, "dev", 3, 0);
+    burnt(&lyon, "dev", 3, 0);
+    delete(1);
+    dev_at_lyon.create("l5", "lyon", &image).unwrap();
+    set_quota(&lyon, "dev", 6);
+    burnt(&lyon, "dev", 6, 0);
+    burnt(&paris, "grown", 12, 0);
+    burnt(&lyon, "grown", 12, 0);
+    cloud.agree(&both, LONG).unwrap();
+}

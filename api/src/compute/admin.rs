@@ -1,4 +1,4 @@
-//! Zones, hypervisors, services, quotas, limits, usage: all derived from hosts, claims and pools, never counted apart.
+//! Zones, hypervisors, services, limits, usage: all derived from hosts, claims and pools, never counted apart.
 
 use std::collections::HashMap;
 
@@ -12,13 +12,13 @@ use luc_sync::node::now;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
+use super::quotas::{Quota, parse_project};
 use super::render::{HostState, host_state};
 use super::status::server_of;
 use super::{parse_stamp, stamp};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::bootstrap::quota as amount;
-use crate::http::{Fault, Microversion, Object, Reply, empty, ok};
+use crate::http::{Fault, Microversion, Object, Reply, ok};
 use crate::policy::{self, Action};
 
 type Filters = Query<HashMap<String, String>>;
@@ -362,182 +362,7 @@ async fn update_named_service(app: &App, verb: &str, body: &Object) -> Reply {
     ok(&json!({"service": value}))
 }
 
-// ---- quotas
-
-/// The quotas that Nova's clients expect and LUC does not count: unlimited, which is the truth.
-const UNCOUNTED: [&str; 5] = ["key_pairs", "metadata_items", "server_groups", "server_group_members", "injected_files"];
-/// The quotas that LUC counts.
-const COUNTED: [(&str, Dimension); 3] =
-    [("instances", Dimension::Instances), ("cores", Dimension::Vcpus), ("ram", Dimension::MemoryMib)];
-
-fn quota_pools(view: &View, project: Uuid) -> (Amount, Amount) {
-    view.ledger().quota_pools(project).fold((Amount::default(), Amount::default()), |(capacity, used), (_, pool)| {
-        (capacity.saturating_add(&pool.capacity()), used.saturating_add(&pool.claimed))
-    })
-}
-
-fn parse_project(app: &App, caller: &Caller, id: &str) -> Result<Uuid, Fault> {
-    let id = Uuid::parse_str(id).map_err(|_| Fault::bad(format!("Project ID {id} is not a valid project.")))?;
-    policy::check(caller, Action::Read, Some(id))?;
-    if app.view().get::<Project>(id).is_none() {
-        return Err(Fault::bad(format!("Project ID {} is not a valid project.", id.simple())));
-    }
-    Ok(id)
-}
-
-fn render_quota(project: Option<Uuid>, capacity: &Amount, version: Microversion, detail: Option<&Amount>) -> Value {
-    let mut map = Map::new();
-    let value = |limit: Value, used: u64| match detail {
-        None => limit,
-        Some(_) => json!({"limit": limit, "in_use": used, "reserved": 0}),
-    };
-    if let Some(project) = project {
-        map.insert("id".into(), json!(project.simple().to_string()));
-    }
-    for (name, dimension) in COUNTED {
-        let used = detail.map_or(0, |used| used.get(dimension));
-        map.insert(name.into(), value(json!(capacity.get(dimension)), used));
-    }
-    for name in UNCOUNTED.iter().filter(|name| **name != "injected_files" || version.0 < 57) {
-        map.insert((*name).into(), value(json!(-1), 0));
-    }
-    if version.0 < 57 {
-        for name in ["injected_file_content_bytes", "injected_file_path_bytes"] {
-            map.insert(name.into(), value(json!(-1), 0));
-        }
-    }
-    if version.0 < 36 {
-        for name in ["fixed_ips", "floating_ips", "security_groups", "security_group_rules"] {
-            map.insert(name.into(), value(json!(-1), 0));
-        }
-    }
-    json!({"quota_set": map})
-}
-
-pub(super) async fn quota(
-    State(app): State<App>,
-    caller: Caller,
-    Extension(version): Extension<Microversion>,
-    Path(project): Path<String>,
-) -> Reply {
-    let project = parse_project(&app, &caller, &project)?;
-    ok(&render_quota(Some(project), &quota_pools(&app.view(), project).0, version, None))
-}
-
-pub(super) async fn quota_detail(
-    State(app): State<App>,
-    caller: Caller,
-    Extension(version): Extension<Microversion>,
-    Path(project): Path<String>,
-) -> Reply {
-    let project = parse_project(&app, &caller, &project)?;
-    let (capacity, used) = quota_pools(&app.view(), project);
-    ok(&render_quota(Some(project), &capacity, version, Some(&used)))
-}
-
-pub(super) async fn default_quota(
-    State(app): State<App>,
-    _: Caller,
-    Extension(version): Extension<Microversion>,
-    Path(project): Path<String>,
-) -> Reply {
-    let [instances, vcpus, memory] = app.settings().default_quota;
-    let id = Uuid::parse_str(&project).ok();
-    ok(&render_quota(id, &amount(instances, vcpus, memory), version, None))
-}
-
-/// The only class of quotas is what new projects get; it is set in the configuration of each site.
-pub(super) async fn quota_class(
-    State(app): State<App>,
-    caller: Caller,
-    Extension(version): Extension<Microversion>,
-    Path(class): Path<String>,
-) -> Reply {
-    policy::check(&caller, Action::Administer, None)?;
-    let [instances, vcpus, memory] = app.settings().default_quota;
-    let mut value = render_quota(None, &amount(instances, vcpus, memory), version, None);
-    let mut set = value["quota_set"].take();
-    set["id"] = json!(class);
-    ok(&json!({"quota_class_set": set}))
-}
-
-pub(super) async fn set_quota(
-    State(app): State<App>,
-    caller: Caller,
-    Extension(version): Extension<Microversion>,
-    Path(project): Path<String>,
-    body: Object,
-) -> Reply {
-    policy::check(&caller, Action::Administer, None)?;
-    let project = parse_project(&app, &caller, &project)?;
-    let given = body.inner("quota_set")?;
-    let mut wanted = Vec::new();
-    for key in given.0.keys().filter(|key| !matches!(key.as_str(), "force" | "tenant_id" | "id")) {
-        match COUNTED.iter().find(|(name, _)| name == key) {
-            Some((_, dimension)) => {
-                let n = given.number(key)?.filter(|n| *n <= 1 << 40);
-                wanted.push((
-                    *dimension,
-                    n.ok_or_else(|| Fault::bad(format!("{key:?} must be a number from 0 to 2^40.")))?,
-                ));
-            }
-            None => return Err(Fault::bad(format!("LUC does not limit {key:?}; it limits instances, cores and ram."))),
-        }
-    }
-    change_quota(&app, project, wanted).await?;
-    let capacity = quota_pools(&app.view(), project).0;
-    let mut value = render_quota(None, &capacity, version, None);
-    if let Some(set) = value["quota_set"].as_object_mut() {
-        set.remove("id");
-    }
-    ok(&value)
-}
-
-/// A quota grows at its root, which mints; it shrinks where free rights are, which are burnt. What is in use or held
-/// elsewhere stays, and is told.
-async fn change_quota(app: &App, project: Uuid, wanted: Vec<(Dimension, u64)>) -> Result<(), Fault> {
-    app.transact(move |tx| {
-        let me = tx.me();
-        let pools: Vec<_> = tx.view().ledger().quota_pools(project).map(|(id, _)| id).collect();
-        let capacity = quota_pools(tx.view(), project).0;
-        let target: Amount = COUNTED
-            .iter()
-            .map(|(_, d)| (*d, wanted.iter().find(|(w, _)| w == d).map_or(capacity.get(*d), |(_, n)| *n)))
-            .collect();
-        let (more, mut less) = (target.saturating_sub(&capacity), capacity.saturating_sub(&target));
-        if !more.is_zero() {
-            match pools.iter().find(|pool| pool.entry.author == me) {
-                Some(pool) => tx.grow(*pool, more)?,
-                // The root is elsewhere: what is added is a pool of this replica's, and they count together (A2).
-                None => luc_sync::join::mint_quota(tx, project, &more)?,
-            }
-        }
-        for pool in pools {
-            let free = tx.view().ledger().pool(pool).map(|pool| pool.free(me)).unwrap_or_default();
-            let burn = less.min(&free);
-            if !burn.is_zero() {
-                tx.burn(pool, burn.clone())?;
-                less = less.saturating_sub(&burn);
-            }
-        }
-        if less.is_zero() {
-            return Ok(());
-        }
-        Err(Fault::conflict(format!(
-            "The quota cannot shrink that far here: {less} are in use or held by other replicas. Nothing was changed."
-        )))
-    })
-    .await
-}
-
-pub(super) async fn reset_quota(State(app): State<App>, caller: Caller, Path(project): Path<String>) -> Reply {
-    policy::check(&caller, Action::Administer, None)?;
-    let project = parse_project(&app, &caller, &project)?;
-    let [instances, vcpus, memory] = app.settings().default_quota;
-    let wanted = vec![(Dimension::Instances, instances), (Dimension::Vcpus, vcpus), (Dimension::MemoryMib, memory)];
-    change_quota(&app, project, wanted).await?;
-    empty(axum::http::StatusCode::ACCEPTED)
-}
+// ---- limits
 
 pub(super) async fn limits(
     State(app): State<App>,
@@ -552,11 +377,11 @@ pub(super) async fn limits(
         }
         None => caller.project()?,
     };
-    let (capacity, used) = quota_pools(&app.view(), project);
+    let Quota { wanted, used, .. } = Quota::of(&app.view(), project);
     let groups = app.view().children(Kind::ServerGroup, project).count();
     let mut absolute = json!({
-        "maxTotalInstances": capacity.get(Dimension::Instances), "maxTotalCores": capacity.get(Dimension::Vcpus),
-        "maxTotalRAMSize": capacity.get(Dimension::MemoryMib), "maxTotalKeypairs": -1, "maxServerMeta": 128,
+        "maxTotalInstances": wanted.get(Dimension::Instances), "maxTotalCores": wanted.get(Dimension::Vcpus),
+        "maxTotalRAMSize": wanted.get(Dimension::MemoryMib), "maxTotalKeypairs": -1, "maxServerMeta": 128,
         "maxServerGroups": -1, "maxServerGroupMembers": -1, "totalInstancesUsed": used.get(Dimension::Instances),
         "totalCoresUsed": used.get(Dimension::Vcpus), "totalRAMUsed": used.get(Dimension::MemoryMib), "totalServerGroupsUsed": groups,
     });

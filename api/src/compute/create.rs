@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::placement::{self, Hints};
+use super::quotas::Quota;
 use super::render::{links, quota_of};
 use crate::app::App;
 use crate::auth::Caller;
@@ -135,6 +136,7 @@ fn attempt(wanted: Wanted) -> impl FnOnce(&mut Tx<'_>) -> Result<Uuid, Unplaced>
         let pools: Vec<PoolId> = tx.view().ledger().quota_pools(server.project).map(|(id, _)| id).collect();
         let free = pools.iter().filter_map(|id| tx.view().ledger().pool(*id).map(|pool| pool.free(tx.me())));
         let free = free.fold(luc_engine::ledger::Amount::default(), |sum, free| sum.saturating_add(&free));
+        let free = free.min(&Quota::of(tx.view(), server.project).room());
         while count > least && quota.checked_mul(count).is_none_or(|all| !free.covers(&all)) {
             count -= 1;
         }
@@ -176,6 +178,7 @@ fn create_one(
     let choice = choose(tx.view(), tx.me(), &home, request, &|host| usable.contains(&host), random);
     let choice = choice.map_err(Unplaced::NoHost)?;
     // The claims first: a refusal costs no document.
+    Quota::of(tx.view(), server.project).admits(&quota).map_err(Unplaced::Quota)?;
     tx.claim(pools, &quota, record, 0)?;
     choice.claim(tx, &request.amount, record, 1)?;
     tx.create(id, server, &[owner])?;

@@ -13,6 +13,7 @@ mod flavors;
 mod images;
 mod keypairs;
 mod placement;
+pub(crate) mod quotas;
 mod render;
 mod server_groups;
 mod servers;
@@ -86,10 +87,10 @@ fn versioned() -> Router<App> {
         .route("/os-hypervisors/{id}/uptime", get(admin::hypervisor_uptime))
         .route("/os-services", get(admin::services))
         .route("/os-services/{id}", put(admin::update_service))
-        .route("/os-quota-sets/{project}", get(admin::quota).put(admin::set_quota).delete(admin::reset_quota))
-        .route("/os-quota-sets/{project}/detail", get(admin::quota_detail))
-        .route("/os-quota-sets/{project}/defaults", get(admin::default_quota))
-        .route("/os-quota-class-sets/{class}", get(admin::quota_class).put(admin::not_yet_for_administrators))
+        .route("/os-quota-sets/{project}", get(quotas::quota).put(quotas::set_quota).delete(quotas::reset_quota))
+        .route("/os-quota-sets/{project}/detail", get(quotas::quota_detail))
+        .route("/os-quota-sets/{project}/defaults", get(quotas::default_quota))
+        .route("/os-quota-class-sets/{class}", get(quotas::quota_class).put(admin::not_yet_for_administrators))
         .route("/limits", get(admin::limits))
         .route("/os-simple-tenant-usage", get(admin::usages))
         .route("/os-simple-tenant-usage/{project}", get(admin::usage))

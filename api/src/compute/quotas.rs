@@ -1,0 +1,303 @@
+//! Quotas: what operators want, and how the pools come to it.
+//!
+//! A quota is a wish in its project's record, and the rights in its pools. It grows at once: rights are minted. It
+//! shrinks as far as rights are free: what is in use is never revoked, so a part may be **pending**. Until that is
+//! burnt, new claims are held to the wish wherever it is known; a site that is cut off spends what it holds.
+//!
+//! One replica alone brings the pools to the wish, the one that took it down (its heir, once it is retired): were there
+//! two, both would burn the same surplus. It burns what is free with it, asks the others for the rest, and goes on until
+//! nothing is pending. So two sites that raise one quota apart end with what one of them said, not with the sum.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::Extension;
+use axum::extract::{Path, State};
+use luc_engine::id::{PoolId, ReplicaId};
+use luc_engine::ledger::{Amount, Dimension};
+use luc_engine::record::Project;
+use luc_engine::tx::{Refusal, Shortage, Tx, shortage};
+use luc_engine::view::View;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::bootstrap::quota as amount;
+use crate::http::{Fault, Microversion, Object, Reply, empty, ok};
+use crate::policy::{self, Action};
+
+/// How often what is pending is tried again.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// The quotas that Nova's clients expect and LUC does not count: unlimited, which is the truth.
+const UNCOUNTED: [&str; 5] = ["key_pairs", "metadata_items", "server_groups", "server_group_members", "injected_files"];
+/// The quotas that LUC counts.
+const COUNTED: [(&str, Dimension); 3] =
+    [("instances", Dimension::Instances), ("cores", Dimension::Vcpus), ("ram", Dimension::MemoryMib)];
+
+/// A project's quota as it is wanted and as it is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Quota {
+    /// What operators want; what there is, if nobody has said.
+    pub(crate) wanted: Amount,
+    /// Minted and not burnt, over all its pools.
+    pub(crate) capacity: Amount,
+    /// Sum of the live claims.
+    pub(crate) used: Amount,
+}
+
+impl Quota {
+    pub(crate) fn of(view: &View, project: Uuid) -> Self {
+        let mut quota = Self::default();
+        for (_, pool) in view.ledger().quota_pools(project) {
+            quota.capacity = quota.capacity.saturating_add(&pool.capacity());
+            quota.used = quota.used.saturating_add(&pool.claimed);
+        }
+        let wish = view.get::<Project>(project).map(|project| &project.quota);
+        let wanted =
+            |name: &str, d: Dimension| wish.and_then(|wish| wish.get(name)).copied().unwrap_or(quota.capacity.get(d));
+        quota.wanted = COUNTED.iter().map(|(name, d)| (*d, wanted(name, *d))).collect();
+        quota
+    }
+
+    /// What is still to be burnt: rights over the wish that are in use, or held by others.
+    pub(crate) fn pending(&self) -> Amount {
+        self.capacity.saturating_sub(&self.wanted)
+    }
+
+    /// What may still be claimed under the wish, whoever holds the rights.
+    pub(crate) fn room(&self) -> Amount {
+        self.wanted.saturating_sub(&self.used)
+    }
+
+    /// Whether a claim keeps to the wish. Where rights are still to be burnt, some may be free and yet not to be spent.
+    pub(crate) fn admits(&self, wanted: &Amount) -> Result<(), Box<Shortage>> {
+        if self.pending().is_zero() || self.room().covers(wanted) {
+            return Ok(());
+        }
+        Err(Box::new(Shortage {
+            subject: None,
+            wanted: wanted.clone(),
+            capacity: self.wanted.clone(),
+            claimed: self.used.clone(),
+            free_here: self.room(),
+            elsewhere: Vec::new(),
+        }))
+    }
+}
+
+/// The project that a path names; 400 if it is none, as Nova says.
+pub(super) fn parse_project(app: &App, caller: &Caller, id: &str) -> Result<Uuid, Fault> {
+    let id = Uuid::parse_str(id).map_err(|_| Fault::bad(format!("Project ID {id} is not a valid project.")))?;
+    policy::check(caller, Action::Read, Some(id))?;
+    if app.view().get::<Project>(id).is_none() {
+        return Err(Fault::bad(format!("Project ID {} is not a valid project.", id.simple())));
+    }
+    Ok(id)
+}
+
+fn render_quota(project: Option<Uuid>, capacity: &Amount, version: Microversion, detail: Option<&Amount>) -> Value {
+    let mut map = Map::new();
+    let value = |limit: Value, used: u64| match detail {
+        None => limit,
+        Some(_) => json!({"limit": limit, "in_use": used, "reserved": 0}),
+    };
+    if let Some(project) = project {
+        map.insert("id".into(), json!(project.simple().to_string()));
+    }
+    for (name, dimension) in COUNTED {
+        let used = detail.map_or(0, |used| used.get(dimension));
+        map.insert(name.into(), value(json!(capacity.get(dimension)), used));
+    }
+    for name in UNCOUNTED.iter().filter(|name| **name != "injected_files" || version.0 < 57) {
+        map.insert((*name).into(), value(json!(-1), 0));
+    }
+    if version.0 < 57 {
+        for name in ["injected_file_content_bytes", "injected_file_path_bytes"] {
+            map.insert(name.into(), value(json!(-1), 0));
+        }
+    }
+    if version.0 < 36 {
+        for name in ["fixed_ips", "floating_ips", "security_groups", "security_group_rules"] {
+            map.insert(name.into(), value(json!(-1), 0));
+        }
+    }
+    json!({"quota_set": map})
+}
+
+pub(super) async fn quota(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    Path(project): Path<String>,
+) -> Reply {
+    let project = parse_project(&app, &caller, &project)?;
+    ok(&render_quota(Some(project), &Quota::of(&app.view(), project).wanted, version, None))
+}
+
+pub(super) async fn quota_detail(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    Path(project): Path<String>,
+) -> Reply {
+    let project = parse_project(&app, &caller, &project)?;
+    let Quota { wanted, used, .. } = Quota::of(&app.view(), project);
+    ok(&render_quota(Some(project), &wanted, version, Some(&used)))
+}
+
+pub(super) async fn default_quota(
+    State(app): State<App>,
+    _: Caller,
+    Extension(version): Extension<Microversion>,
+    Path(project): Path<String>,
+) -> Reply {
+    let [instances, vcpus, memory] = app.settings().default_quota;
+    let id = Uuid::parse_str(&project).ok();
+    ok(&render_quota(id, &amount(instances, vcpus, memory), version, None))
+}
+
+/// The only class of quotas is what new projects get; it is set in the configuration of each site.
+pub(super) async fn quota_class(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    Path(class): Path<String>,
+) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let [instances, vcpus, memory] = app.settings().default_quota;
+    let mut value = render_quota(None, &amount(instances, vcpus, memory), version, None);
+    let mut set = value["quota_set"].take();
+    set["id"] = json!(class);
+    ok(&json!({"quota_class_set": set}))
+}
+
+pub(super) async fn set_quota(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(version): Extension<Microversion>,
+    Path(project): Path<String>,
+    body: Object,
+) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let project = parse_project(&app, &caller, &project)?;
+    let given = body.inner("quota_set")?;
+    let mut wanted = Vec::new();
+    for key in given.0.keys().filter(|key| !matches!(key.as_str(), "force" | "tenant_id" | "id")) {
+        match COUNTED.iter().find(|(name, _)| name == key) {
+            Some((_, dimension)) => {
+                let n = given.number(key)?.filter(|n| *n <= 1 << 40);
+                wanted.push((
+                    *dimension,
+                    n.ok_or_else(|| Fault::bad(format!("{key:?} must be a number from 0 to 2^40.")))?,
+                ));
+            }
+            None => return Err(Fault::bad(format!("LUC does not limit {key:?}; it limits instances, cores and ram."))),
+        }
+    }
+    change_quota(&app, project, wanted).await?;
+    let wanted = Quota::of(&app.view(), project).wanted;
+    let mut value = render_quota(None, &wanted, version, None);
+    if let Some(set) = value["quota_set"].as_object_mut() {
+        set.remove("id");
+    }
+    ok(&value)
+}
+
+pub(super) async fn reset_quota(State(app): State<App>, caller: Caller, Path(project): Path<String>) -> Reply {
+    policy::check(&caller, Action::Administer, None)?;
+    let project = parse_project(&app, &caller, &project)?;
+    let [instances, vcpus, memory] = app.settings().default_quota;
+    let wanted = vec![(Dimension::Instances, instances), (Dimension::Vcpus, vcpus), (Dimension::MemoryMib, memory)];
+    change_quota(&app, project, wanted).await?;
+    empty(axum::http::StatusCode::ACCEPTED)
+}
+
+/// Takes down what is wanted, and does what can be done at once: here, then with what others hand over. What is left is
+/// pending, and [`tend`] goes on with it.
+async fn change_quota(app: &App, project: Uuid, changes: Vec<(Dimension, u64)>) -> Result<(), Fault> {
+    app.transact(move |tx| {
+        let wanted = Quota::of(tx.view(), project).wanted;
+        let changed = |d: Dimension| changes.iter().find(|(changed, _)| *changed == d).map(|(_, n)| *n);
+        let wish: BTreeMap<String, u64> =
+            COUNTED.iter().map(|(name, d)| ((*name).into(), changed(*d).unwrap_or(wanted.get(*d)))).collect();
+        let me = tx.me().to_string();
+        tx.update::<Project, Fault>(project, |project| {
+            (project.quota, project.quota_by) = (wish, me);
+            Ok(())
+        })?;
+        Ok(settle(tx, project)?)
+    })
+    .await?;
+    ask_and_settle(app, project).await
+}
+
+/// Mints what is missing and burns what is over and free here, as one entry.
+fn settle(tx: &mut Tx<'_>, project: Uuid) -> Result<(), Refusal> {
+    let (me, quota) = (tx.me(), Quota::of(tx.view(), project));
+    let pools: Vec<PoolId> = tx.view().ledger().quota_pools(project).map(|(id, _)| id).collect();
+    let more = quota.wanted.saturating_sub(&quota.capacity);
+    if !more.is_zero() {
+        match pools.iter().find(|pool| pool.entry.author == me) {
+            Some(pool) => tx.grow(*pool, more)?,
+            // The root is elsewhere: what is added is a pool of this replica's, and they count together (A2).
+            None => luc_sync::join::mint_quota(tx, project, &more)?,
+        }
+    }
+    let mut less = quota.pending();
+    for pool in pools {
+        let free = tx.view().ledger().pool(pool).map(|pool| pool.free(me)).unwrap_or_default();
+        let burn = less.min(&free);
+        if !burn.is_zero() {
+            tx.burn(pool, burn.clone())?;
+            less = less.saturating_sub(&burn);
+        }
+    }
+    Ok(())
+}
+
+/// Asks others for rights that are to be burnt, and burns what came.
+async fn ask_and_settle(app: &App, project: Uuid) -> Result<(), Fault> {
+    let view = app.view();
+    let pending = Quota::of(&view, project).pending();
+    if pending.is_zero() {
+        return Ok(());
+    }
+    let pools: Vec<PoolId> = view.ledger().quota_pools(project).map(|(id, _)| id).collect();
+    let mut short = shortage(&view, app.node().me(), &pools, &pending);
+    let is_over = |free: &Amount| !free.min(&pending).is_zero();
+    short.elsewhere.retain(|(_, _, free)| is_over(free));
+    let came = app.net().request_rights(std::slice::from_ref(&short)).await.came;
+    if came || is_over(&short.free_here) { app.transact(move |tx| Ok(settle(tx, project)?)).await } else { Ok(()) }
+}
+
+/// The projects whose pools are not what is wanted, and whose wish this replica has to bring about.
+fn owed(view: &View, me: ReplicaId) -> Vec<Uuid> {
+    let mine = |project: &Project| project.quota_by.parse().is_ok_and(|by| view.retired().acts_for(me, by));
+    let wished = view.all::<Project>().filter(|(_, project)| !project.quota.is_empty() && mine(project));
+    let off = |id: &Uuid| {
+        let quota = Quota::of(view, *id);
+        COUNTED.iter().any(|(_, d)| quota.wanted.get(*d) != quota.capacity.get(*d))
+    };
+    wished.map(|(id, _)| id).filter(off).collect()
+}
+
+/// Goes on with what is pending, for ever.
+pub(crate) async fn tend(app: App) {
+    loop {
+        tokio::time::sleep(AGAIN).await;
+        if app.node().failure().is_some() || app.node().fence().is_some() {
+            continue;
+        }
+        for project in owed(&app.view(), app.node().me()) {
+            let settled = match app.transact(move |tx| Ok(settle(tx, project)?)).await {
+                Ok(()) => ask_and_settle(&app, project).await,
+                failed => failed,
+            };
+            if let Err(fault) = settled {
+                tracing::warn!(%project, reason = fault.message, "a quota is not yet what is wanted");
+            }
+        }
+    }
+}
