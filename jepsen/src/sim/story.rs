@@ -18,7 +18,7 @@ pub(super) fn entry(at: usize, header: &Header) -> String {
         MemberOp::Readdress { .. } => "has moved".into(),
         MemberOp::Revoke { replica } => format!("revokes {}", short(replica)),
         MemberOp::Retire(request) => format!("retires {} replicas", request.set.len()),
-        MemberOp::Seal => "seals".into(),
+        MemberOp::Seal { set } => format!("seals {} replicas", set.len()),
     });
     let created =
         header.created.iter().map(|created| format!("creates {:?} {}", created.record.kind, created.record.id));
