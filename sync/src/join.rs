@@ -2,9 +2,11 @@
 //!
 //! A token is a sponsor's word that whoever shows it may become a member of a site. It carries the sponsor's addresses
 //! and the BLAKE3 hash of the authority's certificate, so the newcomer knows whom it talks to; and a random secret, of
-//! which the sponsor keeps only the hash. The sponsor removes its note of the token before it admits anybody: whatever
-//! breaks afterwards, a token never admits two.
+//! which the sponsor keeps only the hash. The first public key that redeems a token is **bound** to it on the sponsor's
+//! disk before anybody is admitted: whatever breaks afterwards, a token never admits two, and a newcomer that lost the
+//! answer asks again with the same key, until the token expires.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -24,6 +26,8 @@ use crate::wire::{JoinAnswer, JoinRequest};
 /// The label under which a join connection's keying material is exported and signed.
 const PROOF: &[u8] = b"luc join proof 1";
 const PREFIX: &str = "luc1-";
+/// The file beside a token's note that holds the key that redeemed it.
+const BOUND: &str = "bound";
 
 /// What a token admits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,7 +75,7 @@ pub enum JoinError {
     /// Not a token.
     #[error("this is not a join token (it starts with {PREFIX:?} and is copied whole)")]
     Malformed,
-    /// Unknown, used before, or expired: which of them is not told.
+    /// Unknown, used by another key, or expired: which of them is not told.
     #[error("the token is not valid: it was used, has expired, or is not this cloud's")]
     Invalid,
     /// The newcomer did not prove that it has its key.
@@ -83,7 +87,7 @@ pub enum JoinError {
     /// See [`CertificateError`].
     #[error(transparent)]
     Certificate(#[from] CertificateError),
-    /// The admission could not be written down. The token is spent.
+    /// The admission could not be written down. The token is this newcomer's until it expires.
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The notes of tokens could not be read or written.
@@ -135,19 +139,47 @@ impl Tokens {
         secret: [u8; 32],
     ) -> Result<Token, JoinError> {
         std::fs::create_dir_all(&self.dir)?;
+        self.sweep(now())?;
         let note = rmp_serde::to_vec(&grant).map_err(std::io::Error::other)?;
         crate::ca::write_secret(&self.note(&secret), &note)?;
         Ok(Token { pin: *blake3::hash(authority).as_bytes(), secret, addresses, grant })
     }
 
-    /// Takes a token out of the notes: it works once.
-    fn spend(&self, secret: &[u8], now: Millis) -> Result<Grant, JoinError> {
+    /// What a token admits, if it has not expired and no other key has redeemed it: from now on, none can.
+    fn redeem(&self, secret: &[u8], key: &[u8; 32], now: Millis) -> Result<Grant, JoinError> {
         let note = self.note(secret);
-        let bytes = std::fs::read(&note).map_err(|_| JoinError::Invalid)?;
-        std::fs::remove_file(&note)?;
-        std::fs::File::open(&self.dir)?.sync_all()?;
-        let grant: Grant = rmp_serde::from_slice(&bytes).map_err(|_| JoinError::Invalid)?;
-        if grant.expires <= now { Err(JoinError::Invalid) } else { Ok(grant) }
+        let grant = Self::read(&note).ok_or(JoinError::Invalid)?;
+        if grant.expires <= now {
+            return Err(JoinError::Invalid);
+        }
+        // Written whole under a name of its own, then linked: of two keys at once one gets the name.
+        let bound = note.with_extension(BOUND);
+        let mine = note.with_extension(hex::encode(key));
+        let mut file = std::fs::File::create(&mine)?;
+        file.write_all(key).and_then(|()| file.sync_all())?;
+        let linked = std::fs::hard_link(&mine, &bound);
+        std::fs::remove_file(&mine)?;
+        match linked {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error.into()),
+            _ => std::fs::File::open(&self.dir)?.sync_all()?,
+        }
+        if std::fs::read(&bound)? == key { Ok(grant) } else { Err(JoinError::Invalid) }
+    }
+
+    /// Forgets tokens that have expired.
+    fn sweep(&self, now: Millis) -> std::io::Result<()> {
+        for file in std::fs::read_dir(&self.dir)?.flatten() {
+            let note = file.path();
+            if note.extension().is_none() && Self::read(&note).is_some_and(|grant| grant.expires <= now) {
+                std::fs::remove_file(&note)?;
+                let _ = std::fs::remove_file(note.with_extension(BOUND));
+            }
+        }
+        Ok(())
+    }
+
+    fn read(note: &Path) -> Option<Grant> {
+        rmp_serde::from_slice(&std::fs::read(note).ok()?).ok()
     }
 
     /// The hash is looked up as a file name: no comparison of secrets takes a time that tells anything.
@@ -184,7 +216,11 @@ pub(crate) async fn admit(
     if !is_proved(&request.public_key, &request.proof, exported) {
         return Err(JoinError::Proof);
     }
-    let grant = tokens.spend(&request.secret, now())?;
+    // A host's id follows from its agent's key, so nobody is given a certificate for another's host.
+    if request.host.is_some_and(|host| host != HostId::of_key(&request.public_key)) {
+        return Err(JoinError::Proof);
+    }
+    let grant = tokens.redeem(&request.secret, &request.public_key, now())?;
     let (role, is_sponsor) = match grant.kind {
         TokenKind::Agent => {
             let host = request.host.ok_or(JoinError::Malformed)?;
@@ -201,7 +237,9 @@ pub(crate) async fn admit(
                 sponsor,
                 index: 0,
             };
-            node.transact::<_, Refusal, _>(move |tx| admit_replica(tx, member)).await?;
+            if !node.transact::<_, Refusal, _>(move |tx| admit_once(tx, member)).await? {
+                return Err(JoinError::Invalid);
+            }
             (Role::Replica { replica, site: grant.site.clone() }, sponsor)
         }
     };
@@ -213,6 +251,13 @@ pub(crate) async fn admit(
         certificate: certificate.to_vec(),
         authority_key: is_sponsor.then(|| authority.key_pem().to_owned()),
     })
+}
+
+/// Admits a replica, unless its admission stands and only the answer was lost. False if it is known otherwise.
+fn admit_once(tx: &mut Tx<'_>, member: Member) -> Result<bool, Refusal> {
+    let Some(state) = tx.view().member(member.replica) else { return admit_replica(tx, member).map(|()| true) };
+    let powers = |member: &Member| (member.site.clone(), member.identity_authority, member.sponsor);
+    Ok(!state.revoked && powers(&state.member) == powers(&member))
 }
 
 /// One entry: the member, and its share of every pool that this replica has rights of.
@@ -298,4 +343,45 @@ pub struct Newcomer {
     pub addresses: Vec<String>,
     /// Its host (agents).
     pub host: Option<HostId>,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn issued(tokens: &Tokens, secret: u8, expires: Millis) {
+        let grant = Grant { site: SiteName::new("lyon").unwrap(), kind: TokenKind::Agent, expires };
+        tokens.issue(&CertificateDer::from(vec![1]), Vec::new(), grant, [secret; 32]).unwrap();
+    }
+
+    #[test]
+    fn a_token_is_the_first_keys_that_redeems_it_until_it_expires() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokens = Tokens::of(dir.path());
+        let expires = now() + 60_000;
+        issued(&tokens, 1, expires);
+        assert!(tokens.redeem(&[1; 32], &[7; 32], now()).is_ok());
+        // As after a restart of the sponsor.
+        let tokens = Tokens::of(dir.path());
+        assert!(tokens.redeem(&[1; 32], &[7; 32], now()).is_ok());
+        assert!(matches!(tokens.redeem(&[1; 32], &[8; 32], now()), Err(JoinError::Invalid)));
+        assert!(matches!(tokens.redeem(&[1; 32], &[7; 32], expires), Err(JoinError::Invalid)));
+        assert!(matches!(tokens.redeem(&[2; 32], &[7; 32], now()), Err(JoinError::Invalid)));
+        tokens.sweep(expires).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path().join("tokens")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn of_many_keys_at_once_one_gets_the_token() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokens = Tokens::of(dir.path());
+        issued(&tokens, 1, now() + 60_000);
+        let redeem = &|key: u8| tokens.redeem(&[1; 32], &[key; 32], now()).is_ok();
+        let got = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..16).map(|key| scope.spawn(move || redeem(key))).collect();
+            threads.into_iter().filter_map(|thread| thread.join().ok()).filter(|got| *got).count()
+        });
+        assert_eq!(got, 1);
+    }
 }

@@ -133,7 +133,8 @@ async fn join_as_replica(config: &Config, token: &Token, replace: bool) -> Resul
     } else {
         refuse_existing(&config.data_dir)?;
     }
-    let newcomer = Newcomer { key: new_key(rand::random()), addresses: config.advertise.clone(), host: None };
+    let kept = config.data_dir.with_extension("joining.key");
+    let newcomer = Newcomer { key: joining_key(&kept)?, addresses: config.advertise.clone(), host: None };
     let admission = rpc::join(token, newcomer).await?;
     let beside = beside(&config.data_dir);
     make_private(&beside)?;
@@ -150,7 +151,24 @@ async fn join_as_replica(config: &Config, token: &Token, replace: bool) -> Resul
         put_aside(&config.data_dir, &beside)?;
     }
     std::fs::rename(&beside, &config.data_dir)?;
+    std::fs::remove_file(&kept)?;
     Ok(())
+}
+
+/// The key that an earlier try began with, or a new one. A token is bound to the first key that redeems it, so the key is
+/// on the disk before it is shown: who lost the answer tries again.
+fn joining_key(path: &Path) -> Result<ed25519_dalek::SigningKey> {
+    if let Ok(bytes) = std::fs::read(path)
+        && let Ok(bytes) = bytes.try_into()
+    {
+        return Ok(ed25519_dalek::SigningKey::from_bytes(&bytes));
+    }
+    let key = new_key(rand::random());
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    write_secret(path, key.as_bytes())?;
+    Ok(key)
 }
 
 /// Puts a replica's files aside, and takes what belongs to the machine over: its host, whose servers run on, and images.
