@@ -238,7 +238,7 @@ pub fn verify(app: &App, token: &str) -> Result<Arc<Claims>, Fault> {
     }
     let bytes = token.strip_prefix(PREFIX).and_then(|body| URL_SAFE_NO_PAD.decode(body).ok()).ok_or_else(void)?;
     let (signature, body) = bytes.split_at_checked(64).ok_or_else(void)?;
-    let claims: Claims = rmp_serde::from_slice(body).map_err(|_| void())?;
+    let claims: Claims = luc_engine::entry::from_untrusted(body).map_err(|_| void())?;
     let key = issuer(claims.issuer).map(|state| state.member.public_key).ok_or_else(void)?;
     let key = VerifyingKey::from_bytes(&key).map_err(|_| void())?;
     let signature = Signature::from_slice(signature).map_err(|_| void())?;

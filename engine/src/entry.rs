@@ -512,5 +512,19 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 }
 
 fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8], part: &'static str) -> Result<T, BadEntry> {
-    rmp_serde::from_slice(bytes).map_err(|error| BadEntry::Encoding { part, reason: error.to_string() })
+    from_untrusted(bytes).map_err(|error| BadEntry::Encoding { part, reason: error.to_string() })
+}
+
+/// Deepest nesting of what is decoded: our own types need less than half.
+const DEPTH: usize = 64;
+
+/// Decodes MessagePack that anybody may have sent. A field that is not known is skipped by walking through it on the
+/// stack, and the library's own limit of 1,024 levels takes more than a thread has in a debug build.
+///
+/// # Errors
+/// What the decoder says; nothing is kept.
+pub fn from_untrusted<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, rmp_serde::decode::Error> {
+    let mut decoder = rmp_serde::Deserializer::from_read_ref(bytes);
+    decoder.set_max_depth(DEPTH);
+    T::deserialize(&mut decoder)
 }

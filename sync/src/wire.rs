@@ -3,7 +3,7 @@
 //! A hostile frame costs its sender the connection and this replica nothing: the length is checked before a byte is
 //! allocated for it, and whatever does not decode ends the stream.
 
-use luc_engine::entry::Frontier;
+use luc_engine::entry::{Frontier, from_untrusted};
 use luc_engine::id::{HostId, Millis, PoolId, ReplicaId, SiteName};
 use luc_engine::ledger::Amount;
 use serde::de::DeserializeOwned;
@@ -241,7 +241,7 @@ pub async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin), li
     let mut bytes = vec![0; length];
     stream.read_exact(&mut bytes).await?;
     match bytes.split_first() {
-        Some((&VERSION, body)) => rmp_serde::from_slice(body).map_err(|error| WireError::Encoding(error.to_string())),
+        Some((&VERSION, body)) => from_untrusted(body).map_err(|error| WireError::Encoding(error.to_string())),
         Some((version, _)) => Err(WireError::Version(*version)),
         None => Err(WireError::TooLong(0)),
     }
