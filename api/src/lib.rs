@@ -17,4 +17,6 @@ mod members;
 pub mod policy;
 mod pools;
 mod rights;
+#[cfg(test)]
+mod testing;
 pub mod wan;

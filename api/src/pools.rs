@@ -116,29 +116,13 @@ pub(crate) fn amount(amount: &Amount) -> Value {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use luc_engine::entry::Member;
-    use luc_engine::id::{ReplicaId, SiteName};
     use luc_engine::ledger::Dimension;
-    use luc_engine::replica::{Identity, Replica, founded_by};
-    use luc_engine::store::MemoryStore;
 
     use super::*;
 
     #[test]
     fn a_claim_more_or_a_right_less_breaks_conservation() {
-        let key = luc_sync::rpc::new_key([7; 32]);
-        let public_key = key.verifying_key().to_bytes();
-        let member = Member {
-            replica: ReplicaId::of_key(&public_key),
-            public_key,
-            site: SiteName::new("paris").unwrap(),
-            addresses: Vec::new(),
-            identity_authority: true,
-            sponsor: true,
-            index: 0,
-        };
-        let identity = Identity { cloud: founded_by(&public_key), key };
-        let replica = Replica::found(identity, Box::new(MemoryStore::default()), member, 1).unwrap();
+        let replica = crate::testing::founder();
         let pool = replica.view().ledger().pools().next().unwrap().1.clone();
         assert!(is_conserved(&pool, &Claims::default()));
         let one: Amount = std::iter::once((Dimension::Votes, 1)).collect();

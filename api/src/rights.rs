@@ -57,6 +57,9 @@ impl Holders {
         if self.is_retiring(replica) {
             return format!("{site} (being retired: nobody spends its rights before its heir)");
         }
+        if self.view.member(replica).is_some_and(|state| state.revoked) {
+            return format!("{site} (revoked: its rights are out of use until it is retired)");
+        }
         if !self.is_reachable(replica) {
             return match self.heard(replica) {
                 Some(ago) => format!("{site} (out of reach, last heard {} s ago)", ago.as_secs()),

@@ -301,3 +301,50 @@ pub(crate) async fn tend(app: App) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const PROJECT: Uuid = Uuid::from_u128(7);
+
+    #[test]
+    fn one_replica_alone_brings_the_pools_to_what_is_wanted() {
+        let mut replica = crate::testing::founder();
+        let me = replica.identity().replica();
+        let mut write = |by: ReplicaId, instances: u64| {
+            let wish = BTreeMap::from([("instances".to_owned(), instances)]);
+            let written = replica.transact::<_, Refusal>(2, |tx| {
+                if tx.view().get::<Project>(PROJECT).is_none() {
+                    tx.create(PROJECT, Project::default(), &[])?;
+                    luc_sync::join::mint_quota(tx, PROJECT, &amount(10, 20, 30))?;
+                }
+                tx.update::<Project, Refusal>(PROJECT, |project| {
+                    (project.quota, project.quota_by) = (wish, by.to_string());
+                    Ok(())
+                })
+            });
+            written.unwrap();
+            replica.flush().unwrap();
+            replica.view().clone()
+        };
+        let other = ReplicaId(Uuid::from_u128(9));
+        let view = write(other, 4);
+        assert_eq!(Quota::of(&view, PROJECT).pending(), amount(6, 0, 0));
+        assert!(owed(&view, me).is_empty(), "two would burn the same surplus");
+        assert_eq!(owed(&write(me, 4), me), [PROJECT]);
+        assert_eq!(owed(&write(me, 12), me), [PROJECT], "what another burnt too much is minted again");
+        assert!(owed(&write(me, 10), me).is_empty(), "nothing is owed once it is so");
+    }
+
+    #[test]
+    fn claims_are_held_to_the_wish_while_a_part_of_it_is_pending() {
+        let quota = |capacity| Quota { wanted: amount(3, 20, 30), capacity, used: amount(3, 3, 3) };
+        let one = amount(1, 1, 1);
+        let short = quota(amount(5, 20, 30)).admits(&one).unwrap_err();
+        assert_eq!((short.capacity.get(Dimension::Instances), short.claimed.get(Dimension::Instances)), (3, 3));
+        assert!(!short.suffices_elsewhere(), "nobody is asked for rights that are to be burnt");
+        assert!(quota(amount(5, 20, 30)).admits(&amount(0, 1, 1)).is_ok(), "what is not short is let through");
+    }
+}
