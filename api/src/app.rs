@@ -108,15 +108,19 @@ impl App {
 
     /// All routes of all services.
     pub fn router(&self) -> Router {
-        Router::new()
+        let routes = Router::new()
             .nest("/identity", crate::identity::routes())
             .nest("/compute", crate::compute::routes())
             .nest("/image", crate::image::routes())
             .nest("/luc/v1", crate::luc::routes())
             .merge(crate::discovery::routes())
-            .fallback(crate::http::unknown_path)
-            .layer(axum::middleware::from_fn_with_state(self.clone(), crate::http::around))
-            .with_state(self.clone())
+            .fallback(crate::http::unknown_path);
+        self.wrap(routes)
+    }
+
+    /// Routes with what runs around every request: versions, frontiers, request ids, and errors in each service's form.
+    pub fn wrap(&self, routes: Router<Self>) -> Router {
+        routes.layer(axum::middleware::from_fn_with_state(self.clone(), crate::http::around)).with_state(self.clone())
     }
 }
 

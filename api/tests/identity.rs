@@ -4,9 +4,12 @@
 #[allow(dead_code, reason = "each test file uses a part")]
 mod support;
 
+use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
+use axum::routing::get;
 use futures_util::StreamExt;
+use luc_api::app::{App, Settings};
 use serde_json::{Value, json};
 use support::{Answer, Cloud, PASSWORD};
 
@@ -275,4 +278,45 @@ async fn entries_are_told_as_they_become_visible() {
         seen.push_str(std::str::from_utf8(&stream.next().await.unwrap().unwrap()).unwrap());
     }
     assert!(seen.contains("event: entry\n"), "{seen}");
+}
+
+/// Of a token that is over as soon as somebody looks.
+const LIFETIME: std::time::Duration = std::time::Duration::from_millis(300);
+
+#[tokio::test]
+async fn a_token_stops_working_when_its_time_is_over() {
+    let cloud = Cloud::start().await;
+    let (long, _) = cloud.log_in("admin", PASSWORD, "admin").await;
+    let settings = Settings { token_lifetime: LIFETIME, ..Settings::default() };
+    let hasty = App::new(cloud.app.net().clone(), settings);
+    let cloud = cloud.behind(hasty.router());
+    let (over, _) = cloud.log_in("admin", PASSWORD, "admin").await;
+    tokio::time::sleep(LIFETIME).await;
+    assert!(works(&cloud, &long).await, "its time is its own");
+    assert!(!works(&cloud, &over).await);
+    let headers = [("x-auth-token", long.as_str()), ("x-subject-token", over.as_str())];
+    let shown = cloud.send(Method::GET, TOKENS, &headers, None).await;
+    assert_eq!(shown.status, StatusCode::NOT_FOUND, "{shown:?}");
+}
+
+#[tokio::test]
+async fn a_handler_that_panics_answers_in_its_services_form_and_the_process_goes_on() {
+    let cloud = Cloud::start().await;
+    let boom = |path: &str| {
+        let routes = Router::new().route(path, get(|| async { panic!("a bug, for the test") as &'static str }));
+        cloud.app.wrap(routes)
+    };
+    let (compute, identity) = (boom("/compute/v2.1/boom"), boom("/identity/v3/boom"));
+    let whole = cloud.router().clone();
+    let cloud = cloud.behind(compute);
+    let answer = cloud.get("/compute/v2.1/boom").await;
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
+    let id = answer.headers["x-openstack-request-id"].to_str().unwrap();
+    let message = answer.body["computeFault"]["message"].as_str().unwrap();
+    assert!(message.contains(id) && !message.contains("a bug"), "{message}");
+    let cloud = cloud.behind(identity);
+    let answer = cloud.get("/identity/v3/boom").await;
+    assert_eq!(answer.body["error"]["code"], 500, "{answer:?}");
+    let cloud = cloud.behind(whole);
+    assert_eq!(cloud.get("/compute/v2.1/servers").await.status, StatusCode::OK);
 }

@@ -290,3 +290,30 @@ fn the_configuration_is_checked() {
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && error.contains("luc.toml") && error.contains("listn"), "{error}");
 }
+
+#[test]
+fn a_site_that_is_no_identity_authority_uses_the_cloud_and_does_not_govern_it() {
+    let mut cloud = Cloud::start(&["paris"]).unwrap();
+    let paris = cloud.login(0).unwrap();
+    let token = cloud.sites[0].luc(&["token", "--site", "edge", "--without-identity"]).unwrap();
+    let edge = cloud.prepare("edge", "").unwrap();
+    edge.luc(&["join", token.trim()]).unwrap();
+    cloud.sites.push(edge);
+    cloud.sites[1].start().unwrap();
+    let edge = cloud.login(1).unwrap();
+    cloud.agree(&[paris.clone(), edge.clone()], LONG).unwrap();
+    let before = paris.get("/identity/v3/users").unwrap();
+    let refused = edge.post("/identity/v3/users", &json!({"user": {"name": "eve", "password": "x"}})).unwrap_err();
+    let refused = refused.to_string();
+    assert!(refused.contains("403") && refused.contains("edge"), "it says which site may not: {refused}");
+    let refused = edge.post("/identity/v3/projects", &json!({"project": {"name": "mine"}})).unwrap_err().to_string();
+    assert!(refused.contains("403"), "{refused}");
+    for client in [&paris, &edge] {
+        assert_eq!(client.get("/identity/v3/users").unwrap()["users"], before["users"], "nothing has changed");
+    }
+    // Its tokens count there alone; servers it makes as any site does.
+    assert_eq!(paris.with_token(edge.token()).send("GET", "/luc/v1/digest", &[], &[]).unwrap().status, 401);
+    let image = edge.upload("tiny", &[1; 4096]).unwrap();
+    let id = edge.create("here", "edge", &image).unwrap();
+    edge.becomes(&id, "ACTIVE", LONG).unwrap();
+}

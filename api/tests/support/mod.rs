@@ -106,6 +106,13 @@ impl Cloud {
         panic!("the host never came up");
     }
 
+    /// The same cloud, behind other routes.
+    #[allow(dead_code, reason = "not every test file needs others")]
+    pub(crate) fn behind(mut self, router: Router) -> Self {
+        self.router = router;
+        self
+    }
+
     /// All routes.
     #[allow(dead_code, reason = "not every test file looks at them")]
     pub(crate) fn router(&self) -> &Router {

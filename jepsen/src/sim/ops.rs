@@ -136,20 +136,18 @@ impl World {
         let Some(frontier) = self.process(at).map(|process| process.replica.view().frontier().clone()) else { return };
         let apart = |last: Option<EntryId>| last.is_some_and(|last| !frontier.holds(last));
         match op {
-            Op::User { name } => {
-                if apart(self.known.names.insert(*name, entry)) {
-                    self.sometimes.saw(State::NameConflict);
-                }
+            Op::User { name } if apart(self.known.names.insert(*name, entry)) => {
+                self.sometimes.saw(State::NameConflict);
             }
-            Op::Power { .. } | Op::Rename { .. } | Op::EditFlavor { .. } => {
-                if apart(subject.and_then(|id| self.known.edits.insert(id, entry))) {
-                    self.sometimes.saw(State::ConcurrentEdit);
-                }
+            Op::Power { .. } | Op::Rename { .. } | Op::EditFlavor { .. }
+                if apart(subject.and_then(|id| self.known.edits.insert(id, entry))) =>
+            {
+                self.sometimes.saw(State::ConcurrentEdit);
             }
-            Op::Delete { .. } | Op::DeleteFlavor { .. } => {
-                if apart(subject.and_then(|id| self.known.edits.get(&id).copied())) {
-                    self.sometimes.saw(State::DeleteBeatsUpdate);
-                }
+            Op::Delete { .. } | Op::DeleteFlavor { .. }
+                if apart(subject.and_then(|id| self.known.edits.get(&id).copied())) =>
+            {
+                self.sometimes.saw(State::DeleteBeatsUpdate);
             }
             Op::Burn { .. } => self.sometimes.saw(State::Burnt),
             Op::Grow { .. } => self.sometimes.saw(State::Grown),
