@@ -8,4 +8,5 @@ pub mod net;
 pub mod node;
 pub mod proto;
 pub mod rpc;
+pub mod snapshot;
 pub mod wire;

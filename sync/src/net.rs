@@ -29,6 +29,7 @@ use crate::ca::{Authority, CertificateError, Credentials, PeerIdentity, Pinned, 
 use crate::join::Tokens;
 use crate::node::{Node, now};
 use crate::proto::{Input, Output, Proto};
+use crate::snapshot::Snapshots;
 use crate::wire::{self, Msg, Request, Status};
 
 const MEMBER: &[u8] = b"luc/1";
@@ -124,6 +125,7 @@ pub(crate) struct Inner {
     stable: ArcSwap<Frontier>,
     inputs: mpsc::Sender<Input>,
     arrivals: mpsc::Sender<Arrival>,
+    pub(crate) snapshots: Snapshots,
 }
 
 /// What all of several hold.
@@ -175,6 +177,7 @@ impl Net {
             stable: ArcSwap::default(),
             inputs,
             arrivals,
+            snapshots: Snapshots::default(),
         };
         let net = Self { inner: Arc::new(inner) };
         tokio::spawn(net.clone().run_core(queue));

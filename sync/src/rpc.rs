@@ -10,7 +10,6 @@ use luc_engine::entry::Frontier;
 use luc_engine::id::{EntryId, HostId, PoolId, ReplicaId, SiteName};
 use luc_engine::ledger::Amount;
 use luc_engine::schedule::{Unminted, hand_over};
-use luc_engine::store::{Batch, Store, Table};
 use luc_engine::tx::{Refusal, Shortage, Tx};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::sync::mpsc;
@@ -21,12 +20,15 @@ use crate::blob::{BlobError, Blobs, Manifest, STALL};
 use crate::ca::{Credentials, SERVER_NAME};
 use crate::join::{Admission, JoinError, Newcomer, Token, admit, prove};
 use crate::net::{Net, NetError, client_endpoint, join_endpoint, resolve};
-use crate::wire::{self, JoinAnswer, JoinRequest, Request, RightsAnswer, SnapshotRow, WireError};
+pub use crate::snapshot::take_snapshot;
+use crate::wire::{self, JoinAnswer, JoinRequest, Request, RightsAnswer, WireError};
 
 /// The longest answer that is not data.
 const ANSWER: usize = wire::MAX_FRAME;
 /// How long a holder of rights is waited for: far over two round trips on any link that is up.
 const RIGHTS_LIMIT: Duration = Duration::from_millis(1_500);
+/// How long admitting a newcomer may take.
+const JOIN_LIMIT: Duration = Duration::from_secs(15);
 /// Bytes of log that an answer with rights carries at most.
 pub const GRANT_LOG: usize = 4 << 20;
 
@@ -208,7 +210,10 @@ impl Net {
                 let answer = self.node().agents().console(host, server, lines).await;
                 wire::write(&mut send, &answer).await
             }
-            Request::Snapshot => self.send_snapshot(&mut send).await,
+            Request::Snapshot(place) => match peer {
+                Some(peer) => self.send_snapshot(&mut send, peer, place).await,
+                None => Err(WireError::Closed),
+            },
         };
         if let Err(error) = served {
             tracing::debug!(%error, "a request could not be served");
@@ -259,28 +264,6 @@ impl Net {
                 Ok(())
             }
         }
-    }
-
-    async fn send_snapshot(&self, send: &mut SendStream) -> Result<(), WireError> {
-        let reader = self.node().reader().await.map_err(|error| WireError::Encoding(error.to_string()))?;
-        let (rows, mut queue) = mpsc::channel::<SnapshotRow>(256);
-        let read = tokio::task::spawn_blocking(move || {
-            for table in Table::in_snapshot() {
-                let mut row = |key: &[u8], value: &[u8]| {
-                    let row = SnapshotRow { table: table.name().into(), key: key.to_vec(), value: value.to_vec() };
-                    rows.blocking_send(row).is_ok()
-                };
-                reader.scan(table, &[], &mut row)?;
-            }
-            let _ = rows.blocking_send(SnapshotRow::default());
-            Ok::<_, luc_engine::store::StoreError>(())
-        });
-        while let Some(row) = queue.recv().await {
-            wire::write(send, &row).await?;
-        }
-        // A reader that failed sent no last row: the newcomer sees that the snapshot is not whole.
-        let _ = read.await;
-        Ok(())
     }
 
     pub(crate) async fn serve_agent_stream(
@@ -357,7 +340,7 @@ impl Net {
             let _ = send.stopped().await;
             Some(())
         };
-        let _ = tokio::time::timeout(Duration::from_secs(15), answer).await;
+        let _ = tokio::time::timeout(JOIN_LIMIT, answer).await;
     }
 }
 
@@ -452,49 +435,16 @@ pub async fn join(token: &Token, newcomer: Newcomer) -> Result<Admission, JoinEr
         let (mut send, mut recv) = connection.open_bi().await.map_err(|error| unheard(error.to_string()))?;
         wire::write(&mut send, &request).await.map_err(|error| unheard(error.to_string()))?;
         let _ = send.finish();
-        let answer: Result<JoinAnswer, String> =
-            wire::read(&mut recv, 64 << 10).await.map_err(|error| unheard(error.to_string()))?;
+        let answer = tokio::time::timeout(JOIN_LIMIT, wire::read::<Result<JoinAnswer, String>>(&mut recv, 64 << 10));
+        let answer = answer.await.map_err(|_| unheard(format!("nothing came for {} s", JOIN_LIMIT.as_secs())))?;
+        let answer = answer.map_err(|error| unheard(error.to_string()))?;
         let answer = answer.map_err(JoinError::Sponsor)?;
         return Admission::of(answer, newcomer.key, &token.pin);
     }
     Err(last)
 }
 
-/// Fills an empty store with a snapshot from a member. The store is of no use before this has succeeded.
-///
-/// # Errors
-/// [`JoinError::Sponsor`] if nobody could be reached or the snapshot broke off.
-pub async fn take_snapshot(
-    credentials: &Credentials,
-    addresses: &[String],
-    store: &mut dyn Store,
-) -> Result<(), JoinError> {
-    let failed = |error: String| JoinError::Sponsor(format!("the snapshot could not be taken: {error}"));
-    let endpoint = client_endpoint(credentials).map_err(|error| failed(error.to_string()))?;
-    let address = addresses.first().ok_or_else(|| failed("no address".into()))?;
-    let connection = dial(&endpoint, address).await.map_err(|error| failed(error.to_string()))?;
-    let (mut send, mut recv) = connection.open_bi().await.map_err(|error| failed(error.to_string()))?;
-    wire::write(&mut send, &Request::Snapshot).await.map_err(|error| failed(error.to_string()))?;
-    let _ = send.finish();
-    let mut batch = Batch::default();
-    loop {
-        let row: SnapshotRow =
-            wire::read(&mut recv, wire::MAX_FRAME).await.map_err(|error| failed(error.to_string()))?;
-        let end = row.table.is_empty();
-        if !end {
-            let table = Table::of_name(&row.table).ok_or_else(|| failed(format!("table {:?}", row.table)))?;
-            batch.put(table, row.key, row.value);
-        }
-        if end || batch.0.len() >= 4096 {
-            store.commit(&std::mem::take(&mut batch)).map_err(|error| failed(error.to_string()))?;
-        }
-        if end {
-            return Ok(());
-        }
-    }
-}
-
-async fn dial(endpoint: &Endpoint, address: &str) -> Result<Connection, NetError> {
+pub(crate) async fn dial(endpoint: &Endpoint, address: &str) -> Result<Connection, NetError> {
     let failed = |reason: String| NetError::Unreachable(address.into(), reason);
     let at = resolve(address).await.ok_or_else(|| failed("the name does not resolve".into()))?;
     let connecting = endpoint.connect(at, SERVER_NAME).map_err(|error| failed(error.to_string()))?;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Version of all frames.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Largest frame, bytes: one entry at its limit, with room for the rest of its batch.
 pub const MAX_FRAME: usize = 6 << 20;
 
@@ -130,8 +130,9 @@ pub enum Request {
     },
     /// What the answering replica holds now. Answered by a `Frontier`.
     Frontier,
-    /// A snapshot for a new replica: rows, then one empty row.
-    Snapshot,
+    /// A snapshot for a new replica, behind a place in an earlier one if that is still kept. Answered by a
+    /// `Result<SnapshotHead, String>`, rows, and one empty row.
+    Snapshot(Option<SnapshotPlace>),
     /// The right to place a member of a server group on a host, of whose pool the answering replica is the root.
     /// Answered by [`RightsAnswer`].
     MemberRight {
@@ -154,6 +155,27 @@ pub struct RightsAnswer {
     pub entries: Vec<Vec<u8>>,
     /// Why nothing was, if so.
     pub refused: Option<String>,
+}
+
+/// How far a newcomer has come with a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotPlace {
+    /// Which snapshot.
+    pub snapshot: u64,
+    /// The table of the last row that it holds.
+    pub table: String,
+    /// That row's key.
+    #[serde(with = "serde_bytes")]
+    pub key: Vec<u8>,
+}
+
+/// What comes before the rows of a snapshot.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SnapshotHead {
+    /// Which snapshot.
+    pub snapshot: u64,
+    /// Whether the rows go on behind the place that was named; else what the newcomer has is of another state.
+    pub resumed: bool,
 }
 
 /// A row of a snapshot. An empty table name ends it.
