@@ -342,8 +342,12 @@ impl Replica {
     /// Why this replica writes no more, if it does not.
     #[must_use]
     pub fn fence(&self) -> Option<Fence> {
-        let retired = self.view.retired().cut(self.me).map(|cut| Fence::Retired { cut });
-        retired.or(self.fence)
+        let retired = self.view.retired();
+        let cut = retired.cut(self.me).map(|cut| Fence::Retired { cut });
+        // Whoever was admitted by entries that do not count was never a member.
+        let counts = |entry: &EntryId| retired.cut(entry.author).is_none_or(|cut| entry.number <= cut);
+        let is_void = || self.view.member(self.me).is_some_and(|me| !me.admissions.iter().any(|(by, _)| counts(by)));
+        cut.or_else(|| (!retired.is_empty() && is_void()).then_some(Fence::Retired { cut: 0 })).or(self.fence)
     }
 
     /// Fences this replica: from now on it writes nothing and takes nothing.

@@ -203,9 +203,9 @@ impl Retirements {
         let mut retired = Retired::default();
         for set in sets {
             let larger = retired.replicas().all(|replica| set.contains(&replica));
-            if larger && judge.takes_effect(set, &retired) {
+            if let Some(sealers) = judge.sealers(set, &retired).filter(|_| larger) {
                 let new = set.iter().filter(|id| !retired.contains(**id));
-                let graves: Vec<_> = new.filter_map(|id| Some((*id, judge.grave(*id)?))).collect();
+                let graves: Vec<_> = new.filter_map(|id| Some((*id, judge.grave(*id, set, &sealers)?))).collect();
                 retired.replicas.extend(graves);
             }
         }
@@ -244,20 +244,21 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    /// Whether everybody who must seal `set` has done so, with a majority. Who must is known from the seals themselves: a
+    /// Everybody who must seal `set`, if they have done so, with a majority. Who must is known from the seals themselves: a
     /// seal comes after every admission that its author has made before, and whom it admits after that is bound by it.
     /// A newcomer seals too, but what took effect without it does not wait for those whom it alone knows: any sealer may
-    /// be the first.
-    fn takes_effect(&self, set: &BTreeSet<ReplicaId>, retired: &Retired) -> bool {
+    /// be the first, and the fewest make the cut.
+    fn sealers(&self, set: &BTreeSet<ReplicaId>, retired: &Retired) -> Option<BTreeSet<ReplicaId>> {
         let forced = self.asked.iter().filter(|asked| asked.request.force).flat_map(|asked| asked.set());
         let forced: BTreeSet<ReplicaId> = forced.chain(retired.replicas()).collect();
         let is_enough = |votes: u64| votes > VOTES / 2 || forced.is_superset(set);
-        let sealers = self.seals.iter().map(|(by, _)| *by).filter(|by| self.seal(*by, set).is_some());
-        sealers.into_iter().any(|first| self.votes_of_all(first, set).is_some_and(is_enough))
+        let first = self.seals.iter().map(|(by, _)| *by).filter(|by| self.seal(*by, set).is_some());
+        let closed = first.filter_map(|first| self.closure(first, set)).filter(|(_, votes)| is_enough(*votes));
+        closed.map(|(sealers, _)| sealers).min_by_key(BTreeSet::len)
     }
 
-    /// The votes of everybody who must seal a set, as one sealer and those it leads to know; none if a seal is missing.
-    fn votes_of_all(&self, first: ReplicaId, set: &BTreeSet<ReplicaId>) -> Option<u64> {
+    /// Everybody who must seal a set, as one sealer and those it leads to know, and their votes; none if a seal is missing.
+    fn closure(&self, first: ReplicaId, set: &BTreeSet<ReplicaId>) -> Option<(BTreeSet<ReplicaId>, u64)> {
         let (mut known, mut missing, mut votes) = (BTreeSet::from([first]), vec![first], 0_u64);
         while let Some(member) = missing.pop() {
             let seal = self.seal(member, set)?;
@@ -265,16 +266,16 @@ impl Judge<'_> {
             let members = self.members.iter().filter(|(_, state)| state.admitted(&seal.frontier).is_some());
             missing.extend(members.map(|(id, _)| *id).filter(|id| !set.contains(id) && known.insert(*id)));
         }
-        Some(votes)
+        Some((known, votes))
     }
 
     fn seal(&self, by: ReplicaId, set: &BTreeSet<ReplicaId>) -> Option<&Sealed> {
         self.seals.iter().find(|(author, seal)| *author == by && seal.set == *set).map(|(_, seal)| *seal)
     }
 
-    fn grave(&self, replica: ReplicaId) -> Option<Grave> {
-        let seals = self.seals.iter().filter(|(_, seal)| seal.set.contains(&replica));
-        let cut = seals.filter_map(|(_, seal)| seal.frontier.0.get(&replica).copied()).max_by_key(|tip| tip.number);
+    fn grave(&self, replica: ReplicaId, set: &BTreeSet<ReplicaId>, sealers: &BTreeSet<ReplicaId>) -> Option<Grave> {
+        let seals = sealers.iter().filter_map(|by| self.seal(*by, set));
+        let cut = seals.filter_map(|seal| seal.frontier.0.get(&replica).copied()).max_by_key(|tip| tip.number);
         // Of several who named it apart, the lowest entry's heir: all are known, since their authors have sealed since.
         let first = self.asked.iter().filter(|asked| !asked.again.contains(&replica)).find_map(|asked| {
             let retiree = asked.request.set.iter().find(|retiree| retiree.replica == replica)?;

@@ -374,6 +374,7 @@ fn a_minority_that_admits_members_stays_one() {
     world.settle(&[0, 1, 2, 3, 4]);
     world.assert_equal(&[1, 2]);
     world.assert_sound(&[1, 2]);
+    assert!([0, 3, 4].iter().all(|n| world.replica(*n).fence().is_some()), "whom it admitted are told so too");
 }
 
 #[test]
