@@ -527,6 +527,21 @@ fn malformed_requests_are_refused() {
     assert!(world.retire(0, &[(2, 1)], false).is_err(), "an heir that is going itself");
 }
 
+#[test]
+fn whom_the_dead_admitted_behind_the_cut_is_told_that_it_is_no_member() {
+    let mut world = World::new(2);
+    world.retire(1, &[(0, 1)], false).unwrap();
+    // 0, not dead, admits 3, which hears of the request, and seals 0 higher than anybody else can.
+    world.cloud.join(3);
+    world.send(1, 3);
+    world.settle(&[1, 2]);
+    let cut = world.replica(1).view().retired().cut(id(0));
+    assert!(cut.is_some());
+    world.send(1, 3);
+    assert_eq!(world.replica(3).view().retired().cut(id(0)), cut, "it sees another cut than all others");
+    assert!(world.replica(3).fence().is_some(), "it goes on as a member that nobody knows");
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Claim(u8),
