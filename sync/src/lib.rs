@@ -9,4 +9,5 @@ pub mod node;
 pub mod proto;
 pub mod rpc;
 pub mod snapshot;
+pub mod waiting;
 pub mod wire;

@@ -19,13 +19,12 @@ use luc_engine::view::View;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::agents::Agents;
+use crate::waiting::Waiting;
 
 /// Most jobs in the queue: further callers wait.
 const QUEUE: usize = 4096;
 /// Most jobs in one commit.
 const BATCH: usize = 512;
-/// Most entries that wait for their past.
-const WAITING: usize = 8192;
 /// Flushes that a subscriber may be behind before it misses some. They are kept in memory with their entries, read or
 /// not; what the network misses is found by anti-entropy.
 const BACKLOG: usize = 64;
@@ -69,7 +68,7 @@ pub struct Counters {
 struct Worker {
     replica: Replica,
     /// Entries whose past is not held yet.
-    waiting: BTreeMap<EntryId, Vec<u8>>,
+    waiting: Waiting,
 }
 
 impl Node {
@@ -96,7 +95,7 @@ impl Node {
             fence: watch::Sender::new(replica.fence()),
         });
         let node = Self { inner: inner.clone() };
-        let worker = Worker { replica, waiting: BTreeMap::new() };
+        let worker = Worker { replica, waiting: Waiting::default() };
         let weak = Arc::downgrade(&inner);
         let thread = std::thread::Builder::new().name("replica".into());
         let failed = |error: std::io::Error| StoreError::Failed { doing: "start", reason: error.to_string() };
@@ -340,34 +339,19 @@ impl Worker {
     fn receive(&mut self, entries: Vec<Vec<u8>>) -> Vec<Received> {
         let mut results = Vec::with_capacity(entries.len());
         for bytes in entries {
-            let received = self.replica.receive(&bytes);
-            match &received {
-                Received::Waiting(_) if self.waiting.len() < WAITING => {
-                    if let Ok(entry) = Entry::decode(&bytes) {
-                        self.waiting.insert(entry.id(), bytes);
-                    }
-                }
-                Received::Applied => self.retry(),
+            let (received, mut refused) = self.waiting.receive(&mut self.replica, bytes);
+            if let Received::Refused(rejection) = &received {
+                refused.push(rejection.clone());
+            }
+            for rejection in refused {
                 // Said once, when it was put up; and nobody is to blame for what the dead wrote.
-                Received::Refused(Rejection::Fenced(_) | Rejection::Void { .. }) => {}
-                Received::Refused(rejection) => tracing::warn!(%rejection, "an entry was refused"),
-                Received::Waiting(_) | Received::Known => {}
+                if !matches!(rejection, Rejection::Fenced(_) | Rejection::Void { .. }) {
+                    tracing::warn!(%rejection, "an entry was refused");
+                }
             }
             results.push(received);
         }
         results
-    }
-
-    /// Tries the entries again whose past may have come.
-    fn retry(&mut self) {
-        loop {
-            let before = self.waiting.len();
-            let replica = &mut self.replica;
-            self.waiting.retain(|_, bytes| matches!(replica.receive(bytes), Received::Waiting(_)));
-            if self.waiting.is_empty() || self.waiting.len() == before {
-                return;
-            }
-        }
     }
 }
 

@@ -15,7 +15,8 @@ use luc_engine::id::{EntryId, Millis, ReplicaId};
 
 use crate::wire::{Msg, Status};
 
-/// How often a peer is told our frontier and our status, milliseconds.
+/// How often a peer is told our frontier and our status, milliseconds. Clocks are set back too: what matters is how far a
+/// time is from now, or a clock set back by an hour would silence anti-entropy for one.
 const HEARTBEAT: Millis = 1_000;
 /// After how long a batch that was never answered is given up, milliseconds.
 const STALLED: Millis = 5_000;
@@ -148,13 +149,13 @@ impl Proto {
                 }
             }
             Input::Tick(mut status) => {
-                if now.saturating_sub(self.settling.0) >= HEARTBEAT {
+                if now.abs_diff(self.settling.0) >= HEARTBEAT {
                     let before = std::mem::replace(&mut self.settling, (now, mine.clone()));
                     self.settled = before.1;
                 }
                 status.connected = self.peers.keys().copied().collect();
                 for (peer, state) in &mut self.peers {
-                    if now.saturating_sub(state.told) >= HEARTBEAT {
+                    if now.abs_diff(state.told) >= HEARTBEAT {
                         state.told = now;
                         out.push(Output::Send(*peer, Msg::Heartbeat(status.clone())));
                         out.push(Output::Send(*peer, Msg::Frontier { held: mine.clone(), answer: false }));
@@ -266,7 +267,7 @@ impl Peer {
     }
 
     fn read_missing(&mut self, peer: ReplicaId, now: Millis, mine: &Frontier, out: &mut Vec<Output>) {
-        if self.catching_up.is_some_and(|since| now.saturating_sub(since) < STALLED) {
+        if self.catching_up.is_some_and(|since| now.abs_diff(since) < STALLED) {
             return;
         }
         let lacks = |(author, tip): (&ReplicaId, &Tip)| {

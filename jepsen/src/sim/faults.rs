@@ -130,7 +130,7 @@ impl World {
     }
 
     /// A new replica takes a site's place, and the old one is retired.
-    fn replace(&mut self, gone: usize, down: Micros) {
+    pub(super) fn replace(&mut self, gone: usize, down: Micros) {
         let Some(site) = self.nodes.get(gone).map(|node| node.site) else { return };
         let newcomer = self.add_replica(site);
         let _ = newcomer;

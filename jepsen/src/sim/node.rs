@@ -17,6 +17,7 @@ use luc_sync::join::admit_replica;
 use luc_sync::node::read_entries;
 use luc_sync::proto::{Input, Output, Proto};
 use luc_sync::rpc::{GRANT_LOG, grant, lacking};
+use luc_sync::waiting::Waiting;
 
 use super::agent::Talk;
 use super::disk::{Disk, Image};
@@ -89,7 +90,7 @@ pub(super) struct Process {
     pub(super) jobs: VecDeque<Job>,
     /// The second halves of the jobs whose flush is under way.
     pub(super) flushing: Option<Vec<After>>,
-    waiting: BTreeMap<EntryId, Vec<u8>>,
+    waiting: Waiting,
     receiving: usize,
     /// This replica has written since the last flush.
     pub(super) wrote: bool,
@@ -212,7 +213,7 @@ impl World {
             view: view.clone(),
             jobs: VecDeque::new(),
             flushing: None,
-            waiting: BTreeMap::new(),
+            waiting: Waiting::default(),
             receiving: 0,
             wrote: false,
             attached: BTreeMap::new(),
@@ -421,42 +422,18 @@ impl World {
         let mut gap = false;
         for bytes in entries {
             let Some(process) = self.process(at) else { return gap };
-            let received = process.replica.receive(&bytes);
+            let (received, mut refused) = process.waiting.receive(&mut process.replica, bytes);
             match received {
                 Received::Waiting(_) => {
                     gap = true;
-                    if let Ok(entry) = Entry::decode(&bytes) {
-                        process.waiting.insert(entry.id(), bytes);
-                    }
                     self.sometimes.saw(State::Waited);
                 }
-                Received::Applied => self.retry(at),
-                Received::Refused(rejection) => self.refused(at, &rejection),
-                Received::Known => {}
+                Received::Refused(rejection) => refused.push(rejection),
+                Received::Applied | Received::Known => {}
             }
+            refused.iter().for_each(|rejection| self.refused(at, rejection));
         }
         gap
-    }
-
-    fn retry(&mut self, at: usize) {
-        let mut refused = Vec::new();
-        if let Some(Process { replica, waiting, .. }) = self.process(at) {
-            loop {
-                let before = waiting.len();
-                waiting.retain(|_, bytes| match replica.receive(bytes) {
-                    Received::Waiting(_) => true,
-                    Received::Refused(rejection) => {
-                        refused.push(rejection);
-                        false
-                    }
-                    Received::Applied | Received::Known => false,
-                });
-                if waiting.is_empty() || waiting.len() == before {
-                    break;
-                }
-            }
-        }
-        refused.iter().for_each(|rejection| self.refused(at, rejection));
     }
 
     fn refused(&mut self, at: usize, rejection: &Rejection) {
@@ -510,7 +487,22 @@ impl World {
         if !entries.is_empty() {
             self.core(at, Input::Flushed(entries));
         }
+        if self.process(at).is_some_and(|process| process.replica.fence().is_some()) {
+            return self.fenced(at);
+        }
         self.run_jobs(at);
+    }
+
+    /// It has been told that it writes no more: its operator ends it, and sees that its site has another.
+    fn fenced(&mut self, at: usize) {
+        self.trace.note(self.now, [14, at as u64, 0], || format!("{at} is fenced"));
+        self.sometimes.saw(State::Fenced);
+        self.crash(at, false);
+        if let Some(node) = self.nodes.get_mut(at)
+            && !std::mem::replace(&mut node.stopped, true)
+        {
+            self.replace(at, 500_000);
+        }
     }
 
     fn publish(&mut self, at: usize, flushed: &Flushed) {

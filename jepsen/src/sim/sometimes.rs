@@ -47,6 +47,7 @@ states! {
     Retired: "a replica was retired",
     RetiredInCut: "a retirement took effect while the cloud was parted",
     VoidEntry: "a replica that was retired wrote beyond its cut",
+    Fenced: "a replica that was retired came back and was told so",
     Inherited: "an heir took over rights",
     SkewedClock: "two clocks differed by more than a minute",
     Dropped: "a frame was dropped for want of room in a queue, or of a connection",

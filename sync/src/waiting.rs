@@ -1,0 +1,72 @@
+//! Entries whose past has not come yet. Each is kept by the entry that it lacks, so that one that comes looks only at
+//! those that wait for it: catching up with thousands in the wrong order costs what they are, not their square.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use luc_engine::entry::Entry;
+use luc_engine::id::{EntryId, ReplicaId};
+use luc_engine::replica::{Received, Rejection, Replica};
+use uuid::Uuid;
+
+/// Most entries that wait; further ones are dropped, and come again by anti-entropy.
+const LIMIT: usize = 8192;
+/// The lowest entry: where those that lack one begin.
+const LOWEST: EntryId = EntryId { author: ReplicaId(Uuid::nil()), number: 0 };
+
+/// Entries that wait.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    entries: BTreeMap<EntryId, Vec<u8>>,
+    /// What each lacks. One that its receiver has sealed lacks itself: it is tried again whenever something came.
+    lacking: BTreeSet<(EntryId, EntryId)>,
+}
+
+impl Waiting {
+    /// Gives an entry to a replica, and then those that waited for it. Says what became of the first, and why others
+    /// were refused.
+    pub fn receive(&mut self, replica: &mut Replica, bytes: Vec<u8>) -> (Received, Vec<Rejection>) {
+        let received = replica.receive(&bytes);
+        let mut refused = Vec::new();
+        match &received {
+            Received::Waiting(lack) => self.keep(*lack, bytes),
+            Received::Applied if !self.entries.is_empty() => {
+                if let Ok(entry) = Entry::decode(&bytes) {
+                    self.came(replica, entry.id(), &mut refused);
+                }
+            }
+            Received::Applied | Received::Known | Received::Refused(_) => {}
+        }
+        (received, refused)
+    }
+
+    fn keep(&mut self, lack: EntryId, bytes: Vec<u8>) {
+        if self.entries.len() < LIMIT
+            && let Ok(entry) = Entry::decode(&bytes)
+            && self.entries.insert(entry.id(), bytes).is_none()
+        {
+            self.lacking.insert((lack, entry.id()));
+        }
+    }
+
+    fn came(&mut self, replica: &mut Replica, entry: EntryId, refused: &mut Vec<Rejection>) {
+        let mut came = vec![entry];
+        while let Some(entry) = came.pop() {
+            let of = self.lacking.range((entry, LOWEST)..).take_while(|(lack, _)| *lack == entry);
+            let sealed = self.lacking.iter().filter(|(lack, own)| lack == own);
+            let again: BTreeSet<(EntryId, EntryId)> = of.chain(sealed).copied().collect();
+            for (lack, own) in again {
+                self.lacking.remove(&(lack, own));
+                let Some(bytes) = self.entries.remove(&own) else { continue };
+                match replica.receive(&bytes) {
+                    Received::Waiting(lack) => {
+                        self.entries.insert(own, bytes);
+                        self.lacking.insert((lack, own));
+                    }
+                    Received::Applied => came.push(own),
+                    Received::Known => {}
+                    Received::Refused(rejection) => refused.push(rejection),
+                }
+            }
+        }
+    }
+}
