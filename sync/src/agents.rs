@@ -113,9 +113,13 @@ impl Agents {
         let attached = attached.ok_or_else(|| "the host's agent is not connected".to_owned())?;
         let (reply, answer) = oneshot::channel();
         let gone = || "the host's agent went away".to_owned();
-        attached.console.send((server, lines, reply)).await.map_err(|_| gone())?;
-        let answer = tokio::time::timeout(std::time::Duration::from_secs(10), answer).await;
-        answer.map_err(|_| "the host's agent does not answer".to_owned())?.map_err(|_| gone())?
+        // An agent that takes nothing in takes no questions either.
+        let asked = async {
+            attached.console.send((server, lines, reply)).await.map_err(|_| gone())?;
+            answer.await.map_err(|_| gone())?
+        };
+        let answer = tokio::time::timeout(std::time::Duration::from_secs(10), asked).await;
+        answer.map_err(|_| "the host's agent does not answer".to_owned())?
     }
 }
 

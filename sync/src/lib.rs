@@ -9,5 +9,6 @@ pub mod node;
 pub mod proto;
 pub mod rpc;
 pub mod snapshot;
+mod transport;
 pub mod waiting;
 pub mod wire;

@@ -8,42 +8,53 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use luc_engine::entry::Entry;
 use luc_engine::entry::{Frontier, Tip};
-use luc_engine::id::{HostId, ReplicaId, SiteName};
+use luc_engine::id::{EntryId, HostId, ReplicaId, SiteName};
 use luc_engine::replica::Received;
 use luc_engine::tx::Fence;
 use parking_lot::Mutex;
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, Connection, Endpoint, IdleTimeout, ServerConfig, TransportConfig, VarInt};
-use rustls::crypto::CryptoProvider;
+use quinn::{Connection, Endpoint, VarInt};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::blob::Blobs;
-use crate::ca::{Authority, CertificateError, Credentials, PeerIdentity, Pinned, Role, SERVER_NAME};
+use crate::ca::{Authority, CertificateError, Credentials, PeerIdentity, Role, SERVER_NAME};
 use crate::join::Tokens;
 use crate::node::{Node, now};
 use crate::proto::{Input, Output, Proto};
+use crate::rpc::call;
 use crate::snapshot::Snapshots;
+use crate::transport::{JOIN, MEMBER, client_config, server_config};
 use crate::wire::{self, Msg, Request, Status};
 
-const MEMBER: &[u8] = b"luc/1";
-const JOIN: &[u8] = b"luc-join/1";
-/// Without a sign of life for so long, a connection is given up.
-const IDLE: Duration = Duration::from_secs(2);
-const KEEP_ALIVE: Duration = Duration::from_millis(400);
 /// How often a new attempt to reach a peer starts, and how long one may take.
 const DIAL_EVERY: Duration = Duration::from_millis(500);
 const DIAL_LIMIT: Duration = Duration::from_secs(3);
 /// Messages to one peer that may wait; more are dropped and made up for by anti-entropy.
 const QUEUE: usize = 256;
-/// Messages with entries that may wait for the node.
+/// Bytes of messages to one peer that may wait, likewise.
+const QUEUE_BYTES: usize = 16 << 20;
+/// Messages of all peers that may wait for the core. It is quick; who says more meanwhile is slowed.
+const INPUTS: usize = 64;
+/// Messages with entries that may wait for the node, and their bytes.
 const ARRIVALS: usize = 64;
+const ARRIVAL_BYTES: usize = 64 << 20;
+/// Connections that one member may have at once: a few attempts to connect overlap.
+const CONNECTIONS: usize = 16;
+/// Newcomers that are heard at once, and handshakes: nobody has shown yet who it is.
+const JOINING: usize = 32;
+const HANDSHAKES: usize = 1024;
+/// How long the first frame of a stream may take.
+pub(crate) const FIRST_FRAME: Duration = Duration::from_secs(10);
+/// How long a peer may take to show an entry that it says it holds.
+const PROOF_LIMIT: Duration = Duration::from_secs(2);
 /// Bytes of log in one batch of anti-entropy.
 const LOG_BATCH: usize = 1 << 20;
 /// A peer that was not heard for so long is out of reach.
@@ -71,18 +82,18 @@ pub enum NetError {
     Unreachable(String, String),
 }
 
-fn tls<E: std::fmt::Display>(error: E) -> NetError {
-    NetError::Tls(error.to_string())
-}
-
 /// Entries that came from a peer, and whether it waits for an answer.
 type Arrival = (ReplicaId, Vec<Vec<u8>>, bool);
+/// What is read of the log for a peer after what is being read, if anything.
+type NextRead = Option<Vec<EntryId>>;
 
 /// A connected replica.
 #[derive(Clone)]
 struct Peer {
     connection: Connection,
     queue: mpsc::Sender<Msg>,
+    /// Bytes in the queue.
+    queued: Arc<AtomicUsize>,
     since: Instant,
 }
 
@@ -125,6 +136,16 @@ pub(crate) struct Inner {
     stable: ArcSwap<Frontier>,
     inputs: mpsc::Sender<Input>,
     arrivals: mpsc::Sender<Arrival>,
+    /// Bytes that wait there.
+    arriving: AtomicUsize,
+    /// Peers for whom the log is being read: one read at a time for each.
+    reading: Mutex<BTreeMap<ReplicaId, NextRead>>,
+    /// An entry of this replica's that others say they hold is being asked for.
+    proving: AtomicBool,
+    /// Connections of each member, by its key.
+    connections: Mutex<BTreeMap<[u8; 32], usize>>,
+    handshakes: Arc<Semaphore>,
+    joining: Arc<Semaphore>,
     pub(crate) snapshots: Snapshots,
 }
 
@@ -163,7 +184,7 @@ impl Net {
         let mut endpoint = Endpoint::server(server_config(&credentials)?, bind)
             .map_err(|source| NetError::Bind { address: bind, source })?;
         endpoint.set_default_client_config(client_config(&credentials)?);
-        let (inputs, queue) = mpsc::channel(1024);
+        let (inputs, queue) = mpsc::channel(INPUTS);
         let (arrivals, arrived) = mpsc::channel(ARRIVALS);
         let inner = Inner {
             node,
@@ -177,6 +198,12 @@ impl Net {
             stable: ArcSwap::default(),
             inputs,
             arrivals,
+            arriving: AtomicUsize::new(0),
+            reading: Mutex::default(),
+            proving: AtomicBool::new(false),
+            connections: Mutex::default(),
+            handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
+            joining: Arc::new(Semaphore::new(JOINING)),
             snapshots: Snapshots::default(),
         };
         let net = Self { inner: Arc::new(inner) };
@@ -260,7 +287,8 @@ impl Net {
         let others = crate::agents::others(&self.inner.node.view(), self.inner.node.me());
         let until = Instant::now() + limit;
         let met = |id: &ReplicaId| self.inner.reach.lock().get(id).is_some_and(|seen| !seen.reported.0.is_empty());
-        while !others.iter().all(met) && Instant::now() < until {
+        let proving = || self.inner.proving.load(Ordering::Acquire);
+        while (proving() || !others.iter().all(met)) && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -277,9 +305,13 @@ impl Net {
     #[must_use]
     pub fn host_status(&self, host: HostId) -> Option<wire::HostStatus> {
         let here = self.inner.node.agents().status(host);
+        // A replica speaks for the hosts of its own site.
         let told = || {
+            let view = self.inner.node.view();
+            let site = view.site_of_host(host)?;
             let reach = self.inner.reach.lock();
-            let statuses = reach.values().filter_map(|seen| {
+            let there = |id: &ReplicaId| view.member(*id).is_some_and(|state| state.member.site == site);
+            let statuses = reach.iter().filter(|(id, _)| there(id)).filter_map(|(_, seen)| {
                 let status = seen.status.hosts.iter().find(|status| status.host == host)?;
                 let since = u64::try_from(seen.heard?.elapsed().as_millis()).ok()?;
                 Some(wire::HostStatus { age: status.age.map(|age| age.saturating_add(since)), ..status.clone() })
@@ -334,8 +366,11 @@ impl Net {
                         }
                         Input::Flushed(flush.entries.clone())
                     }
-                    // What was missed is found by anti-entropy.
-                    Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => continue,
+                    // Entries that were missed are found by anti-entropy; a revocation may have been among them.
+                    Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
+                        self.drop_revoked();
+                        continue;
+                    }
                     Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
                 },
                 _ = tick.tick() => {
@@ -358,11 +393,14 @@ impl Net {
         while arrivals.recv_many(&mut batch, ARRIVALS).await > 0 {
             let mut answers: BTreeMap<ReplicaId, bool> = BTreeMap::new();
             let mut entries = Vec::new();
+            let mut bytes = 0;
             for (peer, more, answer) in batch.drain(..) {
+                bytes += weight(&more);
                 *answers.entry(peer).or_default() |= answer;
                 entries.extend(more);
             }
             let received = self.inner.node.receive(entries).await;
+            self.inner.arriving.fetch_sub(bytes, Ordering::Relaxed);
             // Something is missing before what came: say what is held, so that it is sent.
             let gap = received.is_ok_and(|all| all.iter().any(|one| matches!(one, Received::Waiting(_))));
             for (peer, answer) in answers {
@@ -403,31 +441,100 @@ impl Net {
 
     fn act(&self, output: Output) -> Option<Input> {
         match output {
-            Output::Send(peer, message) => {
-                let queue = self.inner.peers.lock().get(&peer).map(|peer| peer.queue.clone());
-                let sent = queue.is_some_and(|queue| queue.try_send(message).is_ok());
-                (!sent).then_some(Input::Dropped(peer))
-            }
+            Output::Send(peer, message) => (!self.send(peer, message)).then_some(Input::Dropped(peer)),
             // What does not fit is dropped: frontiers are told every second, and the peer sends it again.
             Output::Receive { peer, entries, answer } => {
-                let _ = self.inner.arrivals.try_send((peer, entries, answer));
+                let bytes = weight(&entries);
+                let before = self.inner.arriving.fetch_add(bytes, Ordering::Relaxed);
+                let fits = before == 0 || before + bytes <= ARRIVAL_BYTES;
+                if !fits || self.inner.arrivals.try_send((peer, entries, answer)).is_err() {
+                    self.inner.arriving.fetch_sub(bytes, Ordering::Relaxed);
+                }
                 None
             }
             Output::OldStore(entry) => {
-                let node = self.inner.node.clone();
-                tokio::spawn(async move { node.put_up(Fence::OldStore(entry)).await });
+                if !self.inner.proving.swap(true, Ordering::AcqRel) {
+                    tokio::spawn(self.clone().ask_for_proof(entry));
+                }
                 None
             }
             Output::ReadLog { peer, from } => {
-                let net = self.clone();
-                tokio::spawn(async move {
-                    let (entries, more) = net.inner.node.read_log(from, LOG_BATCH).await.unwrap_or_default();
-                    let entries = entries.into_iter().map(|entry| (entry.id(), entry.tip(), entry.bytes().to_vec()));
-                    let _ = net.inner.inputs.send(Input::LogRead { peer, entries: entries.collect(), more }).await;
-                });
+                // A peer that asks faster than the log is read gets its newest wish next.
+                let mut reading = self.inner.reading.lock();
+                if let Some(next) = reading.get_mut(&peer) {
+                    *next = Some(from);
+                } else {
+                    reading.insert(peer, None);
+                    tokio::spawn(self.clone().read_for(peer, from));
+                }
                 None
             }
         }
+    }
+
+    /// Queues a message. False if it does not fit.
+    fn send(&self, peer: ReplicaId, message: Msg) -> bool {
+        let Some((queue, queued)) =
+            self.inner.peers.lock().get(&peer).map(|peer| (peer.queue.clone(), peer.queued.clone()))
+        else {
+            return false;
+        };
+        let bytes = message.weight();
+        let before = queued.fetch_add(bytes, Ordering::Relaxed);
+        let sent = (before == 0 || before + bytes <= QUEUE_BYTES) && queue.try_send(message).is_ok();
+        if !sent {
+            queued.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        sent
+    }
+
+    /// Reads the log for a peer until it wishes nothing more.
+    async fn read_for(self, peer: ReplicaId, from: Vec<EntryId>) {
+        let mut next = Some(from);
+        while let Some(from) = next {
+            let (entries, more) = self.inner.node.read_log(from, LOG_BATCH).await.unwrap_or_default();
+            let entries = entries.into_iter().map(|entry| (entry.id(), entry.tip(), entry.bytes().to_vec()));
+            let _ = self.inner.inputs.send(Input::LogRead { peer, entries: entries.collect(), more }).await;
+            let mut reading = self.inner.reading.lock();
+            next = reading.get_mut(&peer).and_then(Option::take);
+            if next.is_none() {
+                reading.remove(&peer);
+            }
+        }
+    }
+
+    /// Others say that they hold an entry of this replica's that it lacks. Saying so is easy; an entry that it has signed
+    /// is a proof, and then it writes no more.
+    async fn ask_for_proof(self, entry: EntryId) {
+        let key = self.inner.credentials.key.verifying_key().to_bytes();
+        let peers: Vec<Connection> = self.inner.peers.lock().values().map(|peer| peer.connection.clone()).collect();
+        let request = Request::Entry(entry);
+        let answers = peers.iter().map(|connection| {
+            tokio::time::timeout(PROOF_LIMIT, call::<Option<serde_bytes::ByteBuf>>(connection, &request))
+        });
+        let mut answers: FuturesUnordered<_> = answers.collect();
+        let mut is_proved = false;
+        while let Some(answer) = answers.next().await {
+            let shown = answer.ok().and_then(Result::ok).flatten().and_then(|bytes| Entry::decode(&bytes).ok());
+            is_proved |= shown.is_some_and(|shown| {
+                let cloud = shown.header.cloud == self.inner.credentials.cloud;
+                cloud && shown.id() == entry && shown.verify(&key).is_ok() && !self.is_held(&shown)
+            });
+            if is_proved {
+                self.inner.node.put_up(Fence::OldStore(entry)).await;
+                break;
+            }
+        }
+        if !is_proved {
+            tracing::warn!(%entry, "others say that they hold an entry of this replica, and cannot show it");
+        }
+        self.inner.proving.store(false, Ordering::Release);
+    }
+
+    /// Whether an own entry is this one, or lies so far back that it cannot be the newest.
+    fn is_held(&self, entry: &Entry) -> bool {
+        let own = self.inner.node.view().frontier().0.get(&self.inner.node.me()).copied();
+        own.is_some_and(|own| own == entry.tip() || own.number > entry.id().number)
     }
 
     /// Closes the connections of members whose certificates were revoked.
@@ -442,12 +549,20 @@ impl Net {
 
     async fn accept(self) {
         while let Some(incoming) = self.inner.endpoint.accept().await {
+            let Ok(handshake) = self.inner.handshakes.clone().try_acquire_owned() else {
+                incoming.refuse();
+                continue;
+            };
             let net = self.clone();
             tokio::spawn(async move {
                 let connecting = incoming.accept().ok()?;
                 let connection = tokio::time::timeout(Duration::from_secs(5), connecting).await.ok()?.ok()?;
+                drop(handshake);
                 match protocol(&connection).as_deref() {
-                    Some(JOIN) => net.serve_join(connection).await,
+                    Some(JOIN) => match net.inner.joining.try_acquire() {
+                        Ok(_heard) => net.serve_join(connection).await,
+                        Err(_) => connection.close(VarInt::from_u32(5), b"busy"),
+                    },
                     Some(MEMBER) => net.serve_member(connection).await,
                     _ => connection.close(VarInt::from_u32(2), b"protocol"),
                 }
@@ -457,15 +572,18 @@ impl Net {
     }
 
     async fn serve_member(&self, connection: Connection) {
-        match identity(&connection, &self.inner.credentials) {
+        let identity = identity(&connection, &self.inner.credentials);
+        let Some(_counted) = identity.as_ref().and_then(|identity| Counted::new(&self.inner, identity.key)) else {
+            connection.close(VarInt::from_u32(3), b"certificate");
+            return;
+        };
+        match identity {
             Some(PeerIdentity { role: Role::Replica { replica, .. }, .. }) => {
-                if !self.is_revoked(replica) {
-                    self.serve_replica(replica, connection).await;
-                }
+                self.serve_replica(replica, connection).await;
             }
             Some(PeerIdentity { role: Role::Agent { host, site }, key, .. }) if site == *self.inner.node.site() => {
                 while let Ok((send, recv)) = connection.accept_bi().await {
-                    tokio::spawn(self.clone().serve_agent_stream(host, key, send, recv));
+                    tokio::spawn(self.clone().serve_agent_stream(connection.clone(), (host, key), send, recv));
                 }
             }
             _ => connection.close(VarInt::from_u32(3), b"certificate"),
@@ -478,12 +596,19 @@ impl Net {
 
     /// The accepting side of a connection between replicas: the first stream is the control stream.
     async fn serve_replica(&self, peer: ReplicaId, connection: Connection) {
-        while let Ok((send, mut recv)) = connection.accept_bi().await {
+        loop {
+            if self.is_revoked(peer) {
+                connection.close(VarInt::from_u32(1), b"revoked");
+                return;
+            }
+            let Ok((send, mut recv)) = connection.accept_bi().await else { return };
             let net = self.clone();
             let connection = connection.clone();
             tokio::spawn(async move {
-                let limit = Duration::from_secs(10);
-                match tokio::time::timeout(limit, wire::read::<Request>(&mut recv, 64 << 10)).await {
+                let request = tokio::time::timeout(FIRST_FRAME, wire::read::<Request>(&mut recv, 64 << 10)).await;
+                match request {
+                    // It may have been revoked since the stream was awaited.
+                    Ok(Ok(_)) if net.is_revoked(peer) => connection.close(VarInt::from_u32(1), b"revoked"),
                     Ok(Ok(Request::Control)) => net.control(peer, connection, send, recv).await,
                     Ok(Ok(request)) => net.serve_request(Some(peer), request, send, recv).await,
                     _ => connection.close(VarInt::from_u32(4), b"frame"),
@@ -501,10 +626,15 @@ impl Net {
         mut recv: quinn::RecvStream,
     ) {
         let (queue, mut messages) = mpsc::channel::<Msg>(QUEUE);
-        let new = Peer { connection: connection.clone(), queue, since: Instant::now() };
+        let queued = Arc::new(AtomicUsize::new(0));
+        let new = Peer { connection: connection.clone(), queue, queued: queued.clone(), since: Instant::now() };
         let old = self.inner.peers.lock().insert(peer, new);
         if let Some(old) = old {
             old.connection.close(VarInt::from_u32(0), b"replaced");
+        }
+        // A revocation that came before the peer was entered above did not find it there.
+        if self.is_revoked(peer) {
+            connection.close(VarInt::from_u32(1), b"revoked");
         }
         tracing::info!(%peer, "connected");
         let _ = self.inner.inputs.send(Input::Connected(peer)).await;
@@ -513,6 +643,7 @@ impl Net {
                 if wire::write(&mut send, &message).await.is_err() {
                     break;
                 }
+                queued.fetch_sub(message.weight(), Ordering::Relaxed);
             }
         };
         let read = async {
@@ -567,17 +698,12 @@ impl Net {
     }
 
     async fn dial(self, peer: ReplicaId) {
-        loop {
-            if !self.is_revoked(peer) {
-                let connection = self.connect(peer).await;
-                if let Some((connection, send, recv)) = connection {
-                    let streams = self.serve_replica(peer, connection.clone());
-                    tokio::select! {
-                        () = self.control(peer, connection.clone(), send, recv) => {}
-                        () = streams => {}
-                    }
-                    connection.close(VarInt::from_u32(0), b"ended");
-                }
+        // A revocation is for ever.
+        while !self.is_revoked(peer) {
+            if let Some((connection, send, recv)) = self.connect(peer).await {
+                // Both run to their ends: whoever is first ends the connection, and the control stream says so.
+                let streams = self.serve_replica(peer, connection.clone());
+                tokio::join!(self.control(peer, connection.clone(), send, recv), streams);
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -619,6 +745,40 @@ impl Net {
     }
 }
 
+/// Counts a member's connection while it lives.
+struct Counted<'a> {
+    inner: &'a Inner,
+    key: [u8; 32],
+}
+
+impl<'a> Counted<'a> {
+    /// None if the member has as many as it may.
+    fn new(inner: &'a Inner, key: [u8; 32]) -> Option<Self> {
+        let mut all = inner.connections.lock();
+        let count = all.entry(key).or_default();
+        (*count < CONNECTIONS).then(|| {
+            *count += 1;
+            Self { inner, key }
+        })
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        let mut all = self.inner.connections.lock();
+        if let Some(count) = all.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.key);
+            }
+        }
+    }
+}
+
+fn weight(entries: &[Vec<u8>]) -> usize {
+    entries.iter().map(|entry| entry.len() + 64).sum()
+}
+
 /// Resolves `host:port`.
 pub(crate) async fn resolve(address: &str) -> Option<SocketAddr> {
     tokio::net::lookup_host(address).await.ok()?.next()
@@ -632,82 +792,4 @@ fn protocol(connection: &Connection) -> Option<Vec<u8>> {
 fn identity(connection: &Connection, credentials: &Credentials) -> Option<PeerIdentity> {
     let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     PeerIdentity::of(chain.first()?).ok().filter(|identity| identity.cloud == credentials.cloud)
-}
-
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
-}
-
-fn transport() -> Arc<TransportConfig> {
-    let mut transport = TransportConfig::default();
-    transport.max_idle_timeout(IdleTimeout::try_from(IDLE).ok());
-    transport.keep_alive_interval(Some(KEEP_ALIVE));
-    transport.initial_rtt(Duration::from_millis(100));
-    transport.max_concurrent_bidi_streams(VarInt::from_u32(64));
-    transport.max_concurrent_uni_streams(VarInt::from_u32(0));
-    Arc::new(transport)
-}
-
-fn server_config(credentials: &Credentials) -> Result<ServerConfig, NetError> {
-    let roots = credentials.roots()?;
-    // Newcomers have no certificate yet; members without one are turned away after the handshake.
-    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(roots, provider())
-        .allow_unauthenticated()
-        .build()
-        .map_err(tls)?;
-    let chain = vec![credentials.certificate.clone(), credentials.authority.clone()];
-    let mut config = rustls::ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(tls)?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, credentials.private_key()?)
-        .map_err(tls)?;
-    config.alpn_protocols = vec![MEMBER.to_vec(), JOIN.to_vec()];
-    let mut server = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(config).map_err(tls)?));
-    server.transport_config(transport());
-    Ok(server)
-}
-
-fn client_config(credentials: &Credentials) -> Result<ClientConfig, NetError> {
-    let chain = vec![credentials.certificate.clone()];
-    let mut config = rustls::ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(tls)?
-        .with_root_certificates(credentials.roots()?)
-        .with_client_auth_cert(chain, credentials.private_key()?)
-        .map_err(tls)?;
-    config.alpn_protocols = vec![MEMBER.to_vec()];
-    quic_client(config)
-}
-
-fn quic_client(config: rustls::ClientConfig) -> Result<ClientConfig, NetError> {
-    let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).map_err(tls)?));
-    client.transport_config(transport());
-    Ok(client)
-}
-
-/// An endpoint of a member that only dials (an agent, a newcomer taking its snapshot).
-pub(crate) fn client_endpoint(credentials: &Credentials) -> Result<Endpoint, NetError> {
-    let config = client_config(credentials)?;
-    dialing_endpoint(config)
-}
-
-/// An endpoint of a newcomer: no certificate, and only the pinned authority is trusted.
-pub(crate) fn join_endpoint(pin: [u8; 32]) -> Result<Endpoint, NetError> {
-    let verifier = Arc::new(Pinned { pin, provider: provider() });
-    let mut config = rustls::ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(tls)?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![JOIN.to_vec()];
-    dialing_endpoint(quic_client(config)?)
-}
-
-fn dialing_endpoint(config: ClientConfig) -> Result<Endpoint, NetError> {
-    let address = SocketAddr::from(([0, 0, 0, 0], 0));
-    let mut endpoint = Endpoint::client(address).map_err(|source| NetError::Bind { address, source })?;
-    endpoint.set_default_client_config(config);
-    Ok(endpoint)
 }

@@ -20,6 +20,8 @@ use crate::wire::{Msg, Status};
 const HEARTBEAT: Millis = 1_000;
 /// After how long a batch that was never answered is given up, milliseconds.
 const STALLED: Millis = 5_000;
+/// No author has written so many entries: who says so lies.
+const MOST_ENTRIES: u64 = 1 << 48;
 /// Most bytes of entries in one pushed message.
 const PUSH_BYTES: usize = 1 << 20;
 
@@ -70,8 +72,8 @@ pub enum Output {
         /// To be repeated.
         answer: bool,
     },
-    /// A peer holds an entry of this replica's, or another form of it, that is not held here: the store is an old copy
-    /// (`PROTOCOL.md`, M4).
+    /// A peer says that it holds an entry of this replica's, or another form of it, that is not held here: if it can show
+    /// it, the store is an old copy (`PROTOCOL.md`, M4).
     OldStore(EntryId),
     /// Read a bounded batch of the log from these places on, then say [`Input::LogRead`].
     ReadLog {
@@ -172,7 +174,8 @@ impl Proto {
         match message {
             Msg::Heartbeat(status) => state.status = status,
             Msg::Entries { entries, more } => out.push(Output::Receive { peer, entries, answer: more }),
-            Msg::Frontier { held, answer } => {
+            Msg::Frontier { mut held, answer } => {
+                held.0.retain(|_, tip| tip.number < MOST_ENTRIES);
                 let of_me = (held.0.get(&self.me), mine.0.get(&self.me));
                 if let (Some(theirs), own) = of_me
                     && own

@@ -11,7 +11,7 @@ use luc_engine::id::{EntryId, HostId, PoolId, ReplicaId, SiteName};
 use luc_engine::ledger::Amount;
 use luc_engine::schedule::{Unminted, hand_over};
 use luc_engine::tx::{Refusal, Shortage, Tx};
-use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -19,8 +19,9 @@ use crate::agents::{self, CHANNEL};
 use crate::blob::{BlobError, Blobs, Manifest, STALL};
 use crate::ca::{Credentials, SERVER_NAME};
 use crate::join::{Admission, JoinError, Newcomer, Token, admit, prove};
-use crate::net::{Net, NetError, client_endpoint, join_endpoint, resolve};
+use crate::net::{FIRST_FRAME, Net, NetError, resolve};
 pub use crate::snapshot::take_snapshot;
+use crate::transport::{client_endpoint, join_endpoint};
 use crate::wire::{self, JoinAnswer, JoinRequest, Request, RightsAnswer, WireError};
 
 /// The longest answer that is not data.
@@ -29,6 +30,10 @@ const ANSWER: usize = wire::MAX_FRAME;
 const RIGHTS_LIMIT: Duration = Duration::from_millis(1_500);
 /// How long admitting a newcomer may take.
 const JOIN_LIMIT: Duration = Duration::from_secs(15);
+/// How long a peer may leave an answer unread before it is given up.
+const UNREAD: Duration = Duration::from_secs(30);
+/// How long an agent waits until its replica has fetched an image, from afar perhaps.
+const FETCH_LIMIT: Duration = Duration::from_secs(3_600);
 /// Bytes of log that an answer with rights carries at most.
 pub const GRANT_LOG: usize = 4 << 20;
 
@@ -168,7 +173,7 @@ impl Net {
                 tried.push(format!("{site} is out of reach"));
                 continue;
             };
-            match fetch_over(&connection, self.blobs(), blob).await {
+            match fetch_over(&connection, self.blobs(), blob, STALL).await {
                 Ok(path) => return Ok(path),
                 Err(error @ BlobError::Disk { .. }) => return Err(error),
                 Err(error) => tried.push(format!("{site}: {error}")),
@@ -210,6 +215,14 @@ impl Net {
                 let answer = self.node().agents().console(host, server, lines).await;
                 wire::write(&mut send, &answer).await
             }
+            Request::Entry(id) => match peer {
+                Some(_) => {
+                    let read = self.node().read_log(vec![id], 1).await.unwrap_or_default().0;
+                    let held = read.into_iter().find(|entry| entry.id() == id);
+                    wire::write(&mut send, &held.map(|entry| serde_bytes::ByteBuf::from(entry.bytes()))).await
+                }
+                None => Err(WireError::Closed),
+            },
             Request::Snapshot(place) => match peer {
                 Some(peer) => self.send_snapshot(&mut send, peer, place).await,
                 None => Err(WireError::Closed),
@@ -219,8 +232,8 @@ impl Net {
             tracing::debug!(%error, "a request could not be served");
         }
         let _ = send.finish();
-        // The stream must outlive what is still under way.
-        let _ = send.stopped().await;
+        // The stream must outlive what is still under way; but not for a peer that never reads it.
+        let _ = tokio::time::timeout(UNREAD, send.stopped()).await;
     }
 
     /// Grants what is asked, or half of what is free if that is more: tiny transfers would come again and again.
@@ -260,42 +273,55 @@ impl Net {
             Err(error) => wire::write(send, &Err::<(), _>(error.to_string())).await,
             Ok(mut file) => {
                 wire::write(send, &Ok::<(), String>(())).await?;
-                tokio::io::copy(&mut file, send).await?;
-                Ok(())
+                let mut piece = vec![0; 64 << 10];
+                loop {
+                    let read = tokio::io::AsyncReadExt::read(&mut file, &mut piece).await?;
+                    if read == 0 {
+                        return Ok(());
+                    }
+                    let sent = tokio::time::timeout(UNREAD, send.write_all(&piece[..read])).await;
+                    sent.map_err(|_| WireError::Closed)?.map_err(std::io::Error::from)?;
+                }
             }
         }
     }
 
     pub(crate) async fn serve_agent_stream(
         self,
-        host: HostId,
-        key: [u8; 32],
+        connection: Connection,
+        (host, key): (HostId, [u8; 32]),
         mut send: SendStream,
         mut recv: RecvStream,
     ) {
-        match wire::read::<Request>(&mut recv, 64 << 10).await {
-            Ok(Request::Agent) => {
-                let served = self.serve_agent(host, key, send, recv).await;
+        let request = tokio::time::timeout(FIRST_FRAME, wire::read::<Request>(&mut recv, 64 << 10)).await;
+        match request {
+            Ok(Ok(Request::Agent)) => {
+                let served = self.serve_agent(&connection, (host, key), send, recv).await;
                 tracing::info!(%host, error = ?served.err().map(|error| error.to_string()), "agent detached");
             }
-            Ok(Request::BlobManifest(blob)) => {
-                let fetched = match self.fetch_blob(&blob, "").await {
-                    Ok(_) => self.blobs().manifest(&blob).await,
-                    Err(error) => Err(error),
+            Ok(Ok(Request::BlobManifest(blob))) => {
+                let fetched = async {
+                    self.fetch_blob(&blob, "").await?;
+                    self.blobs().manifest(&blob).await
+                };
+                // Who asks no more is not waited with: others who want the image go on with it.
+                let fetched = tokio::select! {
+                    fetched = fetched => fetched,
+                    _ = send.stopped() => return,
                 };
                 let _ = wire::write(&mut send, &fetched.map_err(|error| error.to_string())).await;
                 let _ = send.finish();
-                let _ = send.stopped().await;
+                let _ = tokio::time::timeout(UNREAD, send.stopped()).await;
             }
-            Ok(request @ Request::BlobChunks { .. }) => self.serve_request(None, request, send, recv).await,
-            _ => {}
+            Ok(Ok(request @ Request::BlobChunks { .. })) => self.serve_request(None, request, send, recv).await,
+            _ => connection.close(VarInt::from_u32(4), b"frame"),
         }
     }
 
     async fn serve_agent(
         &self,
-        host: HostId,
-        key: [u8; 32],
+        connection: &Connection,
+        (host, key): (HostId, [u8; 32]),
         mut send: SendStream,
         mut recv: RecvStream,
     ) -> Result<(), agents::AgentError> {
@@ -309,9 +335,18 @@ impl Net {
             }
         };
         let read = async {
-            while let Ok(message) = wire::read::<FromAgent>(&mut recv, 4 << 20).await {
-                if incoming.send(message).await.is_err() {
-                    break;
+            loop {
+                match wire::read::<FromAgent>(&mut recv, 4 << 20).await {
+                    Ok(message) => {
+                        if incoming.send(message).await.is_err() {
+                            break;
+                        }
+                    }
+                    Err(WireError::Closed | WireError::Io(_)) => break,
+                    Err(_) => {
+                        connection.close(VarInt::from_u32(4), b"frame");
+                        break;
+                    }
                 }
             }
         };
@@ -389,11 +424,16 @@ pub(crate) async fn call<T: serde::de::DeserializeOwned>(
     wire::read(&mut recv, ANSWER).await
 }
 
-/// Fetches a blob over a connection, from the chunk where an earlier fetch stopped.
-async fn fetch_over(connection: &Connection, blobs: &Blobs, blob: &str) -> Result<PathBuf, BlobError> {
+/// Fetches a blob over a connection, whose other end has it within `patience`, from the chunk where an earlier fetch stopped.
+async fn fetch_over(
+    connection: &Connection,
+    blobs: &Blobs,
+    blob: &str,
+    patience: Duration,
+) -> Result<PathBuf, BlobError> {
     let broken = |error: String| BlobError::Broken(error);
     let request = Request::BlobManifest(blob.into());
-    let manifest = tokio::time::timeout(STALL, call::<Result<Manifest, String>>(connection, &request)).await;
+    let manifest = tokio::time::timeout(patience, call::<Result<Manifest, String>>(connection, &request)).await;
     let manifest = manifest.map_err(|_| broken("no answer".into()))?;
     let manifest = manifest.map_err(|error| broken(error.to_string()))?.map_err(broken)?;
     let from = blobs.resume(blob, &manifest).await?;
@@ -477,7 +517,7 @@ impl AgentFetch {
         let _turn = blobs.turn(blob).await;
         match blobs.path(blob) {
             Some(path) => Ok(path),
-            None => fetch_over(&self.connection, blobs, blob).await,
+            None => fetch_over(&self.connection, blobs, blob, FETCH_LIMIT).await,
         }
     }
 }

@@ -16,8 +16,9 @@ use quinn::{Endpoint, RecvStream, SendStream};
 
 use crate::ca::Credentials;
 use crate::join::JoinError;
-use crate::net::{Net, client_endpoint};
+use crate::net::Net;
 use crate::rpc::dial;
+use crate::transport::client_endpoint;
 use crate::wire::{self, Request, SnapshotHead, SnapshotPlace, SnapshotRow, WireError};
 
 /// Snapshots kept at once, one a newcomer. Each holds back pages of the store that were written over since.

@@ -10,6 +10,8 @@ use uuid::Uuid;
 
 /// Most entries that wait; further ones are dropped, and come again by anti-entropy.
 const LIMIT: usize = 8192;
+/// Bytes in them, at most: nobody has judged yet who sent them.
+const BYTES: usize = 64 << 20;
 /// The lowest entry: where those that lack one begin.
 const LOWEST: EntryId = EntryId { author: ReplicaId(Uuid::nil()), number: 0 };
 
@@ -17,6 +19,8 @@ const LOWEST: EntryId = EntryId { author: ReplicaId(Uuid::nil()), number: 0 };
 #[derive(Debug, Default)]
 pub struct Waiting {
     entries: BTreeMap<EntryId, Vec<u8>>,
+    /// Bytes in them.
+    bytes: usize,
     /// What each lacks. One that its receiver has sealed lacks itself: it is tried again whenever something came.
     lacking: BTreeSet<(EntryId, EntryId)>,
 }
@@ -40,11 +44,14 @@ impl Waiting {
     }
 
     fn keep(&mut self, lack: EntryId, bytes: Vec<u8>) {
-        if self.entries.len() < LIMIT
-            && let Ok(entry) = Entry::decode(&bytes)
-            && self.entries.insert(entry.id(), bytes).is_none()
-        {
-            self.lacking.insert((lack, entry.id()));
+        if self.entries.len() >= LIMIT || self.bytes + bytes.len() > BYTES {
+            return;
+        }
+        let Ok(entry) = Entry::decode(&bytes) else { return };
+        self.bytes += bytes.len();
+        match self.entries.insert(entry.id(), bytes) {
+            Some(other) => self.bytes -= other.len(),
+            None => drop(self.lacking.insert((lack, entry.id()))),
         }
     }
 
@@ -57,8 +64,10 @@ impl Waiting {
             for (lack, own) in again {
                 self.lacking.remove(&(lack, own));
                 let Some(bytes) = self.entries.remove(&own) else { continue };
+                self.bytes -= bytes.len();
                 match replica.receive(&bytes) {
                     Received::Waiting(lack) => {
+                        self.bytes += bytes.len();
                         self.entries.insert(own, bytes);
                         self.lacking.insert((lack, own));
                     }

@@ -4,7 +4,7 @@
 //! allocated for it, and whatever does not decode ends the stream.
 
 use luc_engine::entry::{Frontier, from_untrusted};
-use luc_engine::id::{HostId, Millis, PoolId, ReplicaId, SiteName};
+use luc_engine::id::{EntryId, HostId, Millis, PoolId, ReplicaId, SiteName};
 use luc_engine::ledger::Amount;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -56,6 +56,18 @@ pub enum Msg {
     },
     /// Soft state, every second: never enters the log.
     Heartbeat(Status),
+}
+
+impl Msg {
+    /// About how many bytes it takes in memory.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        match self {
+            Self::Entries { entries, .. } => entries.iter().map(|entry| entry.len() + 64).sum(),
+            Self::Frontier { held, .. } => held.0.len() * 64 + 64,
+            Self::Heartbeat(status) => (status.hosts.len() + status.connected.len()) * 128 + 128,
+        }
+    }
 }
 
 mod entry_list {
@@ -133,6 +145,8 @@ pub enum Request {
     /// A snapshot for a new replica, behind a place in an earlier one if that is still kept. Answered by a
     /// `Result<SnapshotHead, String>`, rows, and one empty row.
     Snapshot(Option<SnapshotPlace>),
+    /// An entry, as it travels: the proof that it is held. Answered by an `Option` of its bytes.
+    Entry(EntryId),
     /// The right to place a member of a server group on a host, of whose pool the answering replica is the root.
     /// Answered by [`RightsAnswer`].
     MemberRight {
