@@ -261,6 +261,9 @@ async fn metrics(State(app): State<App>) -> Response {
         u8::from(app.node().failure().is_some()).to_string(),
     );
     line("luc_entries", "gauge", "Entries held.", entries(&app).to_string());
+    let (ahead, short) = app.net().rights_asked();
+    line("luc_rights_asked_ahead_total", "counter", "Requests for rights before they were needed.", ahead.to_string());
+    line("luc_rights_asked_short_total", "counter", "Requests for rights that were short.", short.to_string());
     line("luc_servers", "gauge", "Servers held.", view.count(Kind::Server).to_string());
     line("luc_members", "gauge", "Members.", view.members().count().to_string());
     line("luc_quarantined", "gauge", "Authors whose entries are refused.", app.node().quarantine().len().to_string());

@@ -369,7 +369,9 @@ impl Replica {
         // is sealed, since what is inherited counts.
         let inherited = !self.view.retired().is_empty()
             && self.inherit(now, flushed.filter(|flushed| !flushed.members).map(|flushed| flushed.pools.as_slice()))?;
-        let sealed = members && (self.seal(now)? || self.share_votes(now)?);
+        let votes = self.view.ledger().votes().map(|(id, _)| id);
+        let votes = flushed.is_none_or(|flushed| votes.is_some_and(|id| flushed.pools.contains(&id)));
+        let sealed = (members && self.seal(now)?) || ((members || votes) && self.share_votes(now)?);
         let claims = flushed.filter(|flushed| !flushed.members).map(|flushed| self.concerned(flushed));
         let released = self.release_settled(now, claims.as_deref())?;
         Ok(sealed || inherited || released > 0)

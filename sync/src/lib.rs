@@ -3,6 +3,7 @@
 pub mod agents;
 pub mod blob;
 pub mod ca;
+pub mod demand;
 pub mod join;
 pub mod net;
 pub mod node;

@@ -8,14 +8,13 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use luc_engine::entry::Entry;
-use luc_engine::entry::{Frontier, Tip};
+use luc_engine::entry::{Entry, Frontier, LedgerOp, Tip};
 use luc_engine::id::{EntryId, HostId, ReplicaId, SiteName};
 use luc_engine::replica::Received;
 use luc_engine::tx::Fence;
@@ -26,6 +25,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::blob::Blobs;
 use crate::ca::{Authority, CertificateError, Credentials, PeerIdentity, Role, SERVER_NAME};
+use crate::demand::Demand;
 use crate::join::Tokens;
 use crate::node::{Node, now};
 use crate::proto::{Input, Output, Proto};
@@ -134,6 +134,9 @@ pub(crate) struct Inner {
     peers: Mutex<BTreeMap<ReplicaId, Peer>>,
     reach: Mutex<BTreeMap<ReplicaId, Seen>>,
     stable: ArcSwap<Frontier>,
+    pub(crate) demand: Mutex<Demand>,
+    pub(crate) asked_ahead: AtomicU64,
+    pub(crate) asked_short: AtomicU64,
     inputs: mpsc::Sender<Input>,
     arrivals: mpsc::Sender<Arrival>,
     /// Bytes that wait there.
@@ -196,6 +199,9 @@ impl Net {
             peers: Mutex::default(),
             reach: Mutex::default(),
             stable: ArcSwap::default(),
+            demand: Mutex::default(),
+            asked_ahead: AtomicU64::default(),
+            asked_short: AtomicU64::default(),
             inputs,
             arrivals,
             arriving: AtomicUsize::new(0),
@@ -364,6 +370,7 @@ impl Net {
                         if flush.members {
                             self.drop_revoked();
                         }
+                        self.note_demand(&flush.entries);
                         Input::Flushed(flush.entries.clone())
                     }
                     // Entries that were missed are found by anti-entropy; a revocation may have been among them.
@@ -428,6 +435,28 @@ impl Net {
                 seen.status = peer.status.clone();
             }
         }
+    }
+
+    /// What was claimed here says what will be.
+    fn note_demand(&self, entries: &[Arc<Entry>]) {
+        let mut pools = std::collections::BTreeSet::new();
+        for entry in entries.iter().filter(|entry| entry.header.author == self.inner.node.me()) {
+            for op in &entry.header.ledger {
+                if let LedgerOp::Claim { pool, amount, .. } = op {
+                    self.inner.demand.lock().claimed(*pool, amount, now());
+                    pools.insert(*pool);
+                }
+            }
+        }
+        if !pools.is_empty() {
+            self.ask_ahead(&pools);
+        }
+    }
+
+    /// How often rights were asked for before they were needed, and when they were short.
+    #[must_use]
+    pub fn rights_asked(&self) -> (u64, u64) {
+        (self.inner.asked_ahead.load(Ordering::Relaxed), self.inner.asked_short.load(Ordering::Relaxed))
     }
 
     fn note_stable(&self) {

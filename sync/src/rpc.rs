@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
@@ -20,6 +21,7 @@ use crate::blob::{BlobError, Blobs, Manifest, STALL};
 use crate::ca::{Credentials, SERVER_NAME};
 use crate::join::{Admission, JoinError, Newcomer, Token, admit, prove};
 use crate::net::{FIRST_FRAME, Net, NetError, resolve};
+use crate::node::now;
 pub use crate::snapshot::take_snapshot;
 use crate::transport::{client_endpoint, join_endpoint};
 use crate::wire::{self, JoinAnswer, JoinRequest, Request, RightsAnswer, WireError};
@@ -66,7 +68,8 @@ impl Net {
                 if !self.is_reachable(holder) || asked.silent.contains(&holder) {
                     continue;
                 }
-                let answer = tokio::time::timeout(RIGHTS_LIMIT, self.ask_for_rights(holder, pool, missing.clone()));
+                let answer =
+                    tokio::time::timeout(RIGHTS_LIMIT, self.ask_for_rights(holder, pool, missing.clone(), false));
                 match answer.await.ok().flatten() {
                     Some(granted) if granted.is_zero() => drop(asked.empty.insert(holder)),
                     Some(granted) => {
@@ -97,9 +100,27 @@ impl Net {
         false
     }
 
-    async fn ask_for_rights(&self, holder: ReplicaId, pool: PoolId, amount: Amount) -> Option<Amount> {
+    /// Asks for more of the pools that were spent from here, where they run low.
+    pub(crate) fn ask_ahead(&self, pools: &BTreeSet<PoolId>) {
+        let view = self.node().view();
+        for id in pools {
+            let Some(pool) = view.ledger().pool(*id) else { continue };
+            let mut demand = self.inner.demand.lock();
+            let wish = demand.ask(*id, pool, self.node().me(), now(), |replica| self.is_reachable(replica));
+            drop(demand);
+            if let Some((holder, amount)) = wish {
+                let (net, id) = (self.clone(), *id);
+                let asked = async move { net.ask_for_rights(holder, id, amount, true).await };
+                tokio::spawn(tokio::time::timeout(RIGHTS_LIMIT, asked));
+            }
+        }
+    }
+
+    async fn ask_for_rights(&self, holder: ReplicaId, pool: PoolId, amount: Amount, ahead: bool) -> Option<Amount> {
+        let counted = if ahead { &self.inner.asked_ahead } else { &self.inner.asked_short };
+        counted.fetch_add(1, Ordering::Relaxed);
         let frontier = self.node().view().frontier().clone();
-        self.ask(holder, Request::Rights { pool, amount, frontier }).await
+        self.ask(holder, Request::Rights { pool, amount, ahead, frontier }).await
     }
 
     /// Asks for rights, and takes up the entries that come with them.
@@ -191,9 +212,9 @@ impl Net {
     ) {
         let served = match request {
             Request::Control | Request::Agent => Err(WireError::Closed),
-            Request::Rights { pool, amount, frontier } => match peer {
+            Request::Rights { pool, amount, ahead, frontier } => match peer {
                 Some(peer) => {
-                    let answer = self.grant(peer, pool, amount, frontier).await;
+                    let answer = self.grant(peer, pool, amount, ahead, frontier).await;
                     wire::write(&mut send, &answer).await
                 }
                 None => Err(WireError::Closed),
@@ -237,8 +258,19 @@ impl Net {
     }
 
     /// Grants what is asked, or half of what is free if that is more: tiny transfers would come again and again.
-    async fn grant(&self, to: ReplicaId, pool: PoolId, amount: Amount, frontier: Frontier) -> RightsAnswer {
-        let granted = self.node().transact::<_, Refusal, _>(move |tx| grant(tx, to, pool, &amount)).await;
+    async fn grant(
+        &self,
+        to: ReplicaId,
+        pool: PoolId,
+        amount: Amount,
+        ahead: bool,
+        frontier: Frontier,
+    ) -> RightsAnswer {
+        let keep = self.inner.demand.lock().of(pool, now());
+        let give = move |tx: &mut Tx<'_>| {
+            if ahead { spare(tx, to, pool, &amount, &keep) } else { grant(tx, to, pool, &amount) }
+        };
+        let granted = self.node().transact::<_, Refusal, _>(give).await;
         self.answer(to, granted, frontier).await
     }
 
@@ -388,6 +420,19 @@ pub fn grant(tx: &mut Tx<'_>, to: ReplicaId, pool: PoolId, amount: &Amount) -> R
     let free = tx.view().ledger().pool(pool).map(|pool| pool.free(me)).unwrap_or_default();
     let half: Amount = amount.iter().map(|(d, _)| (d, free.get(d) / 2)).collect();
     let gift = amount.max(&half).min(&free);
+    if !gift.is_zero() {
+        tx.grant(pool, to, gift.clone())?;
+    }
+    Ok(gift)
+}
+
+/// Hands over what is asked for before it is needed, as far as it is not needed here. Says how much.
+///
+/// # Errors
+/// [`Refusal`]; then nothing is handed over.
+pub fn spare(tx: &mut Tx<'_>, to: ReplicaId, pool: PoolId, amount: &Amount, keep: &Amount) -> Result<Amount, Refusal> {
+    let free = tx.view().ledger().pool(pool).map(|pool| pool.free(tx.me())).unwrap_or_default();
+    let gift = amount.min(&free.saturating_sub(keep));
     if !gift.is_zero() {
         tx.grant(pool, to, gift.clone())?;
     }

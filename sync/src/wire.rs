@@ -117,8 +117,10 @@ pub enum Request {
     Rights {
         /// Of this pool.
         pool: PoolId,
-        /// At least so much.
+        /// At least so much; of what the holder can spare, if it is not needed yet.
         amount: Amount,
+        /// Whether it is asked for before it is needed.
+        ahead: bool,
         /// What the asker holds, so that the answer can carry what it lacks (A6).
         frontier: Frontier,
     },

@@ -49,20 +49,20 @@ fn refusals_tell_what_is_exhausted_from_what_is_out_of_reach() {
     let image = paris.upload("tiny", &[1; 4096]).unwrap();
     let dev = member(&cloud, 0, "dev");
     cloud.agree(&[paris.clone(), lyon.clone()], LONG).unwrap();
+    assert_eq!(right_of(&quota_pool(&lyon, "dev"), "lyon")["age_ms"], 0);
+    // Cut before anything is spent: rights would follow the demand.
+    cloud.cut(1);
     for n in 0..5 {
         dev.create(&format!("s{n}"), "paris", &image).unwrap();
     }
-    cloud.agree(&[paris.clone(), lyon.clone()], LONG).unwrap();
-    let pool = quota_pool(&lyon, "dev");
+    let pool = quota_pool(&paris, "dev");
     assert_eq!(pool["capacity"]["Instances"], 10);
     assert_eq!(
         (&pool["claims"], &pool["claimed"]["Instances"], &pool["free"]["Instances"]),
         (&json!(5), &json!(5), &json!(5))
     );
     assert_eq!(right_of(&pool, "lyon")["free"]["Instances"], 5, "{pool}");
-    assert_eq!(right_of(&pool, "lyon")["age_ms"], 0);
 
-    cloud.cut(1);
     // Whether the cut has been noticed yet or not, it is said who did not answer.
     let refused = dev.create("early", "paris", &image).unwrap_err().to_string();
     assert!(refused.contains("403") && refused.contains("Quota exceeded for instances"), "{refused}");
@@ -147,11 +147,15 @@ fn a_quota_shrinks_as_far_as_rights_are_free_and_the_rest_is_pending_until_it_is
     sees(&paris, "lyon", false);
     sees(&lyon, "paris", false);
 
-    // Paris burns the five it holds. Four of lyon's are in use, one is free there: pending.
+    // Paris burns what it holds. Four of lyon's are in use, and what is free there is pending too. How much that is
+    // depends on what lyon has asked for ahead of its need.
     set_quota(&paris, "dev", 3);
     assert_eq!(quota(&paris, "dev"), (3, 4));
     let pool = quota_pool(&paris, "dev");
-    assert_eq!((&pool["capacity"]["Instances"], &pool["pending"]["Instances"]), (&json!(5), &json!(2)), "{pool}");
+    let of_lyon = 4 + pool["free"]["Instances"].as_u64().unwrap_or(0);
+    assert!((5..10).contains(&of_lyon), "{pool}");
+    assert_eq!(pool["capacity"]["Instances"], of_lyon, "{pool}");
+    assert_eq!(pool["pending"]["Instances"], of_lyon - 3, "{pool}");
     assert!(cloud.sites[0].luc(&["pools"]).unwrap().contains("TO BE BURNT"));
     let refused = dev.create("p", "paris", &image).unwrap_err().to_string();
     assert!(refused.contains("already used 4, ") && refused.contains(" of 3, "), "{refused}");

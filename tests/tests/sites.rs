@@ -317,3 +317,38 @@ fn a_site_that_is_no_identity_authority_uses_the_cloud_and_does_not_govern_it() 
     let id = edge.create("here", "edge", &image).unwrap();
     edge.becomes(&id, "ACTIVE", LONG).unwrap();
 }
+
+#[test]
+fn rights_come_before_they_are_needed() {
+    let cloud = Cloud::start(&["paris", "lyon", "rennes"]).unwrap();
+    let clients: Vec<Client> = (0..3).map(|at| cloud.login(at).unwrap()).collect();
+    let lyon = &clients[1];
+    let image = lyon.upload("tiny", &[1; 4096]).unwrap();
+    let quota = json!({"quota_set": {"instances": 300, "cores": 300, "ram": 300_000}});
+    let project = lyon.get("/identity/v3/auth/projects").unwrap()["projects"][0]["id"].as_str().unwrap().to_owned();
+    lyon.call("PUT", &format!("/compute/v2.1/os-quota-sets/{project}"), Some(&quota)).unwrap();
+    cloud.agree(&clients, LONG).unwrap();
+    let asked = || {
+        let metrics = lyon.send("GET", "/metrics", &[], &[]).unwrap().text;
+        let of = |name: &str| {
+            let line = metrics.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+            line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()
+        };
+        (of("luc_rights_asked_ahead_total "), of("luc_rights_asked_short_total "))
+    };
+    cloud.wan.set_delay(Duration::from_millis(25));
+    // Shrinking to 300 has burnt what was here.
+    lyon.create("first", "lyon", &image).unwrap();
+    let (_, short) = asked();
+    // All of the load is at one of three sites: most of the quota, and nine tenths of it in the end, was the others'.
+    for n in 0..200 {
+        lyon.create(&format!("s{n}"), "lyon", &image).unwrap_or_else(|error| panic!("server {n}: {error}"));
+        // A load, not a burst: at some hundreds a second a round trip of 50 ms would come too late.
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let (ahead, short_since) = asked();
+    assert!(ahead > 0, "nothing was asked for ahead");
+    assert_eq!(short_since, short, "a create had to wait for rights");
+    assert!(ahead < 20, "{ahead} requests for 200 servers");
+    assert!(is_conserved(lyon));
+}

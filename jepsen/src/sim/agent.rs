@@ -168,7 +168,7 @@ impl World {
         self.at(NEAR, Event::ToAgent { agent, session, talk });
     }
 
-    pub(super) fn to_replica(&mut self, node: usize, agent: usize, session: u64, talk: Talk) {
+    pub(super) fn replica_hears(&mut self, node: usize, agent: usize, session: u64, talk: Talk) {
         let Some(of) = self.agents.get(agent).filter(|of| of.session == session) else { return };
         let fenced = self.nodes.get(node).and_then(|node| node.process.as_ref()).map(|p| p.replica.fence().is_some());
         if fenced != Some(false) {
@@ -221,7 +221,7 @@ impl World {
         }
     }
 
-    pub(super) fn to_agent(&mut self, at: usize, session: u64, talk: Talk) {
+    pub(super) fn agent_hears(&mut self, at: usize, session: u64, talk: Talk) {
         let Some(agent) = self.agents.get_mut(at).filter(|agent| agent.up && agent.session == session) else { return };
         match talk {
             Talk::Orders(orders) => {

@@ -1,0 +1,102 @@
+//! Rights follow demand: when to ask for more before it is needed. Pure: no clock, randomness, socket or runtime.
+//!
+//! What was claimed here of a pool in the last seconds is what will be claimed in the next. Below that (the **low water
+//! mark**) more is asked for, up to twice as much (the **high water mark**), of the richest holder that can be reached, and
+//! at most half of what that has: a site that is cut off goes on with the rest. Between the marks nothing moves, a pool
+//! is asked for at most once in a while, and a holder keeps what it needs itself: so rights do not go to and fro in
+//! small change.
+
+use std::collections::BTreeMap;
+
+use luc_engine::id::{Millis, PoolId, ReplicaId};
+use luc_engine::ledger::{Amount, Pool};
+
+/// What is counted as one demand, milliseconds.
+const WINDOW: Millis = 10_000;
+/// How long a pool is not asked for again, milliseconds.
+const PAUSE: Millis = 100;
+/// Most pools whose demand is remembered: those that are idle the longest are forgotten first.
+const POOLS: usize = 4_096;
+
+/// What was claimed here lately.
+#[derive(Debug, Default)]
+pub struct Demand {
+    pools: BTreeMap<PoolId, Recent>,
+}
+
+#[derive(Debug, Default)]
+struct Recent {
+    since: Millis,
+    now: Amount,
+    before: Amount,
+    asked: Millis,
+}
+
+impl Demand {
+    /// Notes a claim of this replica's.
+    pub fn claimed(&mut self, pool: PoolId, amount: &Amount, now: Millis) {
+        if self.pools.len() >= POOLS && !self.pools.contains_key(&pool) {
+            let idle = self.pools.iter().min_by_key(|(_, recent)| recent.since).map(|(id, _)| *id);
+            idle.and_then(|id| self.pools.remove(&id));
+        }
+        let recent = self.pools.entry(pool).or_default();
+        recent.roll(now);
+        recent.now = recent.now.saturating_add(amount);
+    }
+
+    /// What is needed here of a pool in the next seconds.
+    #[must_use]
+    pub fn of(&self, pool: PoolId, now: Millis) -> Amount {
+        self.pools.get(&pool).map(|recent| recent.at(now)).unwrap_or_default()
+    }
+
+    /// Whom to ask for how much of a pool now, if anybody. It counts as asked.
+    pub fn ask(
+        &mut self,
+        id: PoolId,
+        pool: &Pool,
+        me: ReplicaId,
+        now: Millis,
+        reachable: impl Fn(ReplicaId) -> bool,
+    ) -> Option<(ReplicaId, Amount)> {
+        let recent = self.pools.get_mut(&id)?;
+        let (demand, mine) = (recent.at(now), pool.free(me));
+        if mine.covers(&demand) || now.saturating_sub(recent.asked) < PAUSE {
+            return None;
+        }
+        let wanted = demand.saturating_add(&demand).saturating_sub(&mine);
+        let others = pool.accounts().filter(|(replica, _)| *replica != me && reachable(*replica));
+        let half = others.map(|(replica, free)| (wanted.min(&free.divided_by(2)), replica));
+        let low = demand.saturating_sub(&mine);
+        // Small change is left to whoever has it, until it is really needed.
+        let helps = |amount: &Amount| low.iter().any(|(d, _)| amount.get(d) > demand.get(d) / 8);
+        let best = half.filter(|(amount, _)| helps(amount)).max_by_key(|(amount, replica)| (sum(amount), *replica));
+        let (amount, holder) = best?;
+        recent.asked = now;
+        Some((holder, amount))
+    }
+}
+
+impl Recent {
+    fn roll(&mut self, now: Millis) {
+        let windows = now.saturating_sub(self.since) / WINDOW;
+        if windows > 0 {
+            let last = std::mem::take(&mut self.now);
+            self.before = if windows == 1 { last } else { Amount::default() };
+            self.since += windows * WINDOW;
+        }
+    }
+
+    /// The larger of this window's and the last one's.
+    fn at(&self, now: Millis) -> Amount {
+        match now.saturating_sub(self.since) / WINDOW {
+            0 => self.now.max(&self.before),
+            1 => self.now.clone(),
+            _ => Amount::default(),
+        }
+    }
+}
+
+fn sum(amount: &Amount) -> u64 {
+    amount.iter().map(|(_, n)| n).fold(0, u64::saturating_add)
+}

@@ -1,0 +1,81 @@
+//! When rights are asked for ahead of need, and how many: driven through a real ledger of three holders.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use ed25519_dalek::SigningKey;
+use luc_engine::entry::{Member, MemberOp, Subject};
+use luc_engine::id::{PoolId, ReplicaId, SiteName};
+use luc_engine::ledger::{Amount, Dimension, Pool};
+use luc_engine::replica::{Identity, Replica, founded_by};
+use luc_engine::store::MemoryStore;
+use luc_engine::tx::Refusal;
+use luc_sync::demand::Demand;
+use uuid::Uuid;
+
+fn amount(n: u64) -> Amount {
+    [(Dimension::Instances, n)].into_iter().collect()
+}
+
+fn member(n: u8) -> (SigningKey, Member) {
+    let key = SigningKey::from_bytes(&[n + 1; 32]);
+    let public_key = key.verifying_key().to_bytes();
+    let site = SiteName::new(&format!("site-{n}")).unwrap();
+    let replica = ReplicaId::of_key(&public_key);
+    let addresses = Vec::new();
+    let index = u32::from(n);
+    (key, Member { replica, public_key, site, addresses, identity_authority: true, sponsor: true, index })
+}
+
+fn id(n: u8) -> ReplicaId {
+    member(n).1.replica
+}
+
+/// A pool of which the founder has 20, and two others so much.
+fn pool(one: u64, other: u64) -> (PoolId, Pool) {
+    let (key, founder) = member(0);
+    let identity = Identity { cloud: founded_by(&founder.public_key), key };
+    let mut replica = Replica::found(identity, Box::new(MemoryStore::default()), founder, 1).unwrap();
+    let made = replica.transact::<_, Refusal>(2, |tx| {
+        tx.membership(MemberOp::Join(member(1).1))?;
+        tx.membership(MemberOp::Join(member(2).1))?;
+        let pool = tx.mint(Subject::Quota { project: Uuid::nil() }, amount(20 + one + other))?;
+        tx.grant(pool, id(1), amount(one))?;
+        tx.grant(pool, id(2), amount(other))?;
+        Ok(pool)
+    });
+    let pool = made.unwrap().0;
+    (pool, replica.view().ledger().pool(pool).unwrap().clone())
+}
+
+#[test]
+fn nothing_is_asked_for_while_there_is_enough_for_a_while() {
+    let (id_of_pool, pool) = pool(100, 100);
+    let mut demand = Demand::default();
+    assert_eq!(demand.ask(id_of_pool, &pool, id(0), 0, |_| true), None, "nobody has claimed");
+    demand.claimed(id_of_pool, &amount(20), 1_000);
+    assert_eq!(demand.ask(id_of_pool, &pool, id(0), 1_000, |_| true), None, "20 were claimed, and 20 are left");
+    demand.claimed(id_of_pool, &amount(1), 1_100);
+    // 21 were claimed, 20 are left: up to 42.
+    let asked = demand.ask(id_of_pool, &pool, id(0), 1_100, |_| true);
+    assert_eq!(asked.map(|(_, amount)| amount), Some(amount(22)));
+    assert_eq!(demand.ask(id_of_pool, &pool, id(0), 1_150, |_| true), None, "it was asked for just now");
+    assert!(demand.ask(id_of_pool, &pool, id(0), 1_300, |_| true).is_some());
+    // What is long ago is no demand.
+    assert_eq!(demand.of(id_of_pool, 9_999), amount(21));
+    assert_eq!(demand.of(id_of_pool, 19_999), amount(21));
+    assert_eq!(demand.of(id_of_pool, 20_000), Amount::default());
+    assert_eq!(demand.ask(id_of_pool, &pool, id(0), 30_000, |_| true), None);
+}
+
+#[test]
+fn the_richest_that_can_be_reached_is_asked_for_at_most_half_and_not_for_small_change() {
+    let (id_of_pool, pool) = pool(60, 30);
+    let ask = |claimed: u64, reachable: &dyn Fn(ReplicaId) -> bool| {
+        let mut demand = Demand::default();
+        demand.claimed(id_of_pool, &amount(claimed), 500);
+        demand.ask(id_of_pool, &pool, id(0), 500, reachable)
+    };
+    assert_eq!(ask(90, &|_| true), Some((id(1), amount(30))), "half of what the richest has");
+    assert_eq!(ask(90, &|holder| holder == id(2)), Some((id(2), amount(15))));
+    assert_eq!(ask(90, &|_| false), None);
+    assert_eq!(ask(1_000, &|_| true), None, "30 would not last");
+}
