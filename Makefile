@@ -12,7 +12,7 @@ VENV := target/venv
 # cargo-nextest where it is there: it runs tests in parallel, and ends those that hang.
 RUNNER := $(shell cargo nextest --version >/dev/null 2>&1 && echo nextest run || echo test)
 
-.PHONY: help demo test lint bench deps
+.PHONY: help demo test lint bench deps sim mutants
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -51,3 +51,16 @@ bench: ## Measure what the README promises
 	@HYPERVISOR=test packaging/install-deps.sh build demo
 	cargo build --release --locked -p luc-api
 	cargo run --release --locked -p jepsen --bin bench
+
+# How many seeds `make sim` runs, from which on, and for how long if HOURS is set.
+SEEDS ?= 20
+SEED ?= 1
+OPS ?= 300
+HOURS ?=
+SIM := cargo run --profile sim --locked -p jepsen --no-default-features
+
+sim: ## Run the simulator (SEEDS=100, SEED=1, OPS=2000, HOURS=2)
+	$(SIM) --features memo -- sim --seed $(SEED) --seeds $(SEEDS) --ops $(OPS) $(if $(HOURS),--hours $(HOURS))
+
+mutants: ## Switch on each seeded bug, and print which rule of the simulator catches it
+	$(SIM) --features memo,mutants -- mutants --ops $(OPS)
