@@ -14,6 +14,7 @@ use crate::document::{self, BadDocument};
 use crate::entry::{ContentOp, Created, Entry, Frontier, LedgerOp, Member, MemberOp, Name, Subject, Tip};
 use crate::id::{ClaimId, CloudId, EntryId, HostId, PoolId, ReplicaId};
 use crate::ledger::{Amount, BadLedgerOp, Dimension, Judged, Touched};
+use crate::mutant::{Mutant, on};
 use crate::record::{Kind, Record, RecordId, site_record};
 use crate::retire::{Asked, Request, Retired, Row, Sealed, VOTES};
 use crate::store::StoreError;
@@ -496,7 +497,9 @@ pub(crate) fn sweep(view: &mut View, from: impl Iterator<Item = RecordId>, docum
         if view.is_kept(id) {
             continue;
         }
-        view.tombstones.insert(id, held.created.clone());
+        if !on(Mutant::TombstoneDropped) {
+            view.tombstones.insert(id, held.created.clone());
+        }
         view.set_record(id, None);
         documents.save(id, None);
         check.extend(held.references.iter().copied());
@@ -556,6 +559,7 @@ pub(crate) fn releasable(view: &View, holder: ReplicaId, server: RecordId) -> Ve
     let mine: Vec<_> = view.ledger.claims_of(server).filter(|(id, _)| mine(id)).collect();
     let on_host = |claim| view.ledger.host_of(claim).is_some();
     let deleted = view.records.get(&server).is_none_or(|held| held.deleted);
-    let settled = mine.iter().all(|(_, claim)| !on_host(claim) || !claim.gone.is_empty());
+    let word = |claim: &crate::ledger::Claim| !claim.gone.is_empty() || on(Mutant::ReleaseWithoutWord);
+    let settled = mine.iter().all(|(_, claim)| !on_host(claim) || word(claim));
     if deleted && settled { mine.into_iter().map(|(id, _)| id).collect() } else { Vec::new() }
 }

@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use crate::entry::{Frontier, LedgerOp, Subject};
 use crate::id::{ClaimId, EntryId, HostId, PoolId, ReplicaId};
+use crate::mutant::{Mutant, on};
 use crate::record::RecordId;
 use crate::retire::Retired;
 
@@ -464,6 +465,9 @@ impl Ledger {
                 }
                 let pool = self.spend(judged, *id, amount)?;
                 pool.accounts.entry(*to).or_default().incoming.push((judged.entry, amount.clone()));
+                if on(Mutant::TransferTwice) {
+                    pool.accounts.entry(*to).or_default().incoming.push((judged.entry, amount.clone()));
+                }
                 Ok(Touched::Pool(*id))
             }
             LedgerOp::Claim { pool: id, amount, record, epoch } => {
@@ -517,7 +521,8 @@ impl Ledger {
         let pool = self.pool_mut(judged, id)?;
         let account = pool.accounts.entry(judged.entry.author).or_default();
         account.settle(judged.frontier);
-        let Some(rest) = account.free.checked_sub(amount) else {
+        let unchecked = on(Mutant::RightsUnchecked).then(|| account.free.saturating_sub(amount));
+        let Some(rest) = account.free.checked_sub(amount).or(unchecked) else {
             return Err(BadLedgerOp::NotHeld { pool: id, held: account.free.clone(), wanted: amount.clone() });
         };
         account.free = rest;
@@ -536,13 +541,18 @@ impl Ledger {
         let stays = |(other, claim): (ClaimId, &Claim)| {
             other.entry == id.entry && self.host_of(claim).is_some() && !has_evidence(claim)
         };
-        if (host.is_some() && !has_evidence(&claim)) || (in_group && self.claims_of(claim.record).any(stays)) {
+        if (host.is_some() && !has_evidence(&claim) && !on(Mutant::ReleaseWithoutWord))
+            || (in_group && self.claims_of(claim.record).any(stays))
+        {
             return Err(BadLedgerOp::NoEvidence(id));
         }
         let pool = self.pool_mut(judged, claim.pool)?;
         pool.claimed = pool.claimed.saturating_sub(&claim.amount);
         let account = pool.accounts.entry(judged.entry.author).or_default();
         account.free = account.free.checked_add(&claim.amount).ok_or(BadLedgerOp::Overflow(claim.pool))?;
+        if on(Mutant::ReleaseTwice) {
+            account.free = account.free.saturating_add(&claim.amount);
+        }
         self.claims.remove(&id);
         if let Some(host) = host {
             self.claims_by_host.remove(&(host, id));

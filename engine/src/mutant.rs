@@ -21,44 +21,16 @@ mutants! {
     FlushSkipped,
     /// The driver sends before the flush.
     PushedBeforeFlush,
-    /// A grant counts before the receiver has seen it.
-    GrantUnseen,
-    /// Accounts are judged by what the receiver holds, not by the entry's past.
-    JudgedByReceiver,
     /// A host claim is released without its agent's word.
     ReleaseWithoutWord,
-    /// Whoever asks releases a claim.
-    ReleaseByAnybody,
     /// A release gives its amount back twice.
     ReleaseTwice,
     /// A grant arrives twice.
     TransferTwice,
-    /// A grant is not taken from who gives it.
-    GrantKept,
-    /// An entry is applied though its author's entries before it are missing.
-    GapAccepted,
-    /// An entry is applied before what its author had seen.
-    PastIgnored,
-    /// Of two observations the one that came last is shown.
-    ObservationOrder,
-    /// What was deleted comes back with a change that was made apart.
-    DeleteLosesToUpdate,
     /// A deleted record leaves no tombstone.
     TombstoneDropped,
-    /// A deletion takes a running server away at once.
-    KeptIgnored,
     /// The quota and the host are claimed by two entries.
     ClaimsSplit,
-    /// Of two bindings of one name the one that came last stands.
-    NameByArrival,
-    /// A survivor takes what it has sealed not to take.
-    SealIgnored,
-    /// A retirement takes effect with the first seal.
-    OwnSealOnly,
-    /// The lowest seal is the cut.
-    LowestSeal,
-    /// The lines of an account are not written with its entry.
-    AccountUnwritten,
 }
 
 /// Whether a seeded bug is switched on.
