@@ -8,6 +8,7 @@ pub mod join;
 pub mod net;
 pub mod node;
 pub mod proto;
+mod reach;
 pub mod rpc;
 pub mod snapshot;
 mod transport;

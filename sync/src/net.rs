@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use luc_engine::entry::{Entry, Frontier, LedgerOp, Tip};
-use luc_engine::id::{EntryId, HostId, ReplicaId, SiteName};
+use luc_engine::id::{EntryId, ReplicaId};
 use luc_engine::replica::Received;
 use luc_engine::tx::Fence;
 use parking_lot::Mutex;
@@ -29,6 +29,7 @@ use crate::demand::Demand;
 use crate::join::Tokens;
 use crate::node::{Node, now};
 use crate::proto::{Input, Output, Proto};
+pub use crate::reach::Reach;
 use crate::rpc::call;
 use crate::snapshot::Snapshots;
 use crate::transport::{JOIN, MEMBER, client_config, server_config};
@@ -57,8 +58,6 @@ pub(crate) const FIRST_FRAME: Duration = Duration::from_secs(10);
 const PROOF_LIMIT: Duration = Duration::from_secs(2);
 /// Bytes of log in one batch of anti-entropy.
 const LOG_BATCH: usize = 1 << 20;
-/// A peer that was not heard for so long is out of reach.
-const SILENT: Duration = Duration::from_millis(2_500);
 
 /// Why the network could not be started, or a peer not be reached.
 #[derive(Debug, thiserror::Error)]
@@ -89,33 +88,12 @@ type NextRead = Option<Vec<EntryId>>;
 
 /// A connected replica.
 #[derive(Clone)]
-struct Peer {
-    connection: Connection,
+pub(crate) struct Peer {
+    pub(crate) connection: Connection,
     queue: mpsc::Sender<Msg>,
     /// Bytes in the queue.
     queued: Arc<AtomicUsize>,
-    since: Instant,
-}
-
-/// How another replica is reached, as seen from here.
-#[derive(Clone, Debug)]
-pub struct Reach {
-    /// Which.
-    pub replica: ReplicaId,
-    /// Heard within the last seconds.
-    pub reachable: bool,
-    /// Since when it is reachable or not; none if it never was since this replica started.
-    pub since: Option<Duration>,
-    /// How long ago it was last heard; none if it never was since this replica started. What is known of it is as old.
-    pub heard: Option<Duration>,
-    /// Round trip time.
-    pub rtt: Option<Duration>,
-    /// Entries that it holds and this replica lacks.
-    pub behind: u64,
-    /// Entries that this replica holds and it lacks, as it last said.
-    pub ahead: u64,
-    /// What it said of itself last.
-    pub status: Status,
+    pub(crate) since: Instant,
 }
 
 /// The network of one replica. Clones are the same one.
@@ -131,9 +109,9 @@ pub(crate) struct Inner {
     pub(crate) tokens: Tokens,
     pub(crate) blobs: Blobs,
     endpoint: Endpoint,
-    peers: Mutex<BTreeMap<ReplicaId, Peer>>,
-    reach: Mutex<BTreeMap<ReplicaId, Seen>>,
-    stable: ArcSwap<Frontier>,
+    pub(crate) peers: Mutex<BTreeMap<ReplicaId, Peer>>,
+    pub(crate) reach: Mutex<BTreeMap<ReplicaId, Seen>>,
+    pub(crate) stable: ArcSwap<Frontier>,
     pub(crate) demand: Mutex<Demand>,
     pub(crate) asked_ahead: AtomicU64,
     pub(crate) asked_short: AtomicU64,
@@ -144,7 +122,7 @@ pub(crate) struct Inner {
     /// Peers for whom the log is being read: one read at a time for each.
     reading: Mutex<BTreeMap<ReplicaId, NextRead>>,
     /// An entry of this replica's that others say they hold is being asked for.
-    proving: AtomicBool,
+    pub(crate) proving: AtomicBool,
     /// Connections of each member, by its key.
     connections: Mutex<BTreeMap<[u8; 32], usize>>,
     handshakes: Arc<Semaphore>,
@@ -164,11 +142,11 @@ fn lowest(mine: &Frontier, others: &[&Frontier]) -> Frontier {
 
 /// What was last known of a peer.
 #[derive(Clone, Debug, Default)]
-struct Seen {
-    heard: Option<Instant>,
-    lost: Option<Instant>,
-    reported: Frontier,
-    status: Status,
+pub(crate) struct Seen {
+    pub(crate) heard: Option<Instant>,
+    pub(crate) lost: Option<Instant>,
+    pub(crate) reported: Frontier,
+    pub(crate) status: Status,
 }
 
 impl Net {
@@ -244,112 +222,6 @@ impl Net {
     #[must_use]
     pub fn blobs(&self) -> &Blobs {
         &self.inner.blobs
-    }
-
-    /// How all other members are reached.
-    #[must_use]
-    pub fn reach(&self) -> Vec<Reach> {
-        let view = self.inner.node.view();
-        let peers = self.inner.peers.lock().clone();
-        let seen = self.inner.reach.lock().clone();
-        let others = view.members().filter(|(id, _)| **id != self.inner.node.me());
-        let reach = others.map(|(id, _)| {
-            let known = seen.get(id).cloned().unwrap_or_default();
-            let peer = peers.get(id);
-            let reachable = peer.is_some() && known.heard.is_some_and(|heard| heard.elapsed() < SILENT);
-            let since = if reachable { peer.map(|peer| peer.since) } else { known.lost.or(known.heard) };
-            Reach {
-                replica: *id,
-                reachable,
-                since: since.map(|since| since.elapsed()),
-                heard: known.heard.map(|heard| heard.elapsed()),
-                rtt: peer.filter(|_| reachable).map(|peer| peer.connection.rtt()),
-                behind: view.frontier().missing(&known.reported),
-                ahead: known.reported.missing(view.frontier()),
-                status: known.status,
-            }
-        });
-        reach.collect()
-    }
-
-    /// What every member that takes part is known to hold. Nothing until each has told.
-    #[must_use]
-    pub fn stable(&self) -> Arc<Frontier> {
-        self.inner.stable.load_full()
-    }
-
-    /// Whether a replica can be reached now.
-    #[must_use]
-    pub fn is_reachable(&self, replica: ReplicaId) -> bool {
-        let heard = self.inner.reach.lock().get(&replica).and_then(|seen| seen.heard);
-        replica == self.inner.node.me()
-            || (heard.is_some_and(|heard| heard.elapsed() < SILENT) && self.inner.peers.lock().contains_key(&replica))
-    }
-
-    /// Waits until every other member that takes part has told what it holds, or until `limit`: a replica that starts
-    /// from an old copy of its store learns it here, before it writes (`PROTOCOL.md`, M4). A site that is cut off goes
-    /// on all the same.
-    pub async fn meet(&self, limit: Duration) {
-        let others = crate::agents::others(&self.inner.node.view(), self.inner.node.me());
-        let until = Instant::now() + limit;
-        let met = |id: &ReplicaId| self.inner.reach.lock().get(id).is_some_and(|seen| !seen.reported.0.is_empty());
-        let proving = || self.inner.proving.load(Ordering::Acquire);
-        while (proving() || !others.iter().all(met)) && Instant::now() < until {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    /// The replicas of a site that can be reached now.
-    #[must_use]
-    pub fn reachable_in(&self, site: &SiteName) -> Vec<ReplicaId> {
-        let view = self.inner.node.view();
-        let there = view.members().filter(|(_, state)| state.member.site == *site && !state.revoked);
-        there.map(|(id, _)| *id).filter(|id| self.is_reachable(*id)).collect()
-    }
-
-    /// What is known of a host: from its agent here, or from what its site last told; with its age in milliseconds.
-    #[must_use]
-    pub fn host_status(&self, host: HostId) -> Option<wire::HostStatus> {
-        let here = self.inner.node.agents().status(host);
-        // A replica speaks for the hosts of its own site.
-        let told = || {
-            let view = self.inner.node.view();
-            let site = view.site_of_host(host)?;
-            let reach = self.inner.reach.lock();
-            let there = |id: &ReplicaId| view.member(*id).is_some_and(|state| state.member.site == site);
-            let statuses = reach.iter().filter(|(id, _)| there(id)).filter_map(|(_, seen)| {
-                let status = seen.status.hosts.iter().find(|status| status.host == host)?;
-                let since = u64::try_from(seen.heard?.elapsed().as_millis()).ok()?;
-                Some(wire::HostStatus { age: status.age.map(|age| age.saturating_add(since)), ..status.clone() })
-            });
-            statuses.min_by_key(|status| status.age.unwrap_or(u64::MAX))
-        };
-        here.or_else(told)
-    }
-
-    /// Whether a host may be given a new server: not if its site can be reached and says that it is silent.
-    #[must_use]
-    pub fn may_place_on(&self, host: HostId) -> bool {
-        if self.inner.node.agents().is_up(host) {
-            return true;
-        }
-        let view = self.inner.node.view();
-        let Some(site) = view.site_of_host(host) else { return false };
-        if site == *self.inner.node.site() && self.reachable_in(&site).iter().all(|id| *id == self.inner.node.me()) {
-            return false;
-        }
-        match self.host_status(host) {
-            Some(status) => {
-                let fresh = status.age.is_some_and(|age| age < 15_000) && status.heartbeat.hypervisor_up;
-                fresh || self.reachable_in(&site).is_empty()
-            }
-            // Nobody of its site has told how its hosts are: that is unknown, not down.
-            None => {
-                let reachable = self.reachable_in(&site);
-                let reach = self.inner.reach.lock();
-                !reachable.iter().any(|id| reach.get(id).is_some_and(|seen| seen.status.at > 0))
-            }
-        }
     }
 
     /// The connection to a peer, if there is one.
