@@ -157,7 +157,7 @@ fn simulate(args: &SimArgs) -> ExitCode {
     for state in State::ALL {
         println!("{:>9} × {}", sometimes.count(*state), state.text());
     }
-    let missing = if args.any_states || seeds < 20 { Vec::new() } else { sometimes.missing() };
+    let missing = if args.any_states || seeds < 200 { Vec::new() } else { sometimes.missing() };
     match missing.first() {
         Some(state) => failed(&format!("never seen: {}", state.text())),
         None => ExitCode::SUCCESS,

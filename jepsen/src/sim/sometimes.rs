@@ -56,8 +56,8 @@ states! {
     Grown: "a pool grew while in use",
 }
 
-/// States that happen only under faults that are off by default.
-pub const RARE: &[State] = &[State::Dropped];
+/// States that no honest replica brings about, or that need a flood: they are counted, not demanded.
+pub const RARE: &[State] = &[State::Dropped, State::Refused];
 
 /// How often each state was reached.
 #[derive(Clone, Debug, Default)]

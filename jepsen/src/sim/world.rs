@@ -167,6 +167,9 @@ pub struct Outcome {
 pub fn run(config: &Config, steps: Vec<Step>) -> Outcome {
     let mut world = World::new(config, steps);
     world.run();
+    if world.net.lost > 0 {
+        world.sometimes.saw(State::LostOnBreak);
+    }
     let frontier = world.living().first().map(|(_, view)| view.frontier().clone()).unwrap_or_default();
     Outcome {
         broken: world.broken,
