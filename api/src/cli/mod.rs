@@ -46,7 +46,7 @@ enum Command {
     Pools(StatusArgs),
     /// Revoke the certificate of a replica: nobody who knows it talks to it any more.
     Revoke(Revoke),
-    /// Retire replicas that are gone for good.
+    /// Retire replicas that are gone for good, or say that one was moved.
     #[command(subcommand)]
     Replica(ReplicaCommand),
     /// Run three sites on this machine and play a story with them; or, while it is up, cut and heal the network.
@@ -152,7 +152,7 @@ struct Retire {
     /// Who gets their rights and claims: best another replica of the same site. This machine's replica if not given.
     #[arg(long)]
     heir: Option<luc_engine::id::ReplicaId>,
-    /// Take effect though not more than half of the members agree. If another part of the cloud does the same, the two
+    /// Take effect without more than half of the votes, which members have in equal parts. If another part of the cloud does the same, the two
     /// never become one again, and what both promise is promised twice.
     #[arg(long)]
     force: bool,
