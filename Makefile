@@ -12,7 +12,7 @@ VENV := target/venv
 # cargo-nextest where it is there: it runs tests in parallel, and ends those that hang.
 RUNNER := $(shell cargo nextest --version >/dev/null 2>&1 && echo nextest run || echo test)
 
-.PHONY: help demo test lint bench deps sim mutants
+.PHONY: help demo test lint bench bench-build deps sim mutants
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -47,10 +47,19 @@ lint: ## Formatting, clippy with warnings denied, documentation, and that the pu
 		| grep -E '^(tokio|quinn|hyper|mio) |^rand.*direct'; then \
 		echo "luc-engine must not depend on these: it is pure" >&2; exit 1; fi
 
-bench: ## Measure what the README promises
+bench: ## Measure what the README promises, then how long cold builds take
 	@HYPERVISOR=test packaging/install-deps.sh build demo
 	cargo build --release --locked -p luc-api
 	cargo run --release --locked -p jepsen --bin bench
+	@$(MAKE) --no-print-directory bench-build
+
+bench-build: ## Measure cold builds, in a directory of their own
+	@dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; set -e; \
+	for profile in "dev 240" "release 480"; do \
+		set -- $$profile; start=$$(date +%s); \
+		CARGO_TARGET_DIR=$$dir cargo build --workspace --locked --quiet --profile $$1; \
+		printf '%-52s %8d s   %10s\n' "cold build of the workspace, $$1" $$(($$(date +%s) - start)) "≤ $$2 s"; \
+	done
 
 # How many seeds `make sim` runs, from which on, and for how long if HOURS is set.
 SEEDS ?= 20
