@@ -11,9 +11,13 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// Largest UDP packet.
 const PACKET: usize = 65_535;
+/// Packets of one direction that may be on their way.
+const QUEUE: usize = 8_192;
 /// Origins that one relay serves at most.
 const ORIGINS: usize = 64;
 
@@ -61,7 +65,7 @@ impl Wan {
         let front = Arc::new(UdpSocket::bind(listen).await?);
         let wan = self.clone();
         tokio::spawn(async move {
-            let mut backs: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
+            let mut backs: HashMap<SocketAddr, Line> = HashMap::new();
             let mut packet = vec![0; PACKET];
             loop {
                 let Ok((size, origin)) = front.recv_from(&mut packet).await else { continue };
@@ -71,12 +75,12 @@ impl Wan {
                     }
                     let Ok(back) = UdpSocket::bind((listen.ip(), 0)).await else { continue };
                     let back = Arc::new(back);
-                    backs.insert(origin, back.clone());
+                    backs.insert(origin, line(back.clone(), site));
                     tokio::spawn(wan.clone().answers(front.clone(), back, site, origin));
                 }
-                let Some(back) = backs.get(&origin).cloned() else { continue };
+                let Some(to_site) = backs.get(&origin) else { continue };
                 if let Some(delay) = wan.passes(origin.ip(), site.ip()) {
-                    send(back, packet.get(..size).unwrap_or_default().to_vec(), site, delay);
+                    let _ = to_site.try_send((Instant::now() + delay, packet.get(..size).unwrap_or_default().to_vec()));
                 }
             }
         });
@@ -85,6 +89,7 @@ impl Wan {
 
     async fn answers(self, front: Arc<UdpSocket>, back: Arc<UdpSocket>, site: SocketAddr, origin: SocketAddr) {
         let mut packet = vec![0; PACKET];
+        let to_origin = line(front, origin);
         loop {
             // An origin that was silent for long has gone; it gets a new socket if it comes back.
             let received = tokio::time::timeout(Duration::from_secs(60), back.recv_from(&mut packet)).await;
@@ -96,19 +101,24 @@ impl Wan {
             };
             let Ok((size, _)) = received else { continue };
             if let Some(delay) = self.passes(origin.ip(), site.ip()) {
-                send(front.clone(), packet.get(..size).unwrap_or_default().to_vec(), origin, delay);
+                let _ = to_origin.try_send((Instant::now() + delay, packet.get(..size).unwrap_or_default().to_vec()));
             }
         }
     }
 }
 
-fn send(socket: Arc<UdpSocket>, packet: Vec<u8>, to: SocketAddr, delay: Duration) {
-    if delay.is_zero() {
-        let _ = socket.try_send_to(&packet, to);
-        return;
-    }
+/// One direction of a link: packets, each with the time at which it leaves.
+type Line = mpsc::Sender<(Instant, Vec<u8>)>;
+
+/// Packets leave in the order in which they came: one that overtakes others is taken for the loss of those. What does
+/// not fit into the queue is dropped, as a router does.
+fn line(socket: Arc<UdpSocket>, to: SocketAddr) -> Line {
+    let (line, mut packets) = mpsc::channel::<(Instant, Vec<u8>)>(QUEUE);
     tokio::spawn(async move {
-        tokio::time::sleep(delay).await;
-        let _ = socket.send_to(&packet, to).await;
+        while let Some((at, packet)) = packets.recv().await {
+            tokio::time::sleep_until(at).await;
+            let _ = socket.send_to(&packet, to).await;
+        }
     });
+    line
 }
