@@ -406,6 +406,8 @@ impl Replica {
             return Ok(false);
         }
         self.transact::<_, Refusal>(now, |tx| tx.membership(MemberOp::Seal { set }))?;
+        // Whoever has named something may be among the sealed now, and no survivor any more.
+        self.named.clear();
         Ok(true)
     }
 

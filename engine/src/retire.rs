@@ -195,11 +195,10 @@ impl Retirements {
     pub fn effective(&self, past: &Frontier, members: &OrdMap<ReplicaId, MemberState>) -> Retired {
         let asked = self.requests.iter().filter(|(entry, _)| past.holds(**entry)).map(|(_, asked)| asked).collect();
         let seals = self.seals.iter().filter(|(entry, _)| past.holds(**entry));
-        let seals: Vec<_> = seals.map(|(entry, seal)| (entry.author, &**seal)).collect();
-        let mut sets: Vec<&BTreeSet<ReplicaId>> = seals.iter().map(|(_, seal)| &seal.set).collect();
+        let judge = Judge { asked, seals: seals.map(|(entry, seal)| (entry.author, &**seal)).collect(), members };
+        let mut sets: Vec<&BTreeSet<ReplicaId>> = judge.seals.iter().map(|(_, seal)| &seal.set).collect();
         sets.sort_by_key(|set| set.len());
         sets.dedup();
-        let judge = Judge { asked, seals: seals.clone(), members };
         let mut retired = Retired::default();
         for set in sets {
             let larger = retired.replicas().all(|replica| set.contains(&replica));

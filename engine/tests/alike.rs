@@ -10,8 +10,8 @@
 
 mod common;
 
-use common::{Cloud, key, member};
-use luc_engine::entry::{Content, ContentOp, Entry, Hash, Header, MemberOp, Scope};
+use common::{Cloud, Rogue, member};
+use luc_engine::entry::{ContentOp, MemberOp};
 use luc_engine::id::EntryId;
 use luc_engine::record::{Flavor, Kind, RecordId, Site, User, site_record};
 use luc_engine::replica::{Received, Rejection, WHOLE_CLOUD};
@@ -139,23 +139,9 @@ fn a_bad_change_of_a_record_that_is_gone_is_refused_all_the_same() {
     cloud.exchange_all();
     let seen = cloud.replicas[0].view().frontier().clone();
     let me = member(2).replica;
-    let header = Header {
-        cloud: common::cloud(),
-        author: me,
-        number: 1,
-        previous: Hash::default(),
-        seen: seen.0.iter().filter(|(id, _)| **id != me).map(|(id, tip)| (*id, *tip)).collect(),
-        time: 0,
-        scope: Scope::Everywhere,
-        created: vec![],
-        deleted: vec![],
-        ledger: vec![],
-        members: vec![],
-        statements: vec![],
-        content: Hash::default(),
-    };
+    let author = Rogue::new(2);
     let change = ContentOp::Change { record: flavor, bytes: vec![1, 2, 3] };
-    let bad = Entry::sign(header, Content { ops: vec![change] }, &key(2));
+    let bad = author.sign(author.header(&seen), vec![change]);
     cloud.replicas[1].transact::<_, Refusal>(5, |tx| tx.delete(flavor)).unwrap();
     for at in [0, 1] {
         let received = cloud.replicas[at].receive(bad.bytes());

@@ -409,6 +409,23 @@ fn force_may_follow_a_request_without_it() {
 }
 
 #[test]
+fn what_a_survivor_named_is_not_taken_once_it_is_sealed_itself() {
+    let mut world = World::new(4);
+    world.claim(4).unwrap();
+    world.retire(2, &[(1, 0)], false).unwrap();
+    world.send(4, 1);
+    world.send(2, 0);
+    world.grant(1, 0, 1).unwrap();
+    world.send(1, 4);
+    world.retire(0, &[(4, 2)], false).unwrap();
+    world.send(0, 4);
+    // 2 hears of 4's retirement together with an entry of 4 that rests on more of 1 than 2 has sealed.
+    world.send(4, 2);
+    world.settle(&[0, 1, 2, 3, 4]);
+    world.assert_sound(&[0, 1, 2, 3, 4]);
+}
+
+#[test]
 fn force_takes_effect_without_a_majority() {
     let mut world = World::new(3);
     world.retire(0, &[(2, 0), (3, 1)], true).unwrap();
