@@ -8,8 +8,11 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use axum::routing::get;
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use futures_util::StreamExt;
 use luc_api::app::{App, Settings};
+use luc_engine::id::ReplicaId;
 use serde_json::{Value, json};
 use support::{Answer, Cloud, PASSWORD};
 
@@ -238,7 +241,9 @@ async fn a_frontier_that_was_given_is_held_and_a_malformed_one_is_refused() {
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{malformed}: {answer:?}");
         assert!(answer.body["error"]["message"].as_str().unwrap().contains("X-LUC-Frontier"));
     }
-    let other = Cloud::start().await.get("/identity").await.headers["x-luc-frontier"].to_str().unwrap().to_owned();
+    // The first entry of a replica that this one has never heard of.
+    let other =
+        BASE64_URL_SAFE_NO_PAD.encode(rmp_serde::to_vec(&[(ReplicaId(uuid::Uuid::from_u128(7)), 1_u64)]).unwrap());
     let answer = ask(&other).await;
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{answer:?}");
     assert!(answer.body["error"]["message"].as_str().unwrap().contains("entry "), "it names what is missing");
