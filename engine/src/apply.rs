@@ -11,12 +11,12 @@ use uuid::Uuid;
 
 use crate::agent::{Observation, Statement};
 use crate::document::{self, BadDocument};
-use crate::entry::{ContentOp, Created, Entry, Frontier, LedgerOp, Member, MemberOp, Name, Subject, Tip};
+use crate::entry::{ContentOp, Created, Entry, Fork, Frontier, LedgerOp, Member, MemberOp, Name, Subject, Tip};
 use crate::id::{ClaimId, CloudId, EntryId, HostId, PoolId, ReplicaId};
 use crate::ledger::{Amount, BadLedgerOp, Dimension, Judged, Touched};
 use crate::mutant::{Mutant, on};
 use crate::record::{Kind, Record, RecordId, site_record};
-use crate::retire::{Asked, Request, Retired, Row, Sealed, VOTES};
+use crate::retire::{Asked, Request, Retired, Retiree, Row, Sealed, VOTES};
 use crate::store::StoreError;
 use crate::view::{Held, MemberState, View};
 
@@ -95,12 +95,19 @@ pub fn founded_by(public_key: &[u8; 32]) -> CloudId {
 /// What an entry is judged by, besides the view.
 #[derive(Clone, Copy)]
 pub(crate) struct Author<'a> {
+    /// The entry, by its log.
     pub(crate) entry: EntryId,
     pub(crate) member: &'a Member,
     /// Its full frontier, this entry included.
     pub(crate) frontier: &'a Frontier,
     /// Who was retired in its past.
     pub(crate) retired: &'a Retired,
+}
+
+impl Author<'_> {
+    fn replica(&self) -> ReplicaId {
+        self.member.replica
+    }
 }
 
 /// Applies a whole entry. On an error the view is half changed: the caller drops it.
@@ -116,7 +123,7 @@ pub(crate) fn apply(
     if retired.contains(header.author) {
         return Err(Invalid::Retired.into());
     }
-    let author = Author { entry: entry.id(), member: &member, frontier, retired: &retired };
+    let author = Author { entry: entry.held_as(), member: &member, frontier, retired: &retired };
     for op in &header.members {
         apply_member(view, author, op)?;
     }
@@ -136,7 +143,7 @@ pub(crate) fn apply(
         apply_deleted(view, author, *record)?;
     }
     sweep(view, header.deleted.iter().copied().chain(released(header)), documents);
-    view.advance(header.author, entry.tip());
+    view.advance(entry.log, entry.tip());
     Ok(())
 }
 
@@ -166,7 +173,7 @@ fn author_of(view: &View, entry: &Entry, frontier: &Frontier) -> Result<Member, 
 pub(crate) fn apply_member(view: &mut View, author: Author<'_>, op: &MemberOp) -> Result<(), Invalid> {
     match op {
         MemberOp::Join(member) => {
-            let founder = author.entry.number == 1 && member.replica == author.entry.author;
+            let founder = author.entry.number == 1 && member.replica == author.replica();
             let exceeds = (member.identity_authority && !author.member.identity_authority)
                 || (member.sponsor && !author.member.sponsor);
             if !founder && (!author.member.sponsor || exceeds) {
@@ -183,7 +190,7 @@ pub(crate) fn apply_member(view: &mut View, author: Author<'_>, op: &MemberOp) -
             }
         }
         MemberOp::Readdress { addresses } => {
-            if let Some(mut state) = view.members.get(&author.entry.author).cloned() {
+            if let Some(mut state) = view.members.get(&author.replica()).cloned() {
                 state.member.addresses.clone_from(addresses);
                 state.readdressed = Some(author.entry);
                 view.set_member(state);
@@ -205,11 +212,15 @@ pub(crate) fn apply_member(view: &mut View, author: Author<'_>, op: &MemberOp) -
             let asked = check_request(view, author, request)?;
             view.set_retirement(author.entry, Row::Request(asked));
         }
+        MemberOp::Fork(fork) => {
+            let asked = check_fork(view, author, fork)?;
+            view.set_retirement(author.entry, Row::Request(asked));
+        }
         MemberOp::Seal { set } => {
             check_seal(view, author, set)?;
             let mut frontier = author.frontier.clone();
             frontier.set(author.entry.author, Tip { number: author.entry.number, hash: 0 });
-            let held = view.ledger.votes().map(|(_, pool)| pool.held(author.entry.author, &frontier));
+            let held = view.ledger.votes().map(|(_, pool)| pool.held(author.replica(), &frontier));
             let votes = held.unwrap_or_default().get(Dimension::Votes);
             view.set_retirement(author.entry, Row::Seal(Sealed { set: set.clone(), frontier, votes }));
         }
@@ -227,7 +238,7 @@ fn may_mint_votes(view: &View, author: Author<'_>, op: &LedgerOp) -> bool {
 /// Votes only move, and not while they count for a seal that is not decided: they would count again where they went.
 fn check_votes(view: &View, author: Author<'_>, op: &LedgerOp) -> Result<(), Invalid> {
     let votes = view.ledger.votes().map(|(id, _)| id);
-    let decided = || view.retirements.sealed_by(author.entry.author, author.frontier);
+    let decided = || view.retirements.sealed_by(author.replica(), author.frontier);
     match op {
         LedgerOp::Grow { pool, .. } | LedgerOp::Burn { pool, .. } | LedgerOp::Claim { pool, .. }
             if Some(*pool) == votes =>
@@ -244,8 +255,8 @@ fn check_votes(view: &View, author: Author<'_>, op: &LedgerOp) -> Result<(), Inv
 }
 
 fn check_seal(view: &View, author: Author<'_>, set: &BTreeSet<ReplicaId>) -> Result<(), Invalid> {
-    let before = view.retirements.sealed_by(author.entry.author, author.frontier);
-    if set.contains(&author.entry.author) {
+    let before = view.retirements.sealed_by(author.replica(), author.frontier);
+    if set.contains(&author.replica()) {
         return Err(Invalid::BadRetirement("nobody seals itself"));
     }
     if !set.is_superset(&before) || *set == before {
@@ -270,7 +281,7 @@ fn check_request(view: &View, author: Author<'_>, request: &Request) -> Result<A
     if set.is_empty() || set.len() < request.set.len() {
         return Err(Invalid::BadRetirement("it names nobody, or somebody twice"));
     }
-    if set.contains(&author.entry.author) {
+    if set.contains(&author.replica()) {
         return Err(Invalid::BadRetirement("nobody retires itself"));
     }
     if !set.iter().chain(&heirs).all(is_member) {
@@ -286,7 +297,20 @@ fn check_request(view: &View, author: Author<'_>, request: &Request) -> Result<A
         (state.admitted(author.frontier).is_some() && !author.retired.contains(*id)).then_some(*id)
     };
     let base: BTreeSet<ReplicaId> = view.members.iter().filter_map(member).collect();
-    Ok(Asked { request: request.clone(), base, again: set.intersection(&going).copied().collect() })
+    let again = set.intersection(&going).copied().collect();
+    Ok(Asked { request: request.clone(), base, again, is_fork: false })
+}
+
+/// The proof of a fork is a request that nobody had to make.
+fn check_fork(view: &View, author: Author<'_>, fork: &Fork) -> Result<Asked, Invalid> {
+    let replica = fork.author().ok_or(Invalid::BadRetirement("it proves no fork"))?;
+    let member = view.members.get(&replica).and_then(|state| state.admitted(author.frontier));
+    let signed = |member: &Member| fork.one.verify(&member.public_key) && fork.other.verify(&member.public_key);
+    if !member.is_some_and(signed) {
+        return Err(Invalid::BadRetirement("it proves no fork of a member"));
+    }
+    let request = Request { set: vec![Retiree { replica, heir: fork.heir }], force: false };
+    Ok(Asked { is_fork: true, ..check_request(view, author, &request)? })
 }
 
 pub(crate) fn apply_ledger(view: &mut View, author: Author<'_>, index: usize, op: &LedgerOp) -> Result<(), Invalid> {
@@ -322,7 +346,8 @@ pub(crate) fn apply_ledger(view: &mut View, author: Author<'_>, index: usize, op
     let admitted = |replica| members.get(&replica).is_some_and(|state| state.admitted(author.frontier).is_some());
     let is_member = |replica| admitted(replica) && !author.retired.contains(replica);
     let Author { entry, frontier, retired, .. } = author;
-    let judged = Judged { entry, frontier, is_member: &is_member, retired };
+    let is_forked = view.branches.is_forked(author.replica());
+    let judged = Judged { entry, author: author.replica(), is_forked, frontier, is_member: &is_member, retired };
     view.edit_ledger(touches, |ledger| ledger.apply(judged, number, op))
         .map_err(|source| Invalid::Ledger { index, source })
 }
@@ -358,10 +383,10 @@ pub(crate) fn apply_created(view: &mut View, author: Author<'_>, created: &Creat
 
 /// A statement counts where its claim is live, on that host and in the entry's past, and the host's key signed it.
 pub(crate) fn apply_statement(view: &mut View, author: Author<'_>, statement: &Statement) {
-    if is_evidence(view, author.frontier, statement) {
-        let noted = view.edit_ledger(Some(Touched::Claim(statement.claim)), |ledger| {
-            ledger.note_gone(statement.claim, author.entry);
-            Ok::<_, std::convert::Infallible>(Touched::Claim(statement.claim))
+    if let Some(claim) = stated(view, author.frontier, statement) {
+        let noted = view.edit_ledger(Some(Touched::Claim(claim)), |ledger| {
+            ledger.note_gone(claim, author.entry);
+            Ok::<_, std::convert::Infallible>(Touched::Claim(claim))
         });
         match noted {
             Ok(()) => {}
@@ -371,7 +396,18 @@ pub(crate) fn apply_statement(view: &mut View, author: Author<'_>, statement: &S
 
 /// Whether a statement settles its claim.
 pub(crate) fn is_evidence(view: &View, frontier: &Frontier, statement: &Statement) -> bool {
-    let claim = view.ledger.claim(statement.claim).filter(|_| frontier.holds(statement.claim.entry));
+    stated(view, frontier, statement).is_some()
+}
+
+/// The claim that a statement settles. An agent knows of no branches: of claims with one name, that of its server is meant.
+fn stated(view: &View, frontier: &Frontier, statement: &Statement) -> Option<ClaimId> {
+    let ClaimId { entry: EntryId { author, number }, index } = statement.claim;
+    let named = |author| ClaimId { entry: EntryId { author, number }, index };
+    view.branches.logs(author).map(named).find(|claim| is_stated(view, frontier, statement, *claim))
+}
+
+fn is_stated(view: &View, frontier: &Frontier, statement: &Statement, claim: ClaimId) -> bool {
+    let claim = view.ledger.claim(claim).filter(|_| frontier.holds(claim.entry));
     let Some(claim) = claim else { return false };
     let Some(pool) = view.ledger.pool(claim.pool) else { return false };
     match &pool.subject {
@@ -394,13 +430,13 @@ fn apply_content(
             check_writer(view, author, *record)?;
             // Judged before it is asked whether the record is gone here, so that all judge alike (E3).
             let invalid = |source| Invalid::Document { record: *record, source };
-            let change = document::check_author(author.entry.author, bytes).map_err(invalid)?;
+            let change = document::check_author(author.replica(), bytes).map_err(invalid)?;
             if !is_present(view, author, *record)? {
                 return Ok(());
             }
             let row = documents.load(*record)?;
             let unreadable = |error: BadDocument| StoreError::Failed { doing: "read", reason: error.to_string() };
-            let past = (author.entry, author.frontier);
+            let past = (author.entry, author.frontier, &view.branches);
             let applied = document::apply(row.as_deref(), past, record.kind, change).map_err(unreadable)?;
             if let Some(document::Applied { row, record: value }) = applied {
                 set_value(view, *record, value);
@@ -543,7 +579,7 @@ fn is_host_of(view: &View, author: Author<'_>, host: HostId) -> bool {
 /// ([`View::group_token`]).
 fn may_mint_group(view: &View, author: Author<'_>, group: Uuid, host: Option<HostId>) -> bool {
     let in_past = |id: PoolId| author.frontier.holds(id.entry);
-    let acts = |id: PoolId| author.retired.acts_for(author.entry.author, id.entry.author);
+    let acts = |id: PoolId| author.retired.acts_for(author.replica(), id.entry.author);
     let is_root = host.is_none_or(|host| view.ledger.host_pools(host).any(|(id, _)| in_past(id) && acts(id)));
     is_root && !view.ledger.group_pools(group, host).any(|(id, _)| in_past(id))
 }

@@ -7,13 +7,14 @@
 //! that none wins by a number from the future (`PROTOCOL.md`, E3, E6). It is void, not a reason to refuse its entry: what
 //! a change rests on can be looked up only while the record is there, and whether it is, is the receiver's matter.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use automerge::{ActorId, AutoCommit, Change};
 use autosurgeon::{Hydrate, Reconcile, hydrate, reconcile};
 use serde::{Deserialize, Serialize};
 
+use crate::branch::{Branches, Renaming};
 use crate::entry::{Frontier, encode};
 use crate::id::{EntryId, ReplicaId};
 use crate::record::{Kind, Record};
@@ -59,9 +60,11 @@ struct Row {
     /// As Automerge saves it.
     #[serde(with = "serde_bytes")]
     saved: Vec<u8>,
-    /// Of each author, the numbers of the entries that brought its changes, in order.
-    brought: BTreeMap<ReplicaId, Vec<u64>>,
+    brought: Brought,
 }
+
+/// Of each log, the numbers of the entries that brought changes, in order.
+type Brought = BTreeMap<ReplicaId, Vec<u64>>;
 
 /// Writes a new document, by `entry`.
 pub(crate) fn create(entry: EntryId, record: &Record) -> Result<Written, BadDocument> {
@@ -82,15 +85,22 @@ pub(crate) fn edit(row: &[u8], entry: EntryId, record: &Record) -> Result<Option
 /// [`BadDocument::Load`], which says nothing about the change.
 pub(crate) fn apply(
     row: Option<&[u8]>,
-    (entry, frontier): (EntryId, &Frontier),
+    (entry, frontier, branches): (EntryId, &Frontier, &Branches),
     kind: Kind,
     change: Change,
 ) -> Result<Option<Applied>, BadDocument> {
     let (mut document, mut brought) = load(row)?;
-    let own = brought.entry(entry.author).or_default();
-    let in_sequence = u64::try_from(own.len()).is_ok_and(|held| change.seq() == held + 1);
-    own.push(entry.number);
-    if !in_sequence || start(&mut document, &brought, frontier, &change) != Some(change.start_op().get()) {
+    let author = branches.author(entry.author);
+    if let Some(lost) = lost_branch(&brought, author, entry.author, branches) {
+        if branches.continues(entry.author, lost) {
+            return Ok(None);
+        }
+        (document, brought) = without(&mut document, &brought, lost, branches);
+    }
+    let held = by_author(&brought, author, branches).len();
+    let in_sequence = u64::try_from(held).is_ok_and(|held| change.seq() == held + 1);
+    brought.entry(entry.author).or_default().push(entry.number);
+    if !in_sequence || start(&mut document, &brought, (frontier, branches), &change) != Some(change.start_op().get()) {
         return Ok(None);
     }
     // The library asserts what a hostile change may break: this must not stop those who receive it.
@@ -100,6 +110,68 @@ pub(crate) fn apply(
     }));
     let applied = applied.ok().flatten();
     Ok(applied.map(|(saved, record)| Applied { row: encode(&Row { saved, brought }), record }))
+}
+
+/// The entries that brought an author's changes, in order: of several branches a document has one only.
+fn by_author(brought: &Brought, author: ReplicaId, branches: &Branches) -> Vec<EntryId> {
+    let of = |author| brought.get(&author).into_iter().flatten().map(move |number| EntryId { author, number: *number });
+    let mut entries: Vec<EntryId> = branches.logs(author).flat_map(of).collect();
+    entries.sort_unstable_by_key(|entry| entry.number);
+    entries
+}
+
+/// The entry that brought the change with this sequence number.
+fn brought_by(brought: &Brought, author: ReplicaId, seq: u64, branches: &Branches) -> Option<EntryId> {
+    let at = usize::try_from(seq).ok()?.checked_sub(1)?;
+    by_author(brought, author, branches).get(at).copied()
+}
+
+/// Of two branches that both changed a document, the one whose changes are void in it: the library knows one history an
+/// author. None if this log goes on where the last change was made. What others have built on such a change goes with it.
+fn lost_branch(brought: &Brought, author: ReplicaId, log: ReplicaId, branches: &Branches) -> Option<ReplicaId> {
+    let logs = branches.logs(author).filter(|other| brought.contains_key(other));
+    logs.filter_map(|other| branches.part(other, log)).map(|(held, new)| held.max(new)).next()
+}
+
+/// The document without the changes of a branch, and without what rests on them.
+fn without(
+    document: &mut AutoCommit,
+    brought: &Brought,
+    lost: ReplicaId,
+    branches: &Branches,
+) -> (AutoCommit, Brought) {
+    let (mut rest, mut kept) = (AutoCommit::new(), Brought::new());
+    let mut dropped = BTreeSet::new();
+    for change in document.get_changes(&[]) {
+        let author = replica(change.actor_id());
+        let entry = author.and_then(|author| brought_by(brought, author, change.seq(), branches));
+        let stays = |entry: &EntryId| {
+            let before = by_author(&kept, branches.author(entry.author), branches).len();
+            !branches.continues(entry.author, lost)
+                && !change.deps().iter().any(|dep| dropped.contains(dep))
+                && u64::try_from(before).is_ok_and(|before| change.seq() == before + 1)
+        };
+        match entry.filter(stays) {
+            Some(entry) if rest.apply_changes([change.clone()]).is_ok() => {
+                kept.entry(entry.author).or_default().push(entry.number);
+            }
+            _ => drop(dropped.insert(change.hash())),
+        }
+    }
+    (rest, kept)
+}
+
+/// A document's row, with what was one log's named as another's; none if that changes nothing.
+pub(crate) fn renamed(row: &[u8], by: &Renaming) -> Result<Option<Vec<u8>>, BadDocument> {
+    let mut row: Row = rmp_serde::from_slice(row).map_err(|error| BadDocument::Load(error.to_string()))?;
+    let Some(numbers) = row.brought.get_mut(&by.log) else { return Ok(None) };
+    let moved = numbers.split_off(numbers.partition_point(|number| *number < by.first));
+    if moved.is_empty() {
+        return Ok(None);
+    }
+    row.brought.insert(by.to, moved);
+    row.brought.retain(|_, numbers| !numbers.is_empty());
+    Ok(Some(encode(&row)))
 }
 
 /// What can be said of a change without its document: that it is one, and made by this author.
@@ -117,16 +189,15 @@ pub(crate) fn check_author(author: ReplicaId, bytes: &[u8]) -> Result<Change, Ba
 /// The operation number at which a change must start; none if it rests on one that is not in its entry's past.
 fn start(
     document: &mut AutoCommit,
-    brought: &BTreeMap<ReplicaId, Vec<u64>>,
-    frontier: &Frontier,
+    brought: &Brought,
+    (frontier, branches): (&Frontier, &Branches),
     change: &Change,
 ) -> Option<u64> {
     let mut last = 0;
     for hash in change.deps() {
         let meta = document.get_change_meta_by_hash(hash)?;
         let author = replica(&meta.actor)?;
-        let number = *brought.get(&author)?.get(usize::try_from(meta.seq).ok()?.checked_sub(1)?)?;
-        if !frontier.holds(EntryId { author, number }) {
+        if !frontier.holds(brought_by(brought, author, meta.seq, branches)?) {
             return None;
         }
         last = last.max(meta.max_op);
@@ -136,7 +207,7 @@ fn start(
 
 fn write(
     document: AutoCommit,
-    mut brought: BTreeMap<ReplicaId, Vec<u64>>,
+    mut brought: Brought,
     entry: EntryId,
     record: &Record,
 ) -> Result<Option<Written>, BadDocument> {
@@ -186,7 +257,7 @@ fn read(document: &AutoCommit, kind: Kind) -> Option<Record> {
     }
 }
 
-fn load(row: Option<&[u8]>) -> Result<(AutoCommit, BTreeMap<ReplicaId, Vec<u64>>), BadDocument> {
+fn load(row: Option<&[u8]>) -> Result<(AutoCommit, Brought), BadDocument> {
     let Some(row) = row else { return Ok((AutoCommit::new(), BTreeMap::new())) };
     let Row { saved, brought } = rmp_serde::from_slice(row).map_err(|error| BadDocument::Load(error.to_string()))?;
     let document = AutoCommit::load(&saved).map_err(|error| BadDocument::Load(error.to_string()))?;

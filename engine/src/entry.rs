@@ -19,9 +19,11 @@ use crate::record::{Kind, RecordId};
 use crate::retire::Request;
 
 /// Version of the entry format; the first byte of every encoded entry.
-pub const FORMAT: u8 = 2;
+pub const FORMAT: u8 = 3;
 /// Largest encoded entry, header and content together: a hostile one costs no more memory than this.
 pub const MAX_ENTRY: usize = 4 << 20;
+/// Largest encoded header: the two of a fork must fit into one entry.
+pub const MAX_HEADER: usize = 1 << 20;
 
 /// BLAKE3 hash of an encoded header: the identity of an entry, with its author and number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
@@ -113,7 +115,8 @@ pub struct Header {
     pub number: u64,
     /// Hash of the author's previous header; zero for number 1.
     pub previous: Hash,
-    /// What the author held of others, where that differs from its previous entry.
+    /// What the author held of others, where that differs from its previous entry: of one who forked, the end of each
+    /// branch.
     pub seen: Vec<(ReplicaId, Tip)>,
     /// When, by the author's clock. Decides nothing (E6).
     pub time: Millis,
@@ -291,12 +294,61 @@ pub enum MemberOp {
     },
     /// An operator's word that replicas are gone for good (M2). Sponsors only.
     Retire(Request),
+    /// The proof that a replica forked, which starts its retirement as a request would (M3). Any member.
+    Fork(Fork),
     /// The author seals these replicas: of them it holds what this entry's frontier says, and takes no more than another
     /// survivor has.
     Seal {
         /// Whom: whole requests that it knows, and all that it has sealed before.
         set: BTreeSet<ReplicaId>,
     },
+}
+
+/// Two entries of one author with one number, and who shall inherit from it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Fork {
+    /// One.
+    pub one: SignedHeader,
+    /// The other.
+    pub other: SignedHeader,
+    /// Gets the author's rights, claims, and its place as the root of pools.
+    pub heir: ReplicaId,
+}
+
+impl Fork {
+    /// Who forked, if these headers are of one author and number, and differ. The signatures are for
+    /// [`SignedHeader::verify`].
+    #[must_use]
+    pub fn author(&self) -> Option<ReplicaId> {
+        let header = |signed: &SignedHeader| decode::<Header>(&signed.header, "header").ok();
+        let (one, other) = (header(&self.one)?, header(&self.other)?);
+        let same = (one.cloud, one.author, one.number) == (other.cloud, other.author, other.number);
+        (same && self.one.hash() != self.other.hash()).then_some(one.author)
+    }
+}
+
+/// An entry without its content.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SignedHeader {
+    /// As its author encoded it.
+    #[serde(with = "serde_bytes")]
+    header: Vec<u8>,
+    #[serde(with = "serde_bytes")]
+    signature: Vec<u8>,
+}
+
+impl SignedHeader {
+    /// Hash of the header.
+    #[must_use]
+    pub fn hash(&self) -> Hash {
+        Hash::of(&self.header)
+    }
+
+    /// Whether `public_key` signed it.
+    #[must_use]
+    pub fn verify(&self, public_key: &[u8; 32]) -> bool {
+        is_signed(public_key, &signed_bytes(&self.hash()), &self.signature)
+    }
 }
 
 /// A member, as its sponsor admitted it.
@@ -416,6 +468,8 @@ pub struct Entry {
     pub header: Header,
     /// The content, if held.
     pub content: Content,
+    /// The log that it belongs to: its author's, or a branch of it.
+    pub(crate) log: ReplicaId,
     hash: Hash,
     signature: Vec<u8>,
     bytes: Vec<u8>,
@@ -439,7 +493,8 @@ impl Entry {
         let wire = Wire { header: header_bytes, signature, content: content_bytes };
         let mut bytes = vec![FORMAT];
         bytes.extend(encode(&wire));
-        Self { header, content, hash, signature: wire.signature, bytes }
+        let log = header.author;
+        Self { header, content, log, hash, signature: wire.signature, bytes }
     }
 
     /// Decodes and checks everything that needs no state: version, lengths, encoding, the content's hash. The
@@ -456,6 +511,9 @@ impl Entry {
             return Err(BadEntry::Format(*format));
         }
         let wire: Wire = decode(rest, "frame")?;
+        if wire.header.len() > MAX_HEADER {
+            return Err(BadEntry::TooLong(wire.header.len()));
+        }
         let header: Header = decode(&wire.header, "header")?;
         let content_hash = if wire.content.is_empty() { Hash::default() } else { Hash::of(&wire.content) };
         if header.content != content_hash {
@@ -463,7 +521,8 @@ impl Entry {
         }
         let content = if wire.content.is_empty() { Content::default() } else { decode(&wire.content, "content")? };
         let hash = Hash::of(&wire.header);
-        Ok(Self { header, content, hash, signature: wire.signature, bytes: bytes.to_vec() })
+        let log = header.author;
+        Ok(Self { header, content, log, hash, signature: wire.signature, bytes: bytes.to_vec() })
     }
 
     /// Checks the author's signature.
@@ -475,10 +534,25 @@ impl Entry {
         if signed { Ok(()) } else { Err(BadEntry::Signature) }
     }
 
-    /// Author and number.
+    /// Author and number, as it was signed.
     #[must_use]
     pub fn id(&self) -> EntryId {
         EntryId { author: self.header.author, number: self.header.number }
+    }
+
+    /// By what it is named where it is held: of an author who forked, the branch and number.
+    #[must_use]
+    pub fn held_as(&self) -> EntryId {
+        EntryId { author: self.log, number: self.header.number }
+    }
+
+    /// The part that proves who wrote it.
+    ///
+    /// # Errors
+    /// [`BadEntry`], which cannot be: it was decoded before.
+    pub(crate) fn signed_header(&self) -> Result<SignedHeader, BadEntry> {
+        let wire: Wire = decode(self.bytes.get(1..).unwrap_or_default(), "frame")?;
+        Ok(SignedHeader { header: wire.header, signature: wire.signature })
     }
 
     /// Hash of the header.

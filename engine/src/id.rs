@@ -131,10 +131,11 @@ impl fmt::Debug for SiteName {
     }
 }
 
-/// The place of an entry in its author's log: entry `number` (1, 2, 3 …) of `author`.
+/// The place of an entry in a log: entry `number` (1, 2, 3 …) of `author`, or of a branch if that has forked
+/// ([`crate::branch`]).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct EntryId {
-    /// Who wrote it.
+    /// The log: who wrote it, or the name of a branch.
     pub author: ReplicaId,
     /// Its place in the author's log, from 1.
     pub number: u64,

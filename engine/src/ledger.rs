@@ -16,6 +16,7 @@ use imbl::{OrdMap, Vector};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::branch::{Rename, Renaming};
 use crate::entry::{Frontier, LedgerOp, Subject};
 use crate::id::{ClaimId, EntryId, HostId, PoolId, ReplicaId};
 use crate::mutant::{Mutant, on};
@@ -182,6 +183,9 @@ impl Amount {
 pub struct Account {
     /// Free rights as of the owner's last entry that used this pool.
     free: Amount,
+    /// What an owner who forked has spent twice, less what was paid of it (M3): no right of this account is free before
+    /// it is paid.
+    debt: Amount,
     /// Grants to the owner that this `free` does not contain yet, by the entries that made them.
     incoming: Vec<(EntryId, Amount)>,
 }
@@ -190,7 +194,24 @@ impl Account {
     /// Free rights, all grants included: what the owner can spend once it holds what we hold.
     #[must_use]
     pub fn total(&self) -> Amount {
+        self.gross().saturating_sub(&self.debt)
+    }
+
+    /// What remains owed when all free rights are paid.
+    #[must_use]
+    pub fn owed(&self) -> Amount {
+        self.debt.saturating_sub(&self.gross())
+    }
+
+    fn gross(&self) -> Amount {
         self.incoming.iter().fold(self.free.clone(), |sum, (_, amount)| sum.saturating_add(amount))
+    }
+
+    /// Pays what can be paid.
+    fn pay(&mut self) {
+        let paid = self.free.min(&self.debt);
+        self.free = self.free.saturating_sub(&paid);
+        self.debt = self.debt.saturating_sub(&paid);
     }
 
     /// Takes up the grants that the owner's frontier covers (A1). Frontiers only grow, so it does not matter at which
@@ -200,6 +221,7 @@ impl Account {
             std::mem::take(&mut self.incoming).into_iter().partition::<Vec<_>, _>(|(entry, _)| frontier.holds(*entry));
         self.incoming = unseen;
         self.free = seen.iter().fold(std::mem::take(&mut self.free), |sum, (_, amount)| sum.saturating_add(amount));
+        self.pay();
     }
 }
 
@@ -229,11 +251,38 @@ impl Pool {
         self.accounts.iter().map(|(replica, account)| (*replica, account.total()))
     }
 
+    /// What was spent twice by replicas that forked, and is not paid yet (M3).
+    #[must_use]
+    pub fn overdraft(&self) -> Amount {
+        self.accounts.values().fold(Amount::default(), |sum, account| sum.saturating_add(&account.owed()))
+    }
+
+    /// What each replica owes, of those that owe anything.
+    pub(crate) fn debts(&self) -> impl Iterator<Item = (ReplicaId, Amount)> + '_ {
+        let owed = self.accounts.iter().map(|(replica, account)| (*replica, account.owed()));
+        owed.filter(|(_, owed)| !owed.is_zero())
+    }
+
+    /// Whether there is anything in a replica's account that an heir could take.
+    pub(crate) fn is_left(&self, replica: ReplicaId) -> bool {
+        let left = |account: &Account| !account.gross().is_zero() || !account.debt.is_zero();
+        self.accounts.get(&replica).is_some_and(left)
+    }
+
+    pub(crate) fn rename(&mut self, by: &Renaming) {
+        let renamed = self.accounts.iter().map(|(replica, account)| {
+            let mut account = account.clone();
+            account.incoming.iter_mut().for_each(|(entry, _)| entry.rename(by));
+            (*replica, account)
+        });
+        self.accounts = renamed.collect();
+    }
+
     /// The free rights of one replica, of the grants to it those that `past` covers.
     pub(crate) fn held(&self, replica: ReplicaId, past: &Frontier) -> Amount {
         let Some(account) = self.accounts.get(&replica) else { return Amount::default() };
         let seen = account.incoming.iter().filter(|(entry, _)| past.holds(*entry));
-        seen.fold(account.free.clone(), |sum, (_, amount)| sum.saturating_add(amount))
+        seen.fold(account.free.clone(), |sum, (_, amount)| sum.saturating_add(amount)).saturating_sub(&account.debt)
     }
 
     /// The free rights of one replica, as far as we know.
@@ -256,6 +305,14 @@ pub struct Claim {
     pub epoch: u64,
     /// Entries that hold the agent's statement that its domain is gone and will never be started for this claim (A3).
     pub gone: Vec<EntryId>,
+}
+
+impl Rename for Claim {
+    fn rename(&mut self, by: &Renaming) {
+        self.pool.rename(by);
+        self.gone.rename(by);
+        self.gone.sort_unstable();
+    }
 }
 
 /// Why a change of a ledger is void. Nothing of its entry is applied.
@@ -337,6 +394,11 @@ pub enum Touched {
 pub struct Judged<'a> {
     /// The entry.
     pub entry: EntryId,
+    /// Who wrote it.
+    pub author: ReplicaId,
+    /// Its author has forked: what each branch spends was covered where it was written, and is not judged by what all of
+    /// them have spent together (M3).
+    pub is_forked: bool,
     /// Its author's full frontier, this entry included.
     pub frontier: &'a Frontier,
     /// Whether a replica is a member in the entry's past.
@@ -420,14 +482,16 @@ impl Ledger {
         }
     }
 
-    /// Whether rights and claims add up: minted = free + claimed + burnt, in every dimension of every pool. Holds at
+    /// Whether rights and claims add up: minted + overdraft = free + claimed + burnt, in every dimension of every pool. Holds at
     /// every causally closed set of entries (rule `conservation`).
     #[must_use]
     pub fn is_conserved(&self) -> bool {
         self.pools.values().all(|pool| {
-            let free = pool.accounts().try_fold(Amount::default(), |sum, (_, free)| sum.checked_add(&free));
+            let free = pool.accounts.values().try_fold(Amount::default(), |sum, one| sum.checked_add(&one.gross()));
+            let debt = pool.accounts.values().try_fold(Amount::default(), |sum, one| sum.checked_add(&one.debt));
             let used = pool.claimed.checked_add(&pool.burnt);
-            free.and_then(|free| free.checked_add(&used?)).is_some_and(|sum| sum == pool.minted)
+            let sum = free.and_then(|free| free.checked_add(&used?));
+            sum.is_some_and(|sum| debt.and_then(|debt| debt.checked_add(&pool.minted)) == Some(sum))
         })
     }
 
@@ -437,7 +501,7 @@ impl Ledger {
     /// # Errors
     /// [`BadLedgerOp`], judged at the entry's own past: every replica gives the same answer (E3).
     pub fn apply(&mut self, judged: Judged<'_>, index: u32, op: &LedgerOp) -> Result<Touched, BadLedgerOp> {
-        let author = judged.entry.author;
+        let author = judged.author;
         match op {
             LedgerOp::Mint { subject, amount } => {
                 let id = PoolId { entry: judged.entry, index };
@@ -452,6 +516,7 @@ impl Ledger {
                 pool.minted = pool.minted.checked_add(amount).ok_or(BadLedgerOp::Overflow(*id))?;
                 let account = pool.accounts.entry(author).or_default();
                 account.free = account.free.checked_add(amount).ok_or(BadLedgerOp::Overflow(*id))?;
+                account.pay();
                 Ok(Touched::Pool(*id))
             }
             LedgerOp::Burn { pool: id, amount } => {
@@ -519,10 +584,16 @@ impl Ledger {
             return Err(BadLedgerOp::Nothing(id));
         }
         let pool = self.pool_mut(judged, id)?;
-        let account = pool.accounts.entry(judged.entry.author).or_default();
+        let account = pool.accounts.entry(judged.author).or_default();
         account.settle(judged.frontier);
+        if judged.is_forked {
+            account.debt = account.debt.checked_add(amount).ok_or(BadLedgerOp::Overflow(id))?;
+            account.pay();
+            return Ok(pool);
+        }
         let unchecked = on(Mutant::RightsUnchecked).then(|| account.free.saturating_sub(amount));
-        let Some(rest) = account.free.checked_sub(amount).or(unchecked) else {
+        let rest = account.free.checked_sub(amount).filter(|_| account.debt.is_zero());
+        let Some(rest) = rest.or(unchecked) else {
             return Err(BadLedgerOp::NotHeld { pool: id, held: account.free.clone(), wanted: amount.clone() });
         };
         account.free = rest;
@@ -530,7 +601,11 @@ impl Ledger {
     }
 
     fn release(&mut self, judged: Judged<'_>, id: ClaimId) -> Result<(), BadLedgerOp> {
-        let acts = judged.retired.acts_for(judged.entry.author, id.entry.author);
+        let acts = judged.retired.acts_for(judged.author, id.entry.author);
+        if judged.is_forked && !self.claims.contains_key(&id) {
+            // Another branch has released it.
+            return Ok(());
+        }
         let Some(claim) = self.claims.get(&id).filter(|_| acts).cloned() else {
             return Err(BadLedgerOp::NotHolder(id));
         };
@@ -548,8 +623,9 @@ impl Ledger {
         }
         let pool = self.pool_mut(judged, claim.pool)?;
         pool.claimed = pool.claimed.saturating_sub(&claim.amount);
-        let account = pool.accounts.entry(judged.entry.author).or_default();
+        let account = pool.accounts.entry(judged.author).or_default();
         account.free = account.free.checked_add(&claim.amount).ok_or(BadLedgerOp::Overflow(claim.pool))?;
+        account.pay();
         if on(Mutant::ReleaseTwice) {
             account.free = account.free.saturating_add(&claim.amount);
         }
@@ -564,19 +640,21 @@ impl Ledger {
     /// Moves what a retired replica held: all of its chain that counts is in the past of everybody who knows of its
     /// retirement, so all judges move the same. What is granted to it later waits for the next time.
     fn inherit(&mut self, judged: Judged<'_>, id: PoolId, from: ReplicaId) -> Result<(), BadLedgerOp> {
-        let author = judged.entry.author;
+        let author = judged.author;
         if judged.retired.heir(from) != Some(author) {
             return Err(BadLedgerOp::NotHeir { pool: id, from });
         }
         let pool = self.pool_mut(judged, id)?;
         let Some(left) = pool.accounts.get_mut(&from) else { return Err(BadLedgerOp::Nothing(id)) };
         left.settle(judged.frontier);
-        let amount = std::mem::take(&mut left.free);
-        if amount.is_zero() {
+        let (amount, debt) = (std::mem::take(&mut left.free), std::mem::take(&mut left.debt));
+        if amount.is_zero() && debt.is_zero() && !judged.is_forked {
             return Err(BadLedgerOp::Nothing(id));
         }
         let account = pool.accounts.entry(author).or_default();
         account.free = account.free.checked_add(&amount).ok_or(BadLedgerOp::Overflow(id))?;
+        account.debt = account.debt.checked_add(&debt).ok_or(BadLedgerOp::Overflow(id))?;
+        account.pay();
         Ok(())
     }
 
@@ -588,7 +666,7 @@ impl Ledger {
 
 /// The pool that a mint makes: its root holds all of it.
 fn mint(root: ReplicaId, subject: Subject, amount: Amount) -> Pool {
-    let account = Account { free: amount.clone(), incoming: Vec::new() };
+    let account = Account { free: amount.clone(), ..Account::default() };
     let accounts = OrdMap::unit(root, account);
     Pool { subject, minted: amount, burnt: Amount::default(), claimed: Amount::default(), accounts }
 }

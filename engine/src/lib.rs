@@ -3,6 +3,7 @@
 
 pub mod agent;
 mod apply;
+pub mod branch;
 pub mod document;
 pub mod entry;
 pub mod filters;
@@ -12,10 +13,12 @@ pub mod ledger;
 #[cfg(feature = "memo")]
 mod memo;
 pub mod mutant;
+mod receive;
 pub mod record;
 pub mod replica;
 pub mod retire;
 pub mod schedule;
+mod stage;
 pub mod store;
 pub mod tx;
 pub mod view;

@@ -11,13 +11,17 @@ use ed25519_dalek::SigningKey;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-use crate::apply::{self, ApplyError, Documents};
+use crate::apply::{self, Documents};
 pub use crate::apply::{Invalid, founded_by};
-use crate::entry::{BadEntry, Entry, Frontier, Hash, Header, Member, MemberOp, Subject, Tip, encode};
+use crate::branch::{Branch, Branches};
+use crate::entry::{
+    BadEntry, Entry, Fork, Frontier, Hash, Header, Member, MemberOp, SignedHeader, Subject, Tip, encode,
+};
 use crate::id::{ClaimId, CloudId, EntryId, Millis, PoolId, ReplicaId};
 use crate::ledger::{Amount, Dimension, Pool};
 use crate::record::{Kind, RecordId};
 use crate::retire::VOTES;
+use crate::stage::Stage;
 use crate::store::{Batch, FORMAT, Reader, Store, StoreError, Table};
 use crate::tx::{Fence, Refusal, Tx};
 use crate::view::{Dirty, Rows, View};
@@ -139,12 +143,12 @@ pub enum Rejection {
     Store(#[from] StoreError),
 }
 
-/// The last entry of an author, as far as held.
+/// The last entry of a log, as far as held.
 #[derive(Clone, Debug, Default)]
-struct Chain {
-    last: Hash,
+pub(crate) struct Chain {
+    pub(crate) last: Hash,
     /// The full frontier of that entry, itself included.
-    frontier: Arc<Frontier>,
+    pub(crate) frontier: Arc<Frontier>,
 }
 
 /// What a flush has made durable. From now on it may be seen.
@@ -166,23 +170,38 @@ pub struct Flushed {
 pub struct Replica {
     identity: Identity,
     me: ReplicaId,
-    view: View,
-    chains: imbl::OrdMap<ReplicaId, Chain>,
+    pub(crate) view: View,
+    pub(crate) chains: imbl::OrdMap<ReplicaId, Chain>,
     store: Box<dyn Store>,
-    pending: Pending,
-    quarantine: BTreeMap<ReplicaId, Rejection>,
+    pub(crate) pending: Pending,
+    pub(crate) quarantine: BTreeMap<ReplicaId, Rejection>,
     /// Set once, until the replica joins anew.
     fence: Option<Fence>,
-    /// Of replicas that are being retired: the highest entry that another survivor is known to hold, by an entry of its
-    /// own that has come and waits for it. The survivor's seal cannot come before that.
-    named: BTreeMap<ReplicaId, u64>,
+    /// What may be taken only together.
+    pub(crate) stage: Stage,
+    /// Two entries with one number, of authors who are not being retired yet.
+    pub(crate) proofs: BTreeMap<ReplicaId, (SignedHeader, SignedHeader)>,
 }
 
 /// What the next flush writes, besides the view's dirty rows; and how documents are read meanwhile.
-struct Pending {
-    reader: Box<dyn Reader>,
-    documents: BTreeMap<RecordId, Option<Vec<u8>>>,
-    entries: Vec<Arc<Entry>>,
+pub(crate) struct Pending {
+    pub(crate) reader: Box<dyn Reader>,
+    pub(crate) documents: BTreeMap<RecordId, Option<Vec<u8>>>,
+    pub(crate) entries: Vec<Arc<Entry>>,
+    /// Entries of logs that forked: gone from where they were, or put where they belong.
+    pub(crate) moved: BTreeMap<EntryId, Option<Vec<u8>>>,
+    /// A fork has become known: every row is written anew, since what is named by entries has other names.
+    pub(crate) rewrite: bool,
+}
+
+/// What a group of entries that are taken together may change, as it was before.
+pub(crate) struct Saved {
+    pub(crate) view: View,
+    pub(crate) chains: imbl::OrdMap<ReplicaId, Chain>,
+    pub(crate) entries: Vec<Arc<Entry>>,
+    pub(crate) documents: BTreeMap<RecordId, Option<Vec<u8>>>,
+    pub(crate) moved: BTreeMap<EntryId, Option<Vec<u8>>>,
+    pub(crate) rewrite: bool,
 }
 
 impl Documents for Pending {
@@ -270,9 +289,9 @@ impl Replica {
         if format != FORMAT {
             return Err(OpenError::Format(format));
         }
-        let chains = load_chains(&*reader)?;
+        let (chains, branches) = load_chains(&*reader)?;
         let mut view = View::new(identity.cloud);
-        view.restore(load_rows(&*reader, &chains)?);
+        view.restore(load_rows(&*reader, &chains, branches)?);
         if view.member(identity.replica()).is_none_or(|state| state.member.public_key != identity.public_key()) {
             return Err(OpenError::NotMember);
         }
@@ -286,7 +305,13 @@ impl Replica {
         store: Box<dyn Store>,
     ) -> Result<Self, StoreError> {
         let me = identity.replica();
-        let pending = Pending { reader: store.reader()?, documents: BTreeMap::new(), entries: Vec::new() };
+        let pending = Pending {
+            reader: store.reader()?,
+            documents: BTreeMap::new(),
+            entries: Vec::new(),
+            moved: BTreeMap::new(),
+            rewrite: false,
+        };
         Ok(Self {
             identity,
             me,
@@ -296,8 +321,13 @@ impl Replica {
             pending,
             quarantine: BTreeMap::new(),
             fence: None,
-            named: BTreeMap::new(),
+            stage: Stage::default(),
+            proofs: BTreeMap::new(),
         })
+    }
+
+    pub(crate) fn me(&self) -> ReplicaId {
+        self.me
     }
 
     /// Who it is.
@@ -371,10 +401,30 @@ impl Replica {
             && self.inherit(now, flushed.filter(|flushed| !flushed.members).map(|flushed| flushed.pools.as_slice()))?;
         let votes = self.view.ledger().votes().map(|(id, _)| id);
         let votes = flushed.is_none_or(|flushed| votes.is_some_and(|id| flushed.pools.contains(&id)));
-        let sealed = (members && self.seal(now)?) || ((members || votes) && self.share_votes(now)?);
+        let told = self.tell_of_fork(now)?;
+        let sealed = ((members || told) && self.seal(now)?) || ((members || votes) && self.share_votes(now)?);
         let claims = flushed.filter(|flushed| !flushed.members).map(|flushed| self.concerned(flushed));
         let released = self.release_settled(now, claims.as_deref())?;
-        Ok(sealed || inherited || released > 0)
+        Ok(told || sealed || inherited || released > 0)
+    }
+
+    /// Writes down the proof that a member forked, which asks all to retire it (M3). Its heir is a replica of its site, since its
+    /// hosts are there, or else this one.
+    fn tell_of_fork(&mut self, now: Millis) -> Result<bool, Refusal> {
+        let Some((author, (one, other))) = self.unspoken_proof() else { return Ok(false) };
+        let fork = Fork { one, other, heir: self.neighbour(author).unwrap_or(self.me) };
+        self.proofs.remove(&author);
+        self.transact::<_, Refusal>(now, |tx| tx.membership(MemberOp::Fork(fork)))?;
+        Ok(true)
+    }
+
+    /// A replica of the same site that is not being retired.
+    fn neighbour(&self, of: ReplicaId) -> Option<ReplicaId> {
+        let view = &self.view;
+        let going = view.retirements.named(&view.frontier);
+        let site = &view.member(of)?.member.site;
+        let others = view.living().filter(|(id, _)| **id != of && !going.contains(id));
+        others.filter(|(_, state)| state.member.site == *site).map(|(id, _)| *id).next()
     }
 
     /// The claims that a flush may have settled: those that changed, and those of servers that were deleted.
@@ -406,8 +456,6 @@ impl Replica {
             return Ok(false);
         }
         self.transact::<_, Refusal>(now, |tx| tx.membership(MemberOp::Seal { set }))?;
-        // Whoever has named something may be among the sealed now, and no survivor any more.
-        self.named.clear();
         Ok(true)
     }
 
@@ -452,7 +500,7 @@ impl Replica {
         let ledger = self.view.ledger();
         let mut left = Vec::new();
         let mut look = |id: PoolId, pool: &Pool| {
-            left.extend(from.iter().filter(|id| !pool.free(**id).is_zero()).map(|from| (id, *from)));
+            left.extend(from.iter().filter(|id| pool.is_left(**id)).map(|from| (id, *from)));
         };
         match pools {
             Some(pools) => pools.iter().filter_map(|id| Some((*id, ledger.pool(*id)?))).for_each(|(id, p)| look(id, p)),
@@ -498,10 +546,12 @@ impl Replica {
             return Ok(Flushed::default());
         }
         let dirty = std::mem::take(&mut self.view.dirty);
-        let batch = self.batch(&dirty);
+        let batch = self.batch(&dirty)?;
         self.store.commit(&batch)?;
         self.pending.reader = self.store.reader()?;
         self.pending.documents.clear();
+        self.pending.moved.clear();
+        self.pending.rewrite = false;
         let entries = std::mem::take(&mut self.pending.entries);
         let members = !dirty.members.is_empty() || !dirty.retirements.is_empty();
         let records = dirty.records.into_iter().collect();
@@ -546,7 +596,8 @@ impl Replica {
             author: self.me,
             number,
             previous: chain.last,
-            seen: others.filter(differs).map(|(replica, tip)| (*replica, *tip)).collect(),
+            // Whoever has not heard of a fork knows no branch: number and hash tell which entry is meant.
+            seen: others.filter(differs).map(|(log, tip)| (self.view.branches.author(*log), *tip)).collect(),
             time: now,
             scope: crate::entry::Scope::Everywhere,
             created: Vec::new(),
@@ -580,156 +631,27 @@ impl Replica {
         assert!(view.ledger().is_conserved(), "rights do not add up after {entry:?}");
     }
 
-    fn accept(&mut self, bytes: &[u8]) -> Result<Received, Rejection> {
-        let entry = Entry::decode(bytes)?;
-        let header = &entry.header;
-        let id = entry.id();
-        if header.cloud != self.identity.cloud {
-            return Err(BadEntry::Cloud.into());
-        }
-        if let Some(fence) = self.fence() {
-            return Err(fence.into());
-        }
-        if let Some(cut) = self.view.retired().cut(id.author).filter(|cut| id.number > *cut) {
-            return Err(Rejection::Void { entry: id, cut });
-        }
-        let chain = self.chains.get(&id.author).cloned().unwrap_or_default();
-        let held = chain.frontier.number(id.author);
-        if id.number > held {
-            if let Some(before) = self.missing(&entry, held) {
-                self.note_named(&entry);
-                return Ok(Received::Waiting(before));
-            }
-            if self.is_sealed(id) {
-                return Ok(Received::Waiting(id));
-            }
-            if self.quarantine.contains_key(&id.author) {
-                return Err(Rejection::Quarantined(id.author));
-            }
-        } else if self.short_hash(id)? == Some(entry.hash().short()) {
-            return Ok(Received::Known);
-        }
-        let key = match self.view.member(id.author) {
-            Some(state) => state.member.public_key,
-            None => founder_key(header).ok_or(Rejection::Invalid { entry: id, reason: Invalid::NotMember })?,
-        };
-        // Up to here anybody may have sent it: nobody is blamed for what it did not sign.
-        entry.verify(&key)?;
-        let judged = if id.number <= held { Err(Rejection::Fork { named: id }) } else { self.judge(entry, &chain) };
-        if let Err(rejection) = &judged
-            && !matches!(rejection, Rejection::Store(_) | Rejection::Fenced(_))
-        {
-            self.quarantine.insert(id.author, rejection.clone());
-        }
-        judged
-    }
-
-    /// Applies an entry that its author signed, and that comes next.
-    fn judge(&mut self, entry: Entry, chain: &Chain) -> Result<Received, Rejection> {
-        let (header, id) = (&entry.header, entry.id());
-        if id.author == self.me {
-            self.put_up(Fence::OldStore(id));
-            return Err(Fence::OldStore(id).into());
-        }
-        if header.previous != chain.last {
-            return Err(Rejection::Chain(id));
-        }
-        let mut frontier = Frontier::clone(&chain.frontier);
-        for (replica, tip) in &header.seen {
-            // A frontier never falls.
-            if *replica == id.author || tip.number <= frontier.number(*replica) {
-                return Err(Rejection::Chain(id));
-            }
-            let named = EntryId { author: *replica, number: tip.number };
-            if self.short_hash(named)? != Some(tip.hash) {
-                return Err(Rejection::Disagrees { entry: id, named });
-            }
-            frontier.set(*replica, *tip);
-        }
-        frontier.set(id.author, entry.tip());
-        let mut view = self.view.clone();
-        let mut documents = crate::tx::Overlay { base: &mut self.pending, changed: BTreeMap::new() };
-        match apply::apply(&mut view, &entry, &frontier, &mut documents) {
-            Ok(()) => {}
-            Err(ApplyError::Invalid(reason)) => return Err(Rejection::Invalid { entry: id, reason }),
-            Err(ApplyError::Store(error)) => return Err(error.into()),
-        }
-        let changed = documents.changed;
-        debug_assert!(view.ledger().is_conserved(), "rights do not add up after {entry:?}");
-        self.view = view;
-        self.pending.documents.extend(changed);
-        self.took(Arc::new(entry), frontier);
-        Ok(Received::Applied)
-    }
-
-    /// Whether this replica has sealed an author that is being retired, below this entry: it takes it once it knows that
-    /// another survivor holds it.
-    fn is_sealed(&self, id: EntryId) -> bool {
-        let retirements = &self.view.retirements;
-        if retirements.is_empty() {
-            return false;
-        }
-        let limit = retirements.limit(self.me, id.author, &self.view.frontier);
-        let named = self.named.get(&id.author).copied().unwrap_or(0);
-        limit.is_some_and(|limit| id.number > limit.max(named))
-    }
-
-    /// A survivor's entry that waits for entries of an author that is being retired: the survivor holds those, and will
-    /// seal no less.
-    fn note_named(&mut self, entry: &Entry) {
-        if self.view.retirements.is_empty() {
-            return;
-        }
-        let named = self.view.retirements.sealed_by(self.me, &self.view.frontier);
-        let author = self.view.member(entry.header.author).filter(|_| !named.contains(&entry.header.author));
-        if author.is_some_and(|state| entry.verify(&state.member.public_key).is_ok()) {
-            for (replica, tip) in entry.header.seen.iter().filter(|(replica, _)| named.contains(replica)) {
-                let slot = self.named.entry(*replica).or_default();
-                *slot = tip.number.max(*slot);
-            }
-        }
-    }
-
-    /// The first entry of this one's past that is not held.
-    fn missing(&self, entry: &Entry, held: u64) -> Option<EntryId> {
-        let EntryId { author, number } = entry.id();
-        if number > held + 1 {
-            return Some(EntryId { author, number: held + 1 });
-        }
-        let mine = |replica| self.view.frontier.number(replica);
-        let lacking = entry.header.seen.iter().find(|(replica, tip)| tip.number > mine(*replica));
-        lacking.map(|(replica, _)| EntryId { author: *replica, number: mine(*replica) + 1 })
-    }
-
-    /// The first bytes of the hash of an entry that is held.
-    fn short_hash(&self, id: EntryId) -> Result<Option<u64>, StoreError> {
-        if let Some(tip) = self.view.frontier.0.get(&id.author).filter(|tip| tip.number == id.number) {
-            return Ok(Some(tip.hash));
-        }
-        if let Some(entry) = self.pending.entries.iter().find(|entry| entry.id() == id) {
-            return Ok(Some(entry.hash().short()));
-        }
-        let bytes = self.pending.reader.get(Table::Log, &log_key(id))?;
-        Ok(bytes.and_then(|bytes| Entry::decode(&bytes).ok()).map(|entry| entry.hash().short()))
-    }
-
-    fn took(&mut self, entry: Arc<Entry>, frontier: Frontier) {
+    pub(crate) fn took(&mut self, entry: Arc<Entry>, frontier: Frontier) {
         let chain = Chain { last: entry.hash(), frontier: Arc::new(frontier) };
-        self.chains.insert(entry.header.author, chain);
+        self.chains.insert(entry.log, chain);
         self.pending.entries.push(entry);
     }
 
-    fn batch(&self, dirty: &Dirty) -> Batch {
+    fn batch(&self, dirty: &Dirty) -> Result<Batch, StoreError> {
         let mut batch = Batch::default();
         for entry in &self.pending.entries {
-            let author = entry.header.author;
-            batch.put(Table::Log, log_key(entry.id()), entry.bytes().to_vec());
-            if let Some(chain) = self.chains.get(&author) {
-                batch.put(Table::Author, encode(&author), encode(&(chain.last, &*chain.frontier)));
-            }
+            batch.put(Table::Log, log_key(entry.held_as()), entry.bytes().to_vec());
+            self.put_chain(&mut batch, entry.log);
+        }
+        for (id, moved) in &self.pending.moved {
+            put_or_delete(&mut batch, Table::Log, log_key(*id), moved.clone());
         }
         for (id, saved) in &self.pending.documents {
             put_or_delete(&mut batch, Table::Document, encode(id), saved.clone());
+        }
+        if self.pending.rewrite {
+            self.rewrite(&mut batch)?;
+            return Ok(batch);
         }
         let view = &self.view;
         for id in &dirty.records {
@@ -758,9 +680,48 @@ impl Replica {
         for id in &dirty.claims {
             put_or_delete(&mut batch, Table::Claim, encode(id), view.ledger.claim(*id).map(encode));
         }
-        batch
+        Ok(batch)
+    }
+
+    fn put_chain(&self, batch: &mut Batch, log: ReplicaId) {
+        if let Some(chain) = self.chains.get(&log) {
+            let row = (chain.last, &*chain.frontier, self.view.branches.get(log));
+            batch.put(Table::Author, encode(&log), encode(&row));
+        }
+    }
+
+    /// Every row that is named by entries, or names them.
+    fn rewrite(&self, batch: &mut Batch) -> Result<(), StoreError> {
+        for table in REWRITTEN {
+            self.pending.reader.scan(table, &[], &mut |key, _| {
+                batch.delete(table, key.to_vec());
+                true
+            })?;
+        }
+        let view = &self.view;
+        self.chains.keys().for_each(|log| self.put_chain(batch, *log));
+        view.records.iter().for_each(|(id, held)| batch.put(Table::Record, encode(id), encode(&**held)));
+        view.tombstones.iter().for_each(|(id, row)| batch.put(Table::Tombstone, encode(id), encode(row)));
+        view.names.iter().for_each(|(name, state)| batch.put(Table::Name, encode(name), encode(state)));
+        view.members.iter().for_each(|(id, state)| batch.put(Table::Member, encode(id), encode(state)));
+        view.ledger.pools().for_each(|(id, pool)| batch.put(Table::Pool, encode(id), encode(pool)));
+        view.ledger.claims().for_each(|(id, claim)| batch.put(Table::Claim, encode(id), encode(claim)));
+        view.retirements.rows().iter().for_each(|(id, row)| batch.put(Table::Retirement, encode(id), encode(row)));
+        Ok(())
     }
 }
+
+/// What [`Replica::rewrite`] writes anew; documents are renamed one by one.
+const REWRITTEN: [Table; 8] = [
+    Table::Author,
+    Table::Member,
+    Table::Record,
+    Table::Tombstone,
+    Table::Name,
+    Table::Pool,
+    Table::Claim,
+    Table::Retirement,
+];
 
 /// The key of an entry in [`Table::Log`]: an author's entries are neighbours, in order.
 #[must_use]
@@ -789,13 +750,6 @@ pub fn read_log(reader: &dyn Reader, from: EntryId, limit: usize, bytes: usize) 
     Ok(entries)
 }
 
-fn founder_key(header: &Header) -> Option<[u8; 32]> {
-    match header.members.first() {
-        Some(MemberOp::Join(member)) if founded_by(&member.public_key) == header.cloud => Some(member.public_key),
-        _ => None,
-    }
-}
-
 fn put_or_delete(batch: &mut Batch, table: Table, key: Vec<u8>, value: Option<Vec<u8>>) {
     match value {
         Some(value) => batch.put(table, key, value),
@@ -803,13 +757,23 @@ fn put_or_delete(batch: &mut Batch, table: Table, key: Vec<u8>, value: Option<Ve
     }
 }
 
-fn load_chains(reader: &dyn Reader) -> Result<imbl::OrdMap<ReplicaId, Chain>, OpenError> {
-    let rows: Vec<(ReplicaId, (Hash, Frontier))> = load(reader, Table::Author)?;
-    let chain = |(last, frontier)| Chain { last, frontier: Arc::new(frontier) };
-    Ok(rows.into_iter().map(|(author, row)| (author, chain(row))).collect())
+fn load_chains(reader: &dyn Reader) -> Result<(imbl::OrdMap<ReplicaId, Chain>, Branches), OpenError> {
+    let rows: Vec<(ReplicaId, (Hash, Frontier, Option<Branch>))> = load(reader, Table::Author)?;
+    let (mut chains, mut branches) = (imbl::OrdMap::new(), Branches::default());
+    for (log, (last, frontier, branch)) in rows {
+        chains.insert(log, Chain { last, frontier: Arc::new(frontier) });
+        if let Some(branch) = branch {
+            branches.put_back(log, branch);
+        }
+    }
+    Ok((chains, branches))
 }
 
-fn load_rows(reader: &dyn Reader, chains: &imbl::OrdMap<ReplicaId, Chain>) -> Result<Rows, OpenError> {
+fn load_rows(
+    reader: &dyn Reader,
+    chains: &imbl::OrdMap<ReplicaId, Chain>,
+    branches: Branches,
+) -> Result<Rows, OpenError> {
     let mut frontier = Frontier::default();
     for (author, chain) in chains {
         if let Some(tip) = chain.frontier.0.get(author) {
@@ -818,6 +782,7 @@ fn load_rows(reader: &dyn Reader, chains: &imbl::OrdMap<ReplicaId, Chain>) -> Re
     }
     Ok(Rows {
         frontier,
+        branches,
         tombstones: load(reader, Table::Tombstone)?,
         members: load::<ReplicaId, _>(reader, Table::Member)?.into_iter().map(|(_, state)| state).collect(),
         records: load(reader, Table::Record)?,

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 
+use crate::branch::{Branches, Rename, Renaming};
 use crate::entry::{Frontier, Tip};
 use crate::id::{EntryId, ReplicaId};
 use crate::view::MemberState;
@@ -54,6 +55,8 @@ pub(crate) struct Asked {
     pub(crate) base: BTreeSet<ReplicaId>,
     /// Those in the set whom an earlier request names: its heir stands.
     pub(crate) again: BTreeSet<ReplicaId>,
+    /// It is the proof of a fork, not an operator's word.
+    pub(crate) is_fork: bool,
 }
 
 /// A seal, with what its own past says about it.
@@ -91,12 +94,13 @@ pub(crate) enum Row {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Retired {
     replicas: BTreeMap<ReplicaId, Grave>,
+    branches: Branches,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Grave {
-    /// The last entry that counts; none if none does.
-    cut: Option<Tip>,
+    /// The last entry that counts of each of its logs.
+    cuts: BTreeMap<ReplicaId, Tip>,
     heir: ReplicaId,
     base: BTreeSet<ReplicaId>,
 }
@@ -119,10 +123,11 @@ impl Retired {
         self.replicas.keys().copied()
     }
 
-    /// The number of the last entry of a retired replica that counts; none if it is not retired.
+    /// The number of the last entry that counts of a log whose author is retired; none if that is not retired.
     #[must_use]
-    pub fn cut(&self, replica: ReplicaId) -> Option<u64> {
-        self.replicas.get(&replica).map(|grave| grave.cut.map_or(0, |tip| tip.number))
+    pub fn cut(&self, log: ReplicaId) -> Option<u64> {
+        let grave = self.replicas.get(&self.branches.author(log))?;
+        Some(grave.cuts.get(&log).map_or(0, |tip| tip.number))
     }
 
     /// Who has the rights and claims of a retired replica now: its heir, or the heir's. None for one that lives, or if
@@ -140,9 +145,10 @@ impl Retired {
         Some(at)
     }
 
-    /// Whether `replica` acts for `owner`: it is the owner, or its heir.
+    /// Whether `replica` acts for whoever wrote the log `owner`: it is that, or its heir.
     #[must_use]
     pub fn acts_for(&self, replica: ReplicaId, owner: ReplicaId) -> bool {
+        let owner = self.branches.author(owner);
         if self.contains(owner) { self.heir(owner) == Some(replica) } else { replica == owner }
     }
 }
@@ -172,14 +178,11 @@ impl Retirements {
         self.requests.iter().filter(|(entry, _)| past.holds(**entry)).map(|(_, asked)| &asked.request)
     }
 
-    /// The highest entry of `replica` that is sealed in a past, once `by` has sealed it; none before.
+    /// Whether a proof that `replica` forked is in a past.
     #[must_use]
-    pub fn limit(&self, by: ReplicaId, replica: ReplicaId, past: &Frontier) -> Option<u64> {
-        if !self.sealed_by(by, past).contains(&replica) {
-            return None;
-        }
-        let seals = self.seals.iter().filter(|(entry, seal)| past.holds(**entry) && seal.set.contains(&replica));
-        seals.map(|(_, seal)| seal.frontier.number(replica)).max()
+    pub fn is_forked(&self, replica: ReplicaId, past: &Frontier) -> bool {
+        let of = |asked: &Asked| asked.is_fork && asked.set().any(|id| id == replica);
+        self.requests.iter().any(|(entry, asked)| past.holds(*entry) && of(asked))
     }
 
     /// Members whose seals are awaited, for what is named in a past and has not taken effect.
@@ -192,14 +195,20 @@ impl Retirements {
 
     /// What has taken effect in a past. Monotone: a larger past has no less, and the same cuts.
     #[must_use]
-    pub fn effective(&self, past: &Frontier, members: &OrdMap<ReplicaId, MemberState>) -> Retired {
+    pub fn effective(
+        &self,
+        past: &Frontier,
+        members: &OrdMap<ReplicaId, MemberState>,
+        branches: &Branches,
+    ) -> Retired {
         let asked = self.requests.iter().filter(|(entry, _)| past.holds(**entry)).map(|(_, asked)| asked).collect();
         let seals = self.seals.iter().filter(|(entry, _)| past.holds(**entry));
-        let judge = Judge { asked, seals: seals.map(|(entry, seal)| (entry.author, &**seal)).collect(), members };
+        let seals = seals.map(|(entry, seal)| (branches.author(entry.author), &**seal)).collect();
+        let judge = Judge { asked, seals, members, branches };
         let mut sets: Vec<&BTreeSet<ReplicaId>> = judge.seals.iter().map(|(_, seal)| &seal.set).collect();
         sets.sort_by_key(|set| set.len());
         sets.dedup();
-        let mut retired = Retired::default();
+        let mut retired = Retired { branches: branches.clone(), ..Retired::default() };
         for set in sets {
             let larger = retired.replicas().all(|replica| set.contains(&replica));
             if let Some(sealers) = judge.sealers(set, &retired).filter(|_| larger) {
@@ -228,10 +237,26 @@ impl Retirements {
         }
     }
 
+    /// All rows.
+    pub(crate) fn rows(&self) -> Vec<(EntryId, Row)> {
+        let entries = self.requests.keys().chain(self.seals.keys());
+        entries.filter_map(|entry| Some((*entry, self.row(*entry)?))).collect()
+    }
+
     /// The row that an entry brought: a request, or else a seal.
     pub(crate) fn row(&self, entry: EntryId) -> Option<Row> {
         let request = self.requests.get(&entry).cloned().map(Row::Request);
         request.or_else(|| self.seals.get(&entry).map(|seal| Row::Seal(Sealed::clone(seal))))
+    }
+}
+
+impl Rename for (EntryId, Row) {
+    fn rename(&mut self, by: &Renaming) {
+        self.0.rename(by);
+        match &mut self.1 {
+            Row::Request(_) => {}
+            Row::Seal(sealed) => sealed.frontier.rename(by),
+        }
     }
 }
 
@@ -240,6 +265,7 @@ struct Judge<'a> {
     asked: Vec<&'a Asked>,
     seals: Vec<(ReplicaId, &'a Sealed)>,
     members: &'a OrdMap<ReplicaId, MemberState>,
+    branches: &'a Branches,
 }
 
 impl Judge<'_> {
@@ -273,13 +299,14 @@ impl Judge<'_> {
     }
 
     fn grave(&self, replica: ReplicaId, set: &BTreeSet<ReplicaId>, sealers: &BTreeSet<ReplicaId>) -> Option<Grave> {
-        let seals = sealers.iter().filter_map(|by| self.seal(*by, set));
-        let cut = seals.filter_map(|seal| seal.frontier.0.get(&replica).copied()).max_by_key(|tip| tip.number);
+        let seals = || sealers.iter().filter_map(|by| self.seal(*by, set));
+        let highest = |log| seals().filter_map(|seal| seal.frontier.0.get(&log).copied()).max_by_key(|tip| tip.number);
+        let cuts = self.branches.logs(replica).filter_map(|log| Some((log, highest(log)?))).collect();
         // Of several who named it apart, the lowest entry's heir: all are known, since their authors have sealed since.
         let first = self.asked.iter().filter(|asked| !asked.again.contains(&replica)).find_map(|asked| {
             let retiree = asked.request.set.iter().find(|retiree| retiree.replica == replica)?;
             Some((retiree.heir, asked.base.clone()))
         });
-        first.map(|(heir, base)| Grave { cut, heir, base })
+        first.map(|(heir, base)| Grave { cuts, heir, base })
     }
 }

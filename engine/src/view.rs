@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::agent::Observation;
+use crate::branch::{Branches, Rename, Renaming};
 use crate::entry::{Frontier, Member, Name, Tip, encode};
 use crate::id::{ClaimId, CloudId, EntryId, HostId, PoolId, ReplicaId, SiteName};
 use crate::ledger::{Claim, Ledger, Touched};
@@ -160,6 +161,7 @@ pub struct View {
     pub(crate) members: OrdMap<ReplicaId, MemberState>,
     pub(crate) ledger: Ledger,
     pub(crate) retirements: Retirements,
+    pub(crate) branches: Branches,
     pub(crate) dirty: Dirty,
     /// What has taken effect at this view's frontier.
     retired: Arc<Retired>,
@@ -181,6 +183,7 @@ impl View {
             members: OrdMap::new(),
             ledger: Ledger::default(),
             retirements: Retirements::default(),
+            branches: Branches::default(),
             retired: Arc::default(),
             dirty: Dirty::default(),
             referrers: OrdMap::new(),
@@ -223,6 +226,12 @@ impl View {
     #[must_use]
     pub fn retirements(&self) -> &Retirements {
         &self.retirements
+    }
+
+    /// The branches of those who forked, as far as entries of them are held (M3).
+    #[must_use]
+    pub fn branches(&self) -> &Branches {
+        &self.branches
     }
 
     /// Members whose seals a retirement waits for; empty if none is under way.
@@ -429,7 +438,7 @@ impl View {
         self.frontier.set(author, tip);
         let entry = EntryId { author, number: tip.number };
         if self.dirty.retirements.contains(&entry) {
-            self.retired = Arc::new(self.retirements.effective(&self.frontier, &self.members));
+            self.retired = Arc::new(self.retirements.effective(&self.frontier, &self.members, &self.branches));
         }
     }
 
@@ -438,7 +447,7 @@ impl View {
         if self.retirements.all_in(past) {
             return self.retired.clone();
         }
-        Arc::new(self.retirements.effective(past, &self.members))
+        Arc::new(self.retirements.effective(past, &self.members, &self.branches))
     }
 
     /// Changes the ledger. `touches` names the existing row that `edit` will change, `edit` the one that it did.
@@ -476,8 +485,9 @@ impl View {
             Touched::Pool(id) => {
                 if let Some(pool) = self.ledger.pool(id) {
                     let accounts: Vec<_> = pool.accounts().filter(|(_, free)| !free.is_zero()).collect();
-                    let bytes =
-                        encode(&("pool", id, &pool.subject, &pool.minted, &pool.burnt, &pool.claimed, accounts));
+                    let debts: Vec<_> = pool.debts().collect();
+                    let amounts = (&pool.minted, &pool.burnt, &pool.claimed);
+                    let bytes = encode(&("pool", id, &pool.subject, amounts, accounts, debts));
                     self.digest.add(&bytes, add);
                 }
             }
@@ -519,6 +529,7 @@ impl View {
     /// Puts back rows from the store: digest and indexes are made anew, and nothing is dirty.
     pub(crate) fn restore(&mut self, rows: Rows) {
         self.frontier = rows.frontier;
+        self.branches = rows.branches;
         self.tombstones = rows.tombstones.into_iter().collect();
         rows.members.into_iter().for_each(|state| self.set_member(state));
         rows.records.into_iter().for_each(|(id, held)| self.set_record(id, Some(held)));
@@ -534,8 +545,29 @@ impl View {
             self.digest_ledger(Touched::Claim(id), true);
         }
         rows.retirements.into_iter().for_each(|(entry, row)| self.set_retirement(entry, row));
-        self.retired = Arc::new(self.retirements.effective(&self.frontier, &self.members));
+        self.retired = Arc::new(self.retirements.effective(&self.frontier, &self.members, &self.branches));
         self.dirty = Dirty::default();
+    }
+}
+
+/// After a fork has become known.
+impl View {
+    /// What was one log's is another's from an entry on, in everything that is named by entries. `branches` has it.
+    pub(crate) fn rename(&mut self, branches: Branches, by: &Renaming) {
+        let mut rows = Rows {
+            frontier: std::mem::take(&mut self.frontier),
+            branches,
+            tombstones: self.tombstones.iter().map(|(id, created)| (*id, created.clone())).collect(),
+            members: self.members.values().cloned().collect(),
+            records: self.records.iter().map(|(id, held)| (*id, Held::clone(held))).collect(),
+            names: self.names.iter().map(|(name, state)| (name.clone(), state.clone())).collect(),
+            pools: self.ledger.pools().map(|(id, pool)| (*id, pool.clone())).collect(),
+            claims: self.ledger.claims().map(|(id, claim)| (*id, claim.clone())).collect(),
+            retirements: self.retirements.rows(),
+        };
+        rows.rename(by);
+        *self = Self::new(self.cloud);
+        self.restore(rows);
     }
 }
 
@@ -543,6 +575,7 @@ impl View {
 #[derive(Default)]
 pub(crate) struct Rows {
     pub(crate) frontier: Frontier,
+    pub(crate) branches: Branches,
     pub(crate) tombstones: Vec<(RecordId, Vec<EntryId>)>,
     pub(crate) members: Vec<MemberState>,
     pub(crate) records: Vec<(RecordId, Held)>,
@@ -550,6 +583,51 @@ pub(crate) struct Rows {
     pub(crate) pools: Vec<(PoolId, crate::ledger::Pool)>,
     pub(crate) claims: Vec<(ClaimId, Claim)>,
     pub(crate) retirements: Vec<(EntryId, Row)>,
+}
+
+impl Rename for MemberState {
+    fn rename(&mut self, by: &Renaming) {
+        self.admissions.iter_mut().for_each(|(entry, _)| entry.rename(by));
+        self.admissions.sort_by_key(|(entry, _)| *entry);
+        self.readdressed.iter_mut().for_each(|entry| entry.rename(by));
+        // The lowest is shown, and which that is follows from the names.
+        if let Some((joined, shown)) = self.admissions.first().cloned() {
+            let addresses = std::mem::take(&mut self.member.addresses);
+            (self.joined, self.member) = (joined, shown);
+            if self.readdressed.is_some() {
+                self.member.addresses = addresses;
+            }
+        }
+    }
+}
+
+impl Rename for Rows {
+    fn rename(&mut self, by: &Renaming) {
+        self.frontier.rename(by);
+        for (_, created) in &mut self.tombstones {
+            created.rename(by);
+            created.sort_unstable();
+        }
+        for member in &mut self.members {
+            member.rename(by);
+        }
+        for (_, held) in &mut self.records {
+            held.created.rename(by);
+            held.created.sort_unstable();
+        }
+        for (_, state) in &mut self.names {
+            state.bound.iter_mut().for_each(|(entry, _, _)| entry.rename(by));
+        }
+        for (id, pool) in &mut self.pools {
+            id.rename(by);
+            pool.rename(by);
+        }
+        for (id, claim) in &mut self.claims {
+            id.rename(by);
+            claim.rename(by);
+        }
+        self.retirements.rename(by);
+    }
 }
 
 impl Digest {

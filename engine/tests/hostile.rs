@@ -112,8 +112,6 @@ fn every_attack_of_a_member_is_refused_by_all_alike() {
     };
     let stranger = member(7);
     let own = |op: MemberOp| (Header { members: vec![op], ..mallory.header(&seen) }, vec![]);
-    let mut future = seen.clone();
-    future.set(member(0).replica, Tip { number: seen.number(member(0).replica), hash: 1 });
     let attacks = [
         ("spends more than it holds", ledger(spent(vcpus(4)))),
         ("spends in a dimension it has none of", ledger(spent([(Dimension::DiskGib, 1)].into_iter().collect()))),
@@ -164,7 +162,6 @@ fn every_attack_of_a_member_is_refused_by_all_alike() {
             "changes a document with bytes that are none",
             content(ContentOp::Change { record: record(Kind::Server, 8), bytes: vec![1, 2, 3] }),
         ),
-        ("names a forked entry of another", (mallory.header(&future), vec![])),
         // The grant exists, and some hold it, but the spender does not name it: all refuse (E3).
         (
             "spends a right that it does not name",

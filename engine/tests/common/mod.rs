@@ -1,12 +1,14 @@
 //! A cloud in one process: replicas on memory stores, and a network that loses, repeats and reorders.
 #![allow(clippy::unwrap_used, missing_docs, dead_code, unreachable_pub)]
 
+pub mod world;
+
 use std::collections::BTreeMap;
 
 use ed25519_dalek::SigningKey;
 use luc_engine::entry::{Content, ContentOp, Entry, Frontier, Hash, Header, HostIdentity, Member, MemberOp, Scope};
 use luc_engine::id::{CloudId, EntryId, ReplicaId, SiteName};
-use luc_engine::replica::{Identity, Received, Replica, founded_by, read_log};
+use luc_engine::replica::{Identity, Received, Replica, founded_by};
 use luc_engine::store::{Batch, MemoryStore, Store, Table};
 use luc_engine::tx::Refusal;
 
@@ -97,13 +99,14 @@ impl Cloud {
     pub fn log(&self, at: usize) -> BTreeMap<EntryId, Vec<u8>> {
         let reader = self.disks[at].reader().unwrap();
         let mut entries = BTreeMap::new();
-        for author in self.replicas.iter().map(|replica| replica.identity().replica()) {
-            let mut next = EntryId { author, number: 1 };
-            while let Some(bytes) = read_log(&*reader, next, 1, 1).unwrap().pop() {
-                entries.insert(next, bytes);
-                next.number += 1;
-            }
-        }
+        let mut add = |key: &[u8], bytes: &[u8]| {
+            let (author, number) = key.split_at(16);
+            let author = ReplicaId(uuid::Uuid::from_slice(author).unwrap());
+            let id = EntryId { author, number: u64::from_be_bytes(number.try_into().unwrap()) };
+            entries.insert(id, bytes.to_vec());
+            true
+        };
+        reader.scan(Table::Log, &[], &mut add).unwrap();
         entries
     }
 

@@ -1,0 +1,597 @@
+//! Taking entries that come from elsewhere.
+//!
+//! An entry is applied after all that it names, once, and judged by that alone (`PROTOCOL.md`, E3, E4). Of an author who is
+//! **restricted** (it forked, or it broke a rule, or this replica has sealed it), an entry is taken only where another member's
+//! rests on it, and together with that one (M2, M3; `docs/reservations.md`, R5 to R8). Whoever rests on another branch than
+//! is held here is not to blame: the branch is asked for, and taken with what rests on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::apply::{self, ApplyError, Invalid, founded_by};
+use crate::branch::{Branch, Branches, Rename as _, Renaming};
+use crate::document;
+use crate::entry::{BadEntry, Entry, Frontier, Hash, Header, LedgerOp, MemberOp, SignedHeader, Tip};
+use crate::id::{EntryId, ReplicaId};
+use crate::record::RecordId;
+use crate::replica::{Chain, Received, Rejection, Replica, Saved, log_key};
+use crate::stage::Lack;
+use crate::store::{StoreError, Table};
+use crate::tx::Fence;
+
+/// Where an entry belongs in what is held of its author.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// It is held.
+    Held,
+    /// It comes next in this log.
+    Next(ReplicaId),
+    /// It follows an entry of this log that another follows already: a fork.
+    Fork(ReplicaId),
+    /// What it follows is not held.
+    Unknown,
+}
+
+impl Replica {
+    pub(crate) fn accept(&mut self, bytes: &[u8]) -> Result<Received, Rejection> {
+        let entry = Entry::decode(bytes)?;
+        let id = entry.id();
+        if entry.header.cloud != self.identity().cloud {
+            return Err(BadEntry::Cloud.into());
+        }
+        if let Some(fence) = self.fence() {
+            return Err(fence.into());
+        }
+        let place = if id.number == 0 { return Err(Rejection::Chain(id)) } else { self.place(&entry)? };
+        if place == Place::Held {
+            self.stage.remove(&entry.hash());
+            return Ok(Received::Known);
+        }
+        let log = if let Place::Next(log) | Place::Fork(log) = place { log } else { id.author };
+        if let Some(cut) = self.view.retired().cut(log) {
+            return Err(Rejection::Void { entry: id, cut });
+        }
+        let lack = self.lack(&entry, place)?;
+        let restricted = self.is_restricted(id.author);
+        match (place, lack) {
+            (Place::Next(_), None) if !restricted => {
+                let key = self.key_of(&entry.header);
+                entry.verify(&key.ok_or(Rejection::Invalid { entry: id, reason: Invalid::NotMember })?)?;
+                let taken = self.judge(entry.clone(), place);
+                if let Err(rejection) = &taken {
+                    self.blame(id.author, rejection);
+                }
+                taken?;
+                self.stage.remove(&entry.hash());
+                self.release(self.stage.lacking(&entry))?;
+                Ok(Received::Applied)
+            }
+            (Place::Next(_) | Place::Unknown, Some(lack)) if !restricted && self.comes_later(&lack) && !self.guards() => {
+                Ok(Received::Waiting(self.first_missing(&lack)))
+            }
+            _ => self.set_aside(entry, place, lack),
+        }
+    }
+
+    /// What cannot be taken by itself, or not yet.
+    fn set_aside(&mut self, entry: Entry, place: Place, lack: Option<Lack>) -> Result<Received, Rejection> {
+        let id = entry.id();
+        // A stranger may be admitted by what is staged: it is judged then. Nobody is blamed for what it did not sign.
+        let mut blamed = None;
+        if let Some(key) = self.key_of(&entry.header) {
+            entry.verify(&key)?;
+            if id.author == self.me() {
+                self.put_up(Fence::OldStore(id));
+                return Err(Fence::OldStore(id).into());
+            }
+            blamed = self.evidence(&entry, place)?;
+        }
+        if let Some(rejection) = &blamed {
+            self.blame(id.author, rejection);
+        }
+        let hash = entry.hash();
+        let entry = Arc::new(entry);
+        self.stage.insert(entry.clone());
+        let mut todo = self.stage.lacking(&entry);
+        todo.push(hash);
+        self.release(todo)?;
+        if self.place(&entry)? == Place::Held {
+            return Ok(Received::Applied);
+        }
+        if let Some(rejection) = blamed {
+            return Err(rejection);
+        }
+        if self.quarantine().contains_key(&id.author) {
+            return Err(Rejection::Quarantined(id.author));
+        }
+        let Some(lack) = lack else { return Ok(Received::Waiting(id)) };
+        let mut from = self.first_missing(&lack);
+        if !self.comes_later(&lack) {
+            // Another form of what is held: where it begins to differ is not known.
+            let back = self.stage.asks(from.author);
+            from.number = from.number.saturating_sub(back).max(1);
+        }
+        Ok(Received::Waiting(from))
+    }
+
+    fn blame(&mut self, author: ReplicaId, rejection: &Rejection) {
+        if !matches!(rejection, Rejection::Store(_) | Rejection::Fenced(_)) {
+            self.quarantine.entry(author).or_insert_with(|| rejection.clone());
+        }
+    }
+
+    /// What an entry says against its author. Two with one number are a proof, which is kept for [`Replica::tend`].
+    fn evidence(&mut self, entry: &Entry, place: Place) -> Result<Option<Rejection>, Rejection> {
+        let id = entry.id();
+        let branches = &self.view.branches;
+        let same = |log: &ReplicaId| branches.first(*log) <= id.number && id.number <= self.view.frontier().number(*log);
+        if let Some(author) = branches.logs(id.author).find(same) {
+            let held = self.entry_at(EntryId { author, number: id.number })?;
+            if let Some(held) = held.filter(|_| !self.proofs.contains_key(&id.author)) {
+                self.proofs.insert(id.author, (held.signed_header()?, entry.signed_header()?));
+            }
+            return Ok(Some(Rejection::Fork { named: id }));
+        }
+        let follows_another = place == Place::Unknown && id.number == self.view.frontier().number(id.author) + 1;
+        Ok((follows_another && !branches.is_forked(id.author)).then_some(Rejection::Chain(id)))
+    }
+
+    /// The proof that a member forked, to be told to all.
+    pub(crate) fn unspoken_proof(&mut self) -> Option<(ReplicaId, (SignedHeader, SignedHeader))> {
+        let view = &self.view;
+        let known = view.retirements.named(view.frontier());
+        self.proofs.retain(|author, _| !known.contains(author));
+        self.proofs.first_key_value().map(|(author, proof)| (*author, proof.clone()))
+    }
+
+    /// Whether entries of an author are taken only with others that rest on them.
+    fn is_restricted(&self, author: ReplicaId) -> bool {
+        let view = &self.view;
+        if self.quarantine().contains_key(&author) || view.branches.is_forked(author) {
+            return true;
+        }
+        !view.retirements.is_empty()
+            && (view.retirements.is_forked(author, view.frontier()) || self.sealed().contains(&author))
+    }
+
+    /// Whom this replica has sealed.
+    fn sealed(&self) -> BTreeSet<ReplicaId> {
+        self.view.retirements.sealed_by(self.me(), self.view.frontier())
+    }
+
+    /// Whether there is anybody whose entries are restricted: then what waits may show what may be taken.
+    fn guards(&self) -> bool {
+        let lives = |author: &ReplicaId| !self.view.retired().contains(*author);
+        !self.stage.is_empty()
+            || self.quarantine().keys().any(lives)
+            || (!self.view.retirements.is_empty()
+                && self.view.retirements.named(self.view.frontier()).iter().any(lives))
+    }
+
+    /// Tries those of the staged that may be complete now.
+    fn release(&mut self, mut todo: Vec<Hash>) -> Result<(), Rejection> {
+        while let Some(hash) = todo.pop() {
+            let Some(last) = self.stage.get(&hash).cloned() else { continue };
+            let group = match self.gather(&last)? {
+                Ok(group) => group,
+                Err(lack) => {
+                    self.stage.note_lack(hash, lack);
+                    continue;
+                }
+            };
+            self.stage.note_complete(&hash);
+            if !self.is_shown(&group) {
+                continue;
+            }
+            match self.take_together(&group) {
+                Ok(()) => {
+                    for entry in &group {
+                        todo.extend(self.stage.lacking(entry));
+                        self.stage.remove(&entry.hash());
+                    }
+                }
+                Err(Rejection::Store(error)) => return Err(error.into()),
+                Err(rejection) => {
+                    self.stage.remove(&hash);
+                    self.blame(last.header.author, &rejection);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A staged entry and everything that it rests on and that is not held, if all of it is staged.
+    fn gather(&self, last: &Arc<Entry>) -> Result<Result<Vec<Arc<Entry>>, Lack>, StoreError> {
+        let (mut group, mut met) = (Vec::new(), BTreeSet::from([last.hash()]));
+        let mut todo = vec![last.clone()];
+        while let Some(entry) = todo.pop() {
+            let place = self.place(&entry)?;
+            if place == Place::Held {
+                continue;
+            }
+            for lack in self.lacks(&entry, place)? {
+                match self.staged(&lack) {
+                    Some(below) if met.insert(below.hash()) => todo.push(below.clone()),
+                    Some(_) => {}
+                    None => return Ok(Err(lack)),
+                }
+            }
+            group.push(entry);
+        }
+        Ok(Ok(group))
+    }
+
+    fn staged(&self, lack: &Lack) -> Option<&Arc<Entry>> {
+        match lack {
+            Lack::Previous(id, hash) => self.stage.get(hash).filter(|entry| entry.id() == *id),
+            Lack::Seen(id, hash) => self.stage.seen(Tip { number: id.number, hash: *hash }),
+        }
+    }
+
+    /// Whether of every restricted author each entry is one that another member's rests on.
+    fn is_shown(&self, group: &[Arc<Entry>]) -> bool {
+        let below: BTreeMap<Hash, BTreeSet<Hash>> =
+            group.iter().map(|entry| (entry.hash(), resting(group, entry))).collect();
+        let shows = |by: &Arc<Entry>, of: &Arc<Entry>| {
+            self.may_show(by.header.author, of.header.author)
+                && below.get(&by.hash()).is_some_and(|below| below.contains(&of.hash()))
+        };
+        let restricted = group.iter().filter(|entry| self.is_restricted(entry.header.author));
+        restricted.into_iter().all(|of| group.iter().any(|by| shows(by, of)))
+    }
+
+    /// Whether a member's word counts: one that is known here, is not restricted itself, and will seal that author after this.
+    fn may_show(&self, by: ReplicaId, of: ReplicaId) -> bool {
+        let view = &self.view;
+        let mut set = self.sealed();
+        set.insert(of);
+        view.member(by).is_some_and(|state| !state.revoked)
+            && !view.retired().contains(by)
+            && !self.is_restricted(by)
+            && !view.retirements.sealed_by(by, view.frontier()).is_superset(&set)
+    }
+
+    /// Applies all of a group, or none.
+    fn take_together(&mut self, group: &[Arc<Entry>]) -> Result<(), Rejection> {
+        let saved = self.save();
+        let taken = self.take_all(group);
+        if taken.is_err() {
+            self.restore(saved);
+        }
+        taken
+    }
+
+    fn take_all(&mut self, group: &[Arc<Entry>]) -> Result<(), Rejection> {
+        let mut rest: Vec<&Arc<Entry>> = group.iter().rev().collect();
+        while !rest.is_empty() {
+            let mut later = Vec::new();
+            for entry in &rest {
+                let place = self.place(entry)?;
+                if place == Place::Held {
+                    continue;
+                }
+                if self.lack(entry, place)?.is_some() {
+                    later.push(*entry);
+                    continue;
+                }
+                let stranger = Rejection::Invalid { entry: entry.id(), reason: Invalid::NotMember };
+                entry.verify(&self.key_of(&entry.header).ok_or(stranger)?)?;
+                self.judge(Entry::clone(entry), place)?;
+            }
+            if later.len() == rest.len() {
+                return Err(later.first().map_or(BadEntry::Signature.into(), |entry| Rejection::Chain(entry.id())));
+            }
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Applies an entry that its author signed, and whose past is held.
+    fn judge(&mut self, mut entry: Entry, place: Place) -> Result<Received, Rejection> {
+        let id = entry.id();
+        if id.author == self.me() {
+            self.put_up(Fence::OldStore(id));
+            return Err(Fence::OldStore(id).into());
+        }
+        let log = match place {
+            Place::Next(log) => log,
+            Place::Fork(log) => self.split(log, &entry)?,
+            Place::Held | Place::Unknown => return Err(Rejection::Chain(id)),
+        };
+        let before = self.chains.get(&log).cloned().unwrap_or_default().frontier;
+        let mut frontier = Frontier::clone(&before);
+        for (replica, tip) in &entry.header.seen {
+            let named = EntryId { author: *replica, number: tip.number };
+            let of = self.resolve(*replica, *tip)?.ok_or(Rejection::Disagrees { entry: id, named })?;
+            // A frontier never falls, and of its own author it says nothing.
+            if self.view.branches.author(of) == id.author || tip.number <= before.number(of) {
+                return Err(Rejection::Chain(id));
+            }
+            self.include(&mut frontier, of, *tip);
+        }
+        self.include(&mut frontier, log, entry.tip());
+        entry.log = log;
+        if !self.view.branches.is_empty() {
+            resolve_names(&mut entry.header, &self.view.branches, &frontier);
+        }
+        self.apply(entry, frontier)
+    }
+
+    fn apply(&mut self, entry: Entry, frontier: Frontier) -> Result<Received, Rejection> {
+        let mut view = self.view.clone();
+        let mut documents = crate::tx::Overlay { base: &mut self.pending, changed: BTreeMap::new() };
+        match apply::apply(&mut view, &entry, &frontier, &mut documents) {
+            Ok(()) => {}
+            Err(ApplyError::Invalid(reason)) => return Err(Rejection::Invalid { entry: entry.id(), reason }),
+            Err(ApplyError::Store(error)) => return Err(error.into()),
+        }
+        let changed = documents.changed;
+        debug_assert!(view.ledger().is_conserved(), "rights do not add up after {entry:?}");
+        self.view = view;
+        self.pending.documents.extend(changed);
+        self.took(Arc::new(entry), frontier);
+        Ok(Received::Applied)
+    }
+
+    fn key_of(&self, header: &Header) -> Option<[u8; 32]> {
+        let member = self.view.member(header.author).map(|state| state.member.public_key);
+        member.or_else(|| match header.members.first() {
+            Some(MemberOp::Join(member)) if founded_by(&member.public_key) == header.cloud => Some(member.public_key),
+            _ => None,
+        })
+    }
+
+    fn place(&self, entry: &Entry) -> Result<Place, StoreError> {
+        let EntryId { author, number } = entry.id();
+        let before = number.saturating_sub(1);
+        let branches = &self.view.branches;
+        let ends = |log| (branches.first(log), self.view.frontier().number(log));
+        for log in branches.logs(author) {
+            let (first, last) = ends(log);
+            if first <= number && number <= last && self.hash_at(log, number)? == Some(entry.hash()) {
+                return Ok(Place::Held);
+            }
+        }
+        for log in branches.logs(author) {
+            let (first, last) = ends(log);
+            let previous = match before {
+                0 if log == author => Some(Hash::default()),
+                _ if first <= before && before <= last => self.hash_at(log, before)?,
+                _ => None,
+            };
+            if previous == Some(entry.header.previous) {
+                let is_followed = branches.logs(author).any(|id| branches.get(id).is_some_and(|b| b.parent == log));
+                return Ok(if before == last && !is_followed { Place::Next(log) } else { Place::Fork(log) });
+            }
+        }
+        Ok(Place::Unknown)
+    }
+
+    /// The first thing that an entry rests on and that is not held.
+    fn lack(&self, entry: &Entry, place: Place) -> Result<Option<Lack>, StoreError> {
+        if place == Place::Unknown {
+            return Ok(Some(previous(entry)));
+        }
+        for (replica, tip) in &entry.header.seen {
+            if self.resolve(*replica, *tip)?.is_none() {
+                return Ok(Some(seen(*replica, *tip)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn lacks(&self, entry: &Entry, place: Place) -> Result<Vec<Lack>, StoreError> {
+        let mut lacks: Vec<Lack> = (place == Place::Unknown).then(|| previous(entry)).into_iter().collect();
+        for (replica, tip) in &entry.header.seen {
+            if self.resolve(*replica, *tip)?.is_none() {
+                lacks.push(seen(*replica, *tip));
+            }
+        }
+        Ok(lacks)
+    }
+
+    /// Whether what is lacking lies above what is held, as it does for whoever is just behind.
+    fn comes_later(&self, lack: &Lack) -> bool {
+        lack.entry().number > self.view.frontier().number(lack.entry().author)
+    }
+
+    fn first_missing(&self, lack: &Lack) -> EntryId {
+        let EntryId { author, number } = lack.entry();
+        EntryId { author, number: number.min(self.view.frontier().number(author) + 1) }
+    }
+
+    /// The log that holds an entry that somebody has seen; none if it is not held.
+    fn resolve(&self, replica: ReplicaId, tip: Tip) -> Result<Option<ReplicaId>, StoreError> {
+        let branches = &self.view.branches;
+        for log in branches.logs(branches.author(replica)) {
+            let held = branches.first(log) <= tip.number && tip.number <= self.view.frontier().number(log);
+            if held && self.short_at(log, tip.number)? == Some(tip.hash) {
+                return Ok(Some(log));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes up a tip, and of a branch what it continues.
+    fn include(&self, frontier: &mut Frontier, log: ReplicaId, tip: Tip) {
+        frontier.set(log, tip);
+        let mut at = log;
+        while let Some(branch) = self.view.branches.get(at) {
+            at = branch.parent;
+            if let Some(end) = self.view.frontier().0.get(&at) {
+                frontier.set(at, *end);
+            }
+        }
+    }
+
+    fn short_at(&self, author: ReplicaId, number: u64) -> Result<Option<u64>, StoreError> {
+        if let Some(tip) = self.view.frontier().0.get(&author).filter(|tip| tip.number == number) {
+            return Ok(Some(tip.hash));
+        }
+        Ok(self.hash_at(author, number)?.map(|hash| hash.short()))
+    }
+
+    fn hash_at(&self, author: ReplicaId, number: u64) -> Result<Option<Hash>, StoreError> {
+        if self.view.frontier().number(author) == number {
+            return Ok(self.chains.get(&author).map(|chain| chain.last));
+        }
+        Ok(self.entry_at(EntryId { author, number })?.map(|entry| entry.hash()))
+    }
+
+    fn entry_at(&self, id: EntryId) -> Result<Option<Entry>, StoreError> {
+        if let Some(entry) = self.pending.entries.iter().find(|entry| entry.held_as() == id) {
+            return Ok(Some(Entry::clone(entry)));
+        }
+        let bytes = match self.pending.moved.get(&id) {
+            Some(moved) => moved.clone(),
+            None => self.pending.reader.get(Table::Log, &log_key(id))?,
+        };
+        Ok(bytes.and_then(|bytes| Entry::decode(&bytes).ok()))
+    }
+}
+
+/// A fork becomes known.
+impl Replica {
+    /// Ends a log before an entry that another follows; both go on as branches. Returns the new one's name.
+    fn split(&mut self, log: ReplicaId, entry: &Entry) -> Result<ReplicaId, Rejection> {
+        let EntryId { author, number: first } = entry.id();
+        let chain = Chain { last: entry.header.previous, frontier: Arc::new(self.frontier_at(log, first - 1)?) };
+        let branch = Branch { author, parent: log, first };
+        if self.view.frontier().number(log) >= first {
+            let held = self.hash_at(log, first)?.ok_or(Rejection::Chain(entry.id()))?;
+            let to = Branches::name(author, &held);
+            let before = chain.frontier.0.get(&log).copied();
+            let mut branches = self.view.branches.clone();
+            branches.insert(to, branch);
+            self.rename(branches, &Renaming { log, first, to, before })?;
+            self.chains.insert(log, chain.clone());
+        }
+        let name = Branches::name(author, &entry.hash());
+        self.view.branches.insert(name, branch);
+        self.chains.insert(name, chain);
+        self.pending.rewrite = true;
+        Ok(name)
+    }
+
+    /// The full frontier of an entry that is held.
+    fn frontier_at(&self, log: ReplicaId, number: u64) -> Result<Frontier, StoreError> {
+        let mut frontier = Frontier::default();
+        for part in self.view.branches.line(log) {
+            let end = if part == log { number } else { self.view.frontier().number(part) };
+            for number in self.view.branches.first(part)..=end {
+                let Some(entry) = self.entry_at(EntryId { author: part, number })? else { continue };
+                for (replica, tip) in &entry.header.seen {
+                    if let Some(of) = self.resolve(*replica, *tip)? {
+                        self.include(&mut frontier, of, *tip);
+                    }
+                }
+                self.include(&mut frontier, part, entry.tip());
+            }
+        }
+        Ok(frontier)
+    }
+
+    fn rename(&mut self, branches: Branches, by: &Renaming) -> Result<(), Rejection> {
+        for number in by.first..=self.view.frontier().number(by.log) {
+            let (from, to) = (EntryId { author: by.log, number }, EntryId { author: by.to, number });
+            if self.pending.entries.iter().any(|entry| entry.held_as() == from) {
+                continue;
+            }
+            let entry = self.entry_at(from)?;
+            self.pending.moved.insert(from, None);
+            self.pending.moved.insert(to, entry.map(|entry| entry.bytes().to_vec()));
+        }
+        for entry in &mut self.pending.entries {
+            if entry.log == by.log && entry.header.number >= by.first {
+                Arc::make_mut(entry).log = by.to;
+            }
+        }
+        self.rename_documents(by)?;
+        let moved = self.chains.get(&by.log).cloned();
+        let chains = self.chains.iter().map(|(log, chain)| {
+            let mut frontier = Frontier::clone(&chain.frontier);
+            frontier.rename(by);
+            (*log, Chain { last: chain.last, frontier: Arc::new(frontier) })
+        });
+        self.chains = chains.collect();
+        if let Some(Chain { last, .. }) = moved
+            && let Some(chain) = self.chains.get(&by.log).cloned()
+        {
+            self.chains.insert(by.to, Chain { last, ..chain });
+        }
+        self.view.rename(branches, by);
+        Ok(())
+    }
+
+    fn rename_documents(&mut self, by: &Renaming) -> Result<(), Rejection> {
+        let mut rows: BTreeMap<RecordId, Option<Vec<u8>>> = BTreeMap::new();
+        self.pending.reader.scan(Table::Document, &[], &mut |key, row| {
+            if let Ok(id) = rmp_serde::from_slice(key) {
+                rows.insert(id, Some(row.to_vec()));
+            }
+            true
+        })?;
+        rows.extend(self.pending.documents.iter().map(|(id, row)| (*id, row.clone())));
+        for (id, row) in rows {
+            let unreadable = |error: document::BadDocument| StoreError::Failed { doing: "read", reason: error.to_string() };
+            if let Some(row) = row.map(|row| document::renamed(&row, by)).transpose().map_err(unreadable)?.flatten() {
+                self.pending.documents.insert(id, Some(row));
+            }
+        }
+        Ok(())
+    }
+
+    fn save(&self) -> Saved {
+        Saved {
+            view: self.view.clone(),
+            chains: self.chains.clone(),
+            entries: self.pending.entries.clone(),
+            documents: self.pending.documents.clone(),
+            moved: self.pending.moved.clone(),
+            rewrite: self.pending.rewrite,
+        }
+    }
+
+    fn restore(&mut self, saved: Saved) {
+        let Saved { view, chains, entries, documents, moved, rewrite } = saved;
+        (self.view, self.chains) = (view, chains);
+        (self.pending.entries, self.pending.documents) = (entries, documents);
+        (self.pending.moved, self.pending.rewrite) = (moved, rewrite);
+    }
+}
+
+fn previous(entry: &Entry) -> Lack {
+    let EntryId { author, number } = entry.id();
+    Lack::Previous(EntryId { author, number: number.saturating_sub(1) }, entry.header.previous)
+}
+
+fn seen(author: ReplicaId, tip: Tip) -> Lack {
+    Lack::Seen(EntryId { author, number: tip.number }, tip.hash)
+}
+
+/// What of a group one of its entries rests on.
+fn resting(group: &[Arc<Entry>], entry: &Arc<Entry>) -> BTreeSet<Hash> {
+    let (mut below, mut todo) = (BTreeSet::new(), vec![entry]);
+    while let Some(entry) = todo.pop() {
+        let is_below = |other: &&Arc<Entry>| {
+            other.hash() == entry.header.previous || entry.header.seen.iter().any(|(_, tip)| *tip == other.tip())
+        };
+        todo.extend(group.iter().filter(is_below).filter(|other| below.insert(other.hash())));
+    }
+    below
+}
+
+/// What an author names who did not know of a fork: its past says which branch it means.
+fn resolve_names(header: &mut Header, branches: &Branches, past: &Frontier) {
+    for op in &mut header.ledger {
+        match op {
+            LedgerOp::Mint { .. } => {}
+            LedgerOp::Grow { pool, .. }
+            | LedgerOp::Burn { pool, .. }
+            | LedgerOp::Grant { pool, .. }
+            | LedgerOp::Claim { pool, .. }
+            | LedgerOp::Inherit { pool, .. } => pool.entry = branches.resolve(pool.entry, past),
+            LedgerOp::Release { claim } => claim.entry = branches.resolve(claim.entry, past),
+        }
+    }
+}

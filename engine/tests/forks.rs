@@ -1,0 +1,255 @@
+//! A member that signs two entries with one number (`PROTOCOL.md`, M3): it is retired by its own proof, both branches stay in
+//! everybody's history as far as honest members rest on them, what was spent twice is a debt, and all who are honest agree.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::world::{World, amount, id};
+use common::{Rogue, snapshot};
+use luc_engine::entry::{Entry, Frontier, Tip};
+use luc_engine::id::EntryId;
+use luc_engine::ledger::Dimension;
+use luc_engine::record::{Kind, Project, RecordId};
+use luc_engine::replica::{Received, Rejection, Replica};
+use luc_engine::store::{MemoryStore, Store};
+use luc_engine::tx::Refusal;
+use proptest::prelude::*;
+use uuid::Uuid;
+
+/// A second replica with the identity of one that is there, and what that holds now: whatever both write is a fork.
+fn twin(world: &World, of: u8) -> (Replica, MemoryStore) {
+    let original = &world.cloud.replicas[usize::from(of)];
+    let mut disk = MemoryStore::default();
+    Replica::prepare(&mut disk).unwrap();
+    disk.commit(&snapshot(original)).unwrap();
+    (Replica::open(original.identity().clone(), Box::new(disk.clone())).unwrap(), disk)
+}
+
+/// A cloud of honest members 0 to `others - 1`, and of the member `others`, who has a twin at the end of the list.
+fn with_twin(others: u8) -> (World, u8, u8) {
+    let mut world = World::new(others);
+    let (replica, disk) = twin(&world, others);
+    world.cloud.replicas.push(replica);
+    world.cloud.disks.push(disk);
+    (world, others, others + 1)
+}
+
+fn honest(liar: u8) -> Vec<u8> {
+    (0..liar).collect()
+}
+
+fn acknowledged_are_live(world: &World, at: u8, by: &[u8]) {
+    let view = world.cloud.replicas[usize::from(at)].view();
+    for claim in world.claimed.iter().filter(|claim| by.iter().any(|n| id(*n) == claim.author)) {
+        let live = view.ledger().claims().any(|(id, _)| id.entry == *claim);
+        assert!(live, "{claim} was acknowledged, and is lost at {at}");
+    }
+}
+
+const PROJECT: Uuid = Uuid::from_u128(77);
+
+/// Changes a record that all have.
+fn describe(world: &mut World, by: u8, project: Uuid, text: &str) {
+    let done = world.replica(by).transact::<_, Refusal>(3, |tx| {
+        tx.update::<Project, Refusal>(project, |project| {
+            project.description = text.into();
+            Ok(())
+        })
+    });
+    assert!(matches!(done, Ok(_) | Err(Refusal::Fenced(_))), "{done:?}");
+    world.tend(by);
+}
+
+#[test]
+fn two_halves_that_rest_on_two_branches_agree_again() {
+    let (mut world, liar, twin) = with_twin(4);
+    // One right of ten goes to 0 and to 2, and both spend it.
+    world.grant(liar, 0, 10).unwrap();
+    world.send(liar, 0);
+    world.grant(twin, 2, 10).unwrap();
+    world.send(twin, 2);
+    for n in [0, 2] {
+        (0..15).for_each(|_| world.claim(n).unwrap());
+    }
+    world.settle(&[0, 1]);
+    world.settle(&[2, 3]);
+    assert_eq!(world.cloud.replicas[1].view().branches().is_empty(), true, "nobody knows yet");
+    let honest = honest(liar);
+    world.settle(&honest);
+    world.assert_equal(&honest);
+    assert!(world.is_retired(1, liar));
+    for n in &honest {
+        acknowledged_are_live(&world, *n, &honest);
+        let pool = world.cloud.replicas[usize::from(*n)].view().ledger().pool(world.pool).unwrap();
+        // Ten rights were spent twice; the heir is 0 or 2, whoever spoke first, and has free ones to pay with.
+        let free: u64 = pool.accounts().map(|(_, free)| free.get(Dimension::Instances)).sum();
+        let claimed = pool.claimed.get(Dimension::Instances);
+        assert_eq!(free + claimed, 100 + pool.overdraft().get(Dimension::Instances));
+        assert_eq!(claimed, 30);
+    }
+}
+
+#[test]
+fn a_branch_that_nobody_rests_on_is_void_and_its_author_is_retired() {
+    let (mut world, liar, twin) = with_twin(3);
+    world.grant(liar, 0, 4).unwrap();
+    world.send(liar, 0);
+    world.settle(&[0, 1, 2]);
+    world.grant(twin, 1, 9).unwrap();
+    world.send(twin, 1);
+    let blamed = &world.cloud.replicas[1].quarantine()[&id(liar)];
+    assert!(matches!(blamed, Rejection::Fork { .. }), "{blamed}");
+    world.settle(&[0, 1, 2]);
+    world.assert_equal(&[0, 1, 2]);
+    assert!(world.is_retired(2, liar));
+    assert!(world.cloud.replicas[0].view().branches().is_empty());
+    let pool = world.cloud.replicas[0].view().ledger().pool(world.pool).unwrap();
+    assert_eq!(pool.overdraft(), amount(0));
+    assert!(world.cloud.replicas[usize::from(liar)].fence().is_none());
+    world.send(0, liar);
+    assert!(world.cloud.replicas[usize::from(liar)].fence().is_some(), "it is told so");
+}
+
+#[test]
+fn what_is_renamed_is_found_again_after_a_restart() {
+    let (mut world, liar, twin) = with_twin(3);
+    world.claim(liar).unwrap();
+    world.claim(liar).unwrap();
+    world.send(liar, 0);
+    world.claim(twin).unwrap();
+    world.send(twin, 1);
+    world.claim(0).unwrap();
+    world.claim(1).unwrap();
+    world.settle(&[0, 1, 2]);
+    world.assert_equal(&[0, 1, 2]);
+    for n in 0..3 {
+        let before = (world.replica(n).view().digest(), world.replica(n).view().frontier().clone());
+        let entries = world.cloud.log(usize::from(n)).len();
+        world.cloud.restart(usize::from(n));
+        let view = world.replica(n).view();
+        assert_eq!((view.digest(), view.frontier().clone()), before);
+        assert!(view.branches().is_forked(id(liar)));
+        assert!(entries > 0 && world.cloud.log(usize::from(n)).len() == entries);
+    }
+    // And a newcomer that gets it from one of them.
+    world.cloud.join(9);
+    let newcomer = world.cloud.replicas.last().unwrap().view();
+    assert!(newcomer.branches().is_forked(id(liar)));
+}
+
+#[test]
+fn a_record_that_both_branches_changed_is_the_same_everywhere() {
+    let (mut world, liar, twin) = with_twin(3);
+    world.replica(0).transact::<_, Refusal>(3, |tx| tx.create(PROJECT, Project::default(), &[])).unwrap();
+    world.tend(0);
+    for n in 1..5 {
+        world.send(0, n);
+    }
+    describe(&mut world, liar, PROJECT, "one");
+    describe(&mut world, twin, PROJECT, "other");
+    describe(&mut world, twin, PROJECT, "another");
+    world.send(liar, 0);
+    world.send(twin, 1);
+    // Honest members build on what they see.
+    describe(&mut world, 0, PROJECT, "by 0");
+    describe(&mut world, 1, PROJECT, "by 1");
+    world.settle(&[0, 1, 2]);
+    world.assert_equal(&[0, 1, 2]);
+    // And can go on.
+    describe(&mut world, 2, PROJECT, "in the end");
+    world.settle(&[0, 1, 2]);
+    world.assert_equal(&[0, 1, 2]);
+    let held = world.replica(1).view().held(RecordId { kind: Kind::Project, id: PROJECT }).cloned();
+    let text = format!("{held:?}");
+    assert!(text.contains("in the end"), "{text}");
+}
+
+#[test]
+fn who_says_that_it_has_seen_what_nobody_wrote_waits_for_ever_and_harms_nobody() {
+    let mut world = World::new(3);
+    world.settle(&[0, 1, 2, 3]);
+    // A rogue that knows the chain of 3 names entries of 0 in forms that do not exist.
+    let log = world.cloud.log(0);
+    let last = log.keys().filter(|entry| entry.author == id(3)).max().copied();
+    let last_hash = last.map(|last| Entry::decode(&log[&last]).unwrap().hash()).unwrap_or_default();
+    let rogue = Rogue { n: 3, last: last_hash, number: last.map_or(0, |last| last.number) };
+    let mut seen = Frontier::default();
+    seen.set(id(0), Tip { number: world.replica(1).view().frontier().number(id(0)), hash: 1 });
+    let attack = rogue.sign(rogue.header(&seen), vec![]);
+    for n in 0..3 {
+        let received = world.replica(n).receive(attack.bytes());
+        assert!(matches!(received, Received::Waiting(EntryId { author, .. }) if author == id(0)), "{received:?}");
+        assert!(world.replica(n).quarantine().is_empty(), "nobody is blamed for what another says of it");
+        world.claim(n).unwrap();
+    }
+    world.settle(&[0, 1, 2]);
+    world.assert_equal(&[0, 1, 2]);
+}
+
+/// One step of a member that has several twins, or of an honest one.
+#[derive(Clone, Debug)]
+enum Step {
+    Grant(u8, u8, u64),
+    Claim(u8),
+    Write(u8),
+    Send(u8, u8),
+    Twin(u8),
+}
+
+fn liar_or_any(honest: u8) -> impl Strategy<Value = u8> {
+    prop_oneof![honest..honest + 2, 0..9_u8]
+}
+
+fn step(honest: u8) -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (liar_or_any(honest), 0..honest, 1..11_u64).prop_map(|(from, to, n)| Step::Grant(from, to, n)),
+        4 => liar_or_any(honest).prop_map(Step::Claim),
+        2 => liar_or_any(honest).prop_map(Step::Write),
+        8 => (liar_or_any(honest), 0..honest).prop_map(|(from, to)| Step::Send(from, to)),
+        1 => (0..9_u8).prop_map(Step::Twin),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// Whatever a member does with whatever copies of itself: those who are honest agree in the end, lose nothing that they
+    /// acknowledged, and what was promised twice is what the liar had.
+    #[test]
+    fn whatever_is_forked_the_honest_agree(steps in proptest::collection::vec(step(4), 1..60)) {
+        let liar = 4;
+        let (mut world, _, _) = with_twin(liar);
+        world.replica(0).transact::<_, Refusal>(3, |tx| tx.create(PROJECT, Project::default(), &[])).unwrap();
+        world.tend(0);
+        (1..=liar + 1).for_each(|n| world.send(0, n));
+        for step in steps {
+            let count = u8::try_from(world.cloud.replicas.len()).unwrap();
+            match step {
+                Step::Grant(from, to, n) => drop(world.grant(from % count, to, n)),
+                Step::Claim(at) => drop(world.claim(at % count)),
+                Step::Write(at) => describe(&mut world, at % count, PROJECT, &format!("{step:?}")),
+                Step::Send(from, to) => world.send(from % count, to),
+                Step::Twin(of) if count < 9 => {
+                    let copies: BTreeSet<u8> = (liar..count).collect();
+                    let of = copies.iter().nth(usize::from(of) % copies.len()).copied().unwrap();
+                    let (replica, disk) = twin(&world, of);
+                    world.cloud.replicas.push(replica);
+                    world.cloud.disks.push(disk);
+                }
+                Step::Twin(_) => {}
+            }
+        }
+        let honest = honest(liar);
+        world.settle(&honest);
+        world.assert_equal(&honest);
+        eprintln!("DBG branches {} retired {} overdraft {:?}", world.replica(0).view().branches().logs(id(liar)).count(), world.replica(0).view().retired().contains(id(liar)), world.cloud.replicas[0].view().ledger().pool(world.pool).unwrap().overdraft());
+        for n in &honest {
+            acknowledged_are_live(&world, *n, &honest);
+            let view = world.replica(*n).view();
+            prop_assert!(view.ledger().is_conserved());
+            prop_assert!(!view.branches().is_forked(id(liar)) || view.retired().contains(id(liar)));
+        }
+    }
+}
