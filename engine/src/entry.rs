@@ -546,6 +546,12 @@ impl Entry {
         EntryId { author: self.log, number: self.header.number }
     }
 
+    /// The entry as one of this log, where it was read from.
+    #[must_use]
+    pub fn in_log(self, log: ReplicaId) -> Self {
+        Self { log, ..self }
+    }
+
     /// The part that proves who wrote it.
     ///
     /// # Errors

@@ -66,7 +66,9 @@ impl Replica {
                 self.release(self.stage.lacking(&entry))?;
                 Ok(Received::Applied)
             }
-            (Place::Next(_) | Place::Unknown, Some(lack)) if !restricted && self.comes_later(&lack) && !self.guards() => {
+            (Place::Next(_) | Place::Unknown, Some(lack))
+                if !restricted && self.comes_later(&lack) && !self.guards() =>
+            {
                 Ok(Received::Waiting(self.first_missing(&lack)))
             }
             _ => self.set_aside(entry, place, lack),
@@ -124,7 +126,8 @@ impl Replica {
     fn evidence(&mut self, entry: &Entry, place: Place) -> Result<Option<Rejection>, Rejection> {
         let id = entry.id();
         let branches = &self.view.branches;
-        let same = |log: &ReplicaId| branches.first(*log) <= id.number && id.number <= self.view.frontier().number(*log);
+        let same =
+            |log: &ReplicaId| branches.first(*log) <= id.number && id.number <= self.view.frontier().number(*log);
         if let Some(author) = branches.logs(id.author).find(same) {
             let held = self.entry_at(EntryId { author, number: id.number })?;
             if let Some(held) = held.filter(|_| !self.proofs.contains_key(&id.author)) {
@@ -533,7 +536,8 @@ impl Replica {
         })?;
         rows.extend(self.pending.documents.iter().map(|(id, row)| (*id, row.clone())));
         for (id, row) in rows {
-            let unreadable = |error: document::BadDocument| StoreError::Failed { doing: "read", reason: error.to_string() };
+            let unreadable =
+                |error: document::BadDocument| StoreError::Failed { doing: "read", reason: error.to_string() };
             if let Some(row) = row.map(|row| document::renamed(&row, by)).transpose().map_err(unreadable)?.flatten() {
                 self.pending.documents.insert(id, Some(row));
             }

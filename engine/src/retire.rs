@@ -195,12 +195,7 @@ impl Retirements {
 
     /// What has taken effect in a past. Monotone: a larger past has no less, and the same cuts.
     #[must_use]
-    pub fn effective(
-        &self,
-        past: &Frontier,
-        members: &OrdMap<ReplicaId, MemberState>,
-        branches: &Branches,
-    ) -> Retired {
+    pub fn effective(&self, past: &Frontier, members: &OrdMap<ReplicaId, MemberState>, branches: &Branches) -> Retired {
         let asked = self.requests.iter().filter(|(entry, _)| past.holds(**entry)).map(|(_, asked)| asked).collect();
         let seals = self.seals.iter().filter(|(entry, _)| past.holds(**entry));
         let seals = seals.map(|(entry, seal)| (branches.author(entry.author), &**seal)).collect();

@@ -52,8 +52,14 @@ impl Table {
         let is_member = |replica| (0..3).any(|n| who(n) == replica);
         let retired = Retired::default();
         let entry = EntryId { author, number };
-        let judged =
-            Judged { entry, author: entry.author, is_forked: false, frontier: &frontier, is_member: &is_member, retired: &retired };
+        let judged = Judged {
+            entry,
+            author: entry.author,
+            is_forked: false,
+            frontier: &frontier,
+            is_member: &is_member,
+            retired: &retired,
+        };
         let mut ledger = self.ledger.clone();
         let touched = ledger.apply(judged, 0, op)?;
         self.ledger = ledger;

@@ -16,7 +16,6 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use luc_engine::entry::{Entry, Frontier, LedgerOp, Tip};
 use luc_engine::id::{EntryId, ReplicaId};
-use luc_engine::replica::Received;
 use luc_engine::tx::Fence;
 use parking_lot::Mutex;
 use quinn::{Connection, Endpoint, VarInt};
@@ -28,7 +27,7 @@ use crate::ca::{Authority, CertificateError, Credentials, PeerIdentity, Role, SE
 use crate::demand::Demand;
 use crate::join::Tokens;
 use crate::node::{Node, now};
-use crate::proto::{Input, Output, Proto};
+use crate::proto::{Input, Output, Proto, waits_for};
 pub use crate::reach::Reach;
 use crate::rpc::call;
 use crate::snapshot::Snapshots;
@@ -281,9 +280,10 @@ impl Net {
             let received = self.inner.node.receive(entries).await;
             self.inner.arriving.fetch_sub(bytes, Ordering::Relaxed);
             // Something is missing before what came: say what is held, so that it is sent.
-            let gap = received.is_ok_and(|all| all.iter().any(|one| matches!(one, Received::Waiting(_))));
+            let (gap, again) = waits_for(&received.unwrap_or_default(), self.inner.node.view().frontier());
             for (peer, answer) in answers {
-                let _ = self.inner.inputs.send(Input::Received { peer, answer: answer || gap }).await;
+                let again = again.clone();
+                let _ = self.inner.inputs.send(Input::Received { peer, answer: answer || gap, again }).await;
             }
         }
     }
@@ -394,7 +394,7 @@ impl Net {
         let mut next = Some(from);
         while let Some(from) = next {
             let (entries, more) = self.inner.node.read_log(from, LOG_BATCH).await.unwrap_or_default();
-            let entries = entries.into_iter().map(|entry| (entry.id(), entry.tip(), entry.bytes().to_vec()));
+            let entries = entries.into_iter().map(|entry| (entry.held_as(), entry.tip(), entry.bytes().to_vec()));
             let _ = self.inner.inputs.send(Input::LogRead { peer, entries: entries.collect(), more }).await;
             let mut reading = self.inner.reading.lock();
             next = reading.get_mut(&peer).and_then(Option::take);

@@ -269,11 +269,12 @@ pub fn read_entries(reader: &dyn Reader, from: &[EntryId], limit: usize) -> Resu
                 break;
             }
             size += bytes.len();
-            next.number += 1;
-            entries.extend(Entry::decode(&bytes).ok());
+            let Ok(entry) = Entry::decode(&bytes) else { break };
+            next.number = entry.header.number.saturating_add(1);
+            entries.push(entry.in_log(start.author));
         }
     }
-    entries.sort_by_key(|entry| (entry.header.time, entry.id()));
+    entries.sort_by_key(|entry| (entry.header.time, entry.held_as()));
     Ok((entries, more))
 }
 
@@ -368,6 +369,9 @@ impl Inner {
     /// Everything that leaves the replica, after the flush.
     fn publish(&self, replica: &Replica, flushed: Flushed, micros: u64) -> Arc<Flushed> {
         let flushed = Arc::new(flushed);
+        if self.quarantine.load().len() != replica.quarantine().len() {
+            self.quarantine.store(Arc::new(replica.quarantine().clone()));
+        }
         if flushed.entries.is_empty() {
             return flushed;
         }
@@ -377,9 +381,6 @@ impl Inner {
         self.counters.entries.fetch_add(count, Ordering::Relaxed);
         let view = Arc::new(replica.view().clone());
         self.view.store(view.clone());
-        if self.quarantine.load().len() != replica.quarantine().len() {
-            self.quarantine.store(Arc::new(replica.quarantine().clone()));
-        }
         self.frontier.send_replace(Arc::new(view.frontier().clone()));
         self.agents.changed(&view, &flushed);
         let _ = self.flushed.send(flushed.clone());

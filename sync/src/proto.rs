@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use luc_engine::entry::{Entry, Frontier, Tip};
 use luc_engine::id::{EntryId, Millis, ReplicaId};
+use luc_engine::replica::Received;
 
 use crate::wire::{Msg, Status};
 
@@ -22,6 +23,8 @@ const HEARTBEAT: Millis = 1_000;
 const STALLED: Millis = 5_000;
 /// No author has written so many entries: who says so lies.
 const MOST_ENTRIES: u64 = 1 << 48;
+/// In place of a hash that is not at hand.
+const UNKNOWN: u64 = 0;
 /// Most bytes of entries in one pushed message.
 const PUSH_BYTES: usize = 1 << 20;
 
@@ -51,6 +54,9 @@ pub enum Input {
         peer: ReplicaId,
         /// Whether it waits for our frontier.
         answer: bool,
+        /// Of these logs other forms are needed than are held here, from these entries on: their author forked, and what
+        /// came rests on another branch.
+        again: Vec<EntryId>,
     },
     /// A message to a peer was dropped, since its queue was full.
     Dropped(ReplicaId),
@@ -139,9 +145,9 @@ impl Proto {
             Input::Message(peer, message) => self.message(peer, message, now, mine, &mut out),
             Input::Flushed(entries) => self.push(&entries, &mut out),
             Input::LogRead { peer, entries, more } => self.log_read(peer, entries, more, now, mine, &mut out),
-            Input::Received { peer, answer } => {
+            Input::Received { peer, answer, again } => {
                 if answer && self.peers.contains_key(&peer) {
-                    out.push(Output::Send(peer, Msg::Frontier { held: mine.clone(), answer: true }));
+                    out.push(Output::Send(peer, Msg::Frontier { held: without(mine, &again), answer: true }));
                 }
             }
             Input::Dropped(peer) => {
@@ -192,6 +198,11 @@ impl Proto {
                 } else {
                     state.notice_lost(&self.settled);
                     state.read_missing(peer, now, &self.settled, out);
+                    // Both hold an entry with this number, and not the same: each shows the other its own.
+                    let forked = differing(mine, &state.reported);
+                    if !forked.is_empty() {
+                        out.push(Output::Send(peer, Msg::Frontier { held: without(mine, &forked), answer: true }));
+                    }
                 }
             }
         }
@@ -202,7 +213,7 @@ impl Proto {
             let mut batch = Vec::new();
             let mut size = 0;
             for entry in entries {
-                let id = entry.id();
+                let id = entry.held_as();
                 let direct = id.author == self.me || !state.status.connected.contains(&id.author);
                 if direct && id.author != *peer && state.sent.number(id.author) + 1 == id.number {
                     state.sent.set(id.author, entry.tip());
@@ -245,6 +256,41 @@ impl Proto {
             state.read_missing(peer, now, mine, out);
         }
     }
+}
+
+/// What came of entries that were received: whether some wait for others, and of which logs other forms are needed than are
+/// held, from which entries on.
+#[must_use]
+pub fn waits_for(received: &[Received], held: &Frontier) -> (bool, Vec<EntryId>) {
+    let waits = received.iter().filter_map(|one| if let Received::Waiting(lack) = one { Some(*lack) } else { None });
+    let waits: Vec<EntryId> = waits.collect();
+    let again = waits.iter().filter(|lack| held.holds(**lack)).copied().collect();
+    (!waits.is_empty(), again)
+}
+
+/// A frontier as if these entries, and what follows them in their logs, were not held.
+fn without(held: &Frontier, entries: &[EntryId]) -> Frontier {
+    let mut held = held.clone();
+    for entry in entries {
+        if !held.holds(*entry) {
+            continue;
+        }
+        match entry.number.saturating_sub(1) {
+            0 => drop(held.0.remove(&entry.author)),
+            number => held.set(entry.author, Tip { number, hash: UNKNOWN }),
+        }
+    }
+    held
+}
+
+/// The last entries of logs of which a peer holds another with that number.
+fn differing(mine: &Frontier, theirs: &Frontier) -> Vec<EntryId> {
+    let differs = |(log, tip): (&ReplicaId, &Tip)| {
+        let other = theirs.0.get(log)?;
+        let same = other.number != tip.number || other.hash == tip.hash || other.hash == UNKNOWN;
+        (!same).then_some(EntryId { author: *log, number: tip.number })
+    };
+    mine.0.iter().filter_map(differs).collect()
 }
 
 impl Peer {

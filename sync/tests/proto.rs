@@ -98,7 +98,7 @@ impl World {
                         let node = &mut self.nodes[at];
                         let decoded = entries.iter().map(|bytes| Arc::new(Entry::decode(bytes).unwrap()));
                         let new: Vec<_> = decoded.filter(|entry| node.take(entry.clone())).collect();
-                        todo.push(Input::Received { peer, answer });
+                        todo.push(Input::Received { peer, answer, again: Vec::new() });
                         todo.push(Input::Flushed(new));
                     }
                     Output::OldStore(entry) => panic!("{at} lost {entry}"),

@@ -180,11 +180,13 @@ impl World {
             })
             .collect();
         if states.len() > 1 {
-            for n in part { 
+            for n in part {
                 for m in part {
                     for (at, bytes) in self.cloud.log(usize::from(*m)) {
                         let received = self.replica(*n).receive(&bytes);
-                        if !matches!(received, Received::Known) { eprintln!("DBG {n} <- {m} {at}: {received:?}"); }
+                        if !matches!(received, Received::Known) {
+                            eprintln!("DBG {n} <- {m} {at}: {received:?}");
+                        }
                     }
                 }
                 eprintln!("DBG {n} quarantine {:?}", self.replica(*n).quarantine());
@@ -193,4 +195,3 @@ impl World {
         assert_eq!(states.len(), 1, "{states:#?}");
     }
 }
-

@@ -15,7 +15,7 @@ use luc_engine::view::View;
 use luc_sync::agents;
 use luc_sync::join::admit_replica;
 use luc_sync::node::read_entries;
-use luc_sync::proto::{Input, Output, Proto};
+use luc_sync::proto::{Input, Output, Proto, waits_for};
 use luc_sync::rpc::{GRANT_LOG, grant, lacking};
 use luc_sync::waiting::Waiting;
 
@@ -154,7 +154,7 @@ pub(super) enum Job {
 pub(super) enum After {
     Nothing,
     Op(Asked, Done),
-    Received { peer: ReplicaId, answer: bool },
+    Received { peer: ReplicaId, answer: bool, again: Vec<EntryId> },
     ReadLog { peer: ReplicaId, from: Vec<EntryId> },
     Granted { ask: u64, turn: u64, to: usize, granted: Amount, frontier: Frontier },
     Taken { ask: u64, turn: u64, granted: Amount },
@@ -365,8 +365,8 @@ impl World {
                 if let Some(process) = self.process(at) {
                     process.receiving = process.receiving.saturating_sub(1);
                 }
-                let gap = self.receive(at, entries);
-                After::Received { peer, answer: answer || gap }
+                let (gap, again) = self.receive(at, entries);
+                After::Received { peer, answer: answer || gap, again }
             }
             Job::ReadLog { peer, from } => After::ReadLog { peer, from },
             Job::Grant { ask, turn, to, pool, amount, frontier } => {
@@ -417,23 +417,22 @@ impl World {
         }
     }
 
-    /// Takes entries. Says whether some wait for what is not held.
-    fn receive(&mut self, at: usize, entries: Vec<Vec<u8>>) -> bool {
-        let mut gap = false;
+    /// Takes entries. Says whether some wait for what is not held, and which logs must be sent again.
+    fn receive(&mut self, at: usize, entries: Vec<Vec<u8>>) -> (bool, Vec<EntryId>) {
+        let mut all = Vec::new();
         for bytes in entries {
-            let Some(process) = self.process(at) else { return gap };
+            let Some(process) = self.process(at) else { break };
             let (received, mut refused) = process.waiting.receive(&mut process.replica, bytes);
-            match received {
-                Received::Waiting(_) => {
-                    gap = true;
-                    self.sometimes.saw(State::Waited);
-                }
-                Received::Refused(rejection) => refused.push(rejection),
+            match &received {
+                Received::Waiting(_) => self.sometimes.saw(State::Waited),
+                Received::Refused(rejection) => refused.push(rejection.clone()),
                 Received::Applied | Received::Known => {}
             }
             refused.iter().for_each(|rejection| self.refused(at, rejection));
+            all.push(received);
         }
-        gap
+        let held = self.process(at).map(|process| process.replica.view().frontier().clone());
+        waits_for(&all, &held.unwrap_or_default())
     }
 
     fn refused(&mut self, at: usize, rejection: &Rejection) {
@@ -509,7 +508,7 @@ impl World {
         for entry in &flushed.entries {
             let checked = self.rules.applied(at, entry);
             self.check(checked);
-            let id = entry.id();
+            let id = entry.held_as();
             if self.trace.is_text() && self.nodes.get(at).is_some_and(|node| node.replica == id.author) {
                 let (short, header) = (entry.tip().hash, &entry.header);
                 self.trace.note(self.now, [5, at as u64, short], || super::story::entry(at, header));
@@ -553,14 +552,14 @@ impl World {
         match after {
             After::Nothing => {}
             After::Op(asked, done) => self.answered(at, asked, done),
-            After::Received { peer, answer } => self.core(at, Input::Received { peer, answer }),
+            After::Received { peer, answer, again } => self.core(at, Input::Received { peer, answer, again }),
             After::ReadLog { peer, from } => {
                 let entries = self.read(at, &from, LOG_BATCH);
                 let (entries, more) = entries.unwrap_or_default();
                 if more {
                     self.sometimes.saw(State::CaughtUp);
                 }
-                let entries = entries.into_iter().map(|entry| (entry.id(), entry.tip(), entry.bytes().to_vec()));
+                let entries = entries.into_iter().map(|entry| (entry.held_as(), entry.tip(), entry.bytes().to_vec()));
                 let entries = entries.collect();
                 self.core(at, Input::LogRead { peer, entries, more });
             }
