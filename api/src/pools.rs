@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use axum::extract::State;
 use luc_engine::entry::Subject;
 use luc_engine::id::PoolId;
+use luc_engine::interval::Intervals;
 use luc_engine::ledger::{Amount, Pool};
-use luc_engine::record::{Host, Project, ServerGroup};
+use luc_engine::record::{AddressPool, Host, Project, ServerGroup};
 use luc_engine::view::View;
 use serde_json::{Map, Value, json};
 
@@ -19,6 +20,9 @@ use crate::compute::quotas::Quota;
 use crate::http::{Reply, ok};
 use crate::policy::{self, Action};
 use crate::rights::Holders;
+
+/// The largest whole number up to which all are exact in JSON as everybody reads it.
+const EXACT: u128 = 1 << 53;
 
 /// The live claims of one pool.
 #[derive(Default)]
@@ -96,6 +100,10 @@ fn subject(view: &View, subject: &Subject) -> Value {
             json!({"project": project.simple().to_string(), "name": name})
         }
         Subject::Votes => json!({"votes": "on retirements"}),
+        Subject::Addresses { of } => {
+            let name = view.get::<AddressPool>(of.id).map(|pool| &pool.name);
+            json!({"address_pool": of.id.to_string(), "name": name})
+        }
         Subject::Group { group, host } => {
             let name = view.get::<ServerGroup>(*group).map(|group| &group.name);
             let mut value = json!({"server_group": group.to_string(), "name": name});
@@ -108,9 +116,29 @@ fn subject(view: &View, subject: &Subject) -> Value {
     }
 }
 
-/// An amount as an object, a dimension a key.
+/// An amount as an object: a dimension a key; addresses as blocks and ranges, with their number.
 pub(crate) fn amount(amount: &Amount) -> Value {
-    Value::Object(amount.iter().map(|(dimension, n)| (format!("{dimension:?}"), json!(n))).collect::<Map<_, _>>())
+    let mut value: Map<_, _> = amount.iter().map(|(dimension, n)| (format!("{dimension:?}"), json!(n))).collect();
+    let set = amount.addresses();
+    if !set.is_empty() {
+        value.insert("Addresses".into(), count(set));
+        value.insert("addresses".into(), list(set));
+    }
+    Value::Object(value)
+}
+
+/// How many: a string where JSON's numbers are not exact any more.
+fn count(set: &Intervals) -> Value {
+    match set.len() {
+        Some(n) if n <= EXACT => json!(u64::try_from(n).unwrap_or(u64::MAX)),
+        Some(n) => json!(n.to_string()),
+        None => json!("340282366920938463463374607431768211456"),
+    }
+}
+
+/// Which: `10.0.0.0/24`, `10.0.1.7`, `10.0.1.9-10.0.1.11`.
+fn list(set: &Intervals) -> Value {
+    set.iter().map(|one| json!(one.to_string())).collect()
 }
 
 #[cfg(test)]

@@ -81,7 +81,7 @@ impl Holders {
         let mut holders: BTreeMap<ReplicaId, Amount> = BTreeMap::new();
         for (replica, _, free) in &short.elsewhere {
             // Rights to what is not short do not matter here.
-            let free: Amount = free.iter().filter(|(d, _)| short.wanted.get(*d) > 0).collect();
+            let free = free.towards(&short.wanted);
             let sum = holders.entry(*replica).or_default();
             *sum = sum.saturating_add(&free);
         }
@@ -91,7 +91,7 @@ impl Holders {
         }
         let verdict = self.verdict(short, &holders, asked);
         let mut holders: Vec<_> = holders.into_iter().collect();
-        holders.sort_by_key(|(_, free)| std::cmp::Reverse(free.iter().map(|(_, n)| n).fold(0, u64::saturating_add)));
+        holders.sort_by_key(|(_, free)| std::cmp::Reverse(free.size()));
         let one = |(replica, free): &(ReplicaId, Amount)| format!("{} holds {free}", self.words(*replica, asked));
         format!("{verdict}: {}", holders.iter().map(one).collect::<Vec<_>>().join("; "))
     }

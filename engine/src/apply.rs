@@ -305,7 +305,10 @@ pub(crate) fn apply_ledger(view: &mut View, author: Author<'_>, index: usize, op
                 return Err(refused(author, "make the right to place members of a server group"));
             }
             Subject::Votes if !may_mint_votes(view, author, op) => return Err(refused(author, "make votes")),
-            Subject::Host(_) | Subject::Quota { .. } | Subject::Group { .. } | Subject::Votes => {}
+            // An address pool is worth what refers to it, and that names it by its minting entry: whoever makes one more
+            // makes nobody's larger. So any member may, as any may create what needs one.
+            Subject::Host(_) | Subject::Quota { .. } | Subject::Group { .. } => {}
+            Subject::Addresses { .. } | Subject::Votes => {}
         }
     }
     check_votes(view, author, op)?;
@@ -379,7 +382,7 @@ pub(crate) fn is_evidence(view: &View, frontier: &Frontier, statement: &Statemen
             let of_claim = host.host == statement.host && claim.record.id == statement.server;
             of_claim && statement.verify(view.cloud, &host.agent_key)
         }
-        Subject::Quota { .. } | Subject::Group { .. } | Subject::Votes => false,
+        Subject::Quota { .. } | Subject::Group { .. } | Subject::Addresses { .. } | Subject::Votes => false,
     }
 }
 
@@ -525,7 +528,7 @@ fn check_writer(view: &View, author: Author<'_>, id: RecordId) -> Result<(), Inv
         Kind::Site => id == site_record(author.member.site.as_str()),
         Kind::Host => is_host_of(view, author, HostId(id.id)),
         Kind::Flavor | Kind::Image | Kind::Keypair | Kind::Server | Kind::Revocation => true,
-        Kind::ServerGroup | Kind::Aggregate => true,
+        Kind::ServerGroup | Kind::Aggregate | Kind::AddressPool => true,
     };
     if allowed { Ok(()) } else { Err(refused(author, &format!("write records of kind {:?} ({})", id.kind, id.id))) }
 }

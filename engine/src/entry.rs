@@ -19,7 +19,7 @@ use crate::record::{Kind, RecordId};
 use crate::retire::Request;
 
 /// Version of the entry format; the first byte of every encoded entry.
-pub const FORMAT: u8 = 2;
+pub const FORMAT: u8 = 3;
 /// Largest encoded entry, header and content together: a hostile one costs no more memory than this.
 pub const MAX_ENTRY: usize = 4 << 20;
 
@@ -163,6 +163,12 @@ pub enum Subject {
         /// host's own pool, so that no two replicas make it. Affinity: none, and one right for the whole group, minted
         /// by the entry that creates it; it is held, not claimed, while a member is placed.
         host: Option<HostId>,
+    },
+    /// Addresses: which, the amounts say. Minted by whoever creates the record that they are for, in the same entry: so
+    /// the record, whose id is random, has one pool, whoever mints others in its name.
+    Addresses {
+        /// What they are for.
+        of: RecordId,
     },
 }
 

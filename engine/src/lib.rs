@@ -2,6 +2,7 @@
 //! arguments, and I/O goes through [`store::Store`] alone.
 
 pub mod agent;
+pub mod amount;
 mod apply;
 pub mod document;
 pub mod entry;

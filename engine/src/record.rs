@@ -46,11 +46,13 @@ pub enum Kind {
     ServerGroup = 11,
     /// See [`Aggregate`].
     Aggregate = 12,
+    /// See [`AddressPool`].
+    AddressPool = 13,
 }
 
 impl Kind {
     /// Every kind, in order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Site,
         Self::Host,
         Self::Project,
@@ -63,6 +65,7 @@ impl Kind {
         Self::Revocation,
         Self::ServerGroup,
         Self::Aggregate,
+        Self::AddressPool,
     ];
 
     /// Identity records are written by replicas of identity authorities only (E7).
@@ -466,6 +469,18 @@ pub struct Aggregate {
     pub updated_at: Millis,
 }
 
+/// Addresses that are handed out one by one. Which they are, and who holds them, is the pool whose subject names this
+/// record and that was minted by the entry that created it ([`crate::view::View::address_pool`]).
+#[derive(Clone, Debug, PartialEq, Default, Reconcile, Hydrate, Serialize, Deserialize)]
+pub struct AddressPool {
+    /// Unique in the cloud.
+    pub name: String,
+    /// For people.
+    pub description: String,
+    /// Creation, Unix milliseconds.
+    pub created_at: Millis,
+}
+
 /// Any record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "each variant is the kind of its name")]
@@ -482,6 +497,7 @@ pub enum Record {
     Revocation(Revocation),
     ServerGroup(ServerGroup),
     Aggregate(Aggregate),
+    AddressPool(AddressPool),
 }
 
 impl Record {
@@ -501,6 +517,7 @@ impl Record {
             Self::Revocation(_) => Kind::Revocation,
             Self::ServerGroup(_) => Kind::ServerGroup,
             Self::Aggregate(_) => Kind::Aggregate,
+            Self::AddressPool(_) => Kind::AddressPool,
         }
     }
 }

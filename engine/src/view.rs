@@ -16,8 +16,8 @@ use crate::entry::{Frontier, Member, Name, Tip, encode};
 use crate::id::{ClaimId, CloudId, EntryId, HostId, PoolId, ReplicaId, SiteName};
 use crate::ledger::{Claim, Ledger, Touched};
 use crate::record::{
-    Aggregate, Assignment, Flavor, Host, Image, Keypair, Kind, Project, Record, RecordId, Revocation, Server,
-    ServerGroup, Site, User,
+    AddressPool, Aggregate, Assignment, Flavor, Host, Image, Keypair, Kind, Project, Record, RecordId, Revocation,
+    Server, ServerGroup, Site, User,
 };
 use crate::retire::{Retired, Retirements, Row};
 
@@ -122,7 +122,20 @@ macro_rules! record_type {
         }
     )*};
 }
-record_type!(Site, Host, Project, User, Assignment, Flavor, Image, Keypair, Revocation, ServerGroup, Aggregate);
+record_type!(
+    Site,
+    Host,
+    Project,
+    User,
+    Assignment,
+    Flavor,
+    Image,
+    Keypair,
+    Revocation,
+    ServerGroup,
+    Aggregate,
+    AddressPool
+);
 
 impl RecordType for Server {
     const KIND: Kind = Kind::Server;
@@ -340,6 +353,13 @@ impl View {
         self.ledger.group_pools(group, None).map(|(id, _)| id).find(|id| held.created.contains(&id.entry))
     }
 
+    /// The pool of a record's addresses: of those that call themselves that, the one that was made with the record.
+    #[must_use]
+    pub fn address_pool(&self, of: RecordId) -> Option<PoolId> {
+        let held = self.records.get(&of)?;
+        self.ledger.address_pools(of).map(|(id, _)| id).find(|id| held.created.contains(&id.entry))
+    }
+
     /// Whether the site of `host`'s pool is `site`.
     #[must_use]
     pub fn site_of_host(&self, host: HostId) -> Option<SiteName> {
@@ -347,6 +367,7 @@ impl View {
             crate::entry::Subject::Host(host) => Some(host.site.clone()),
             crate::entry::Subject::Quota { .. }
             | crate::entry::Subject::Group { .. }
+            | crate::entry::Subject::Addresses { .. }
             | crate::entry::Subject::Votes => None,
         })
     }

@@ -286,7 +286,8 @@ fn share(subject: &Subject, capacity: &Amount, members: u64) -> Amount {
     match subject {
         Subject::Quota { .. } => capacity.divided_by(members),
         // Made where they are needed first, and handed over when they are asked for; votes are shared as members come.
-        Subject::Group { .. } | Subject::Votes => Amount::default(),
+        // Addresses too: a share that is not used is a hole in somebody's block.
+        Subject::Group { .. } | Subject::Addresses { .. } | Subject::Votes => Amount::default(),
         Subject::Host(_) => capacity.divided_by(4).divided_by(members.saturating_sub(1)),
     }
 }

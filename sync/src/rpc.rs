@@ -411,19 +411,15 @@ impl Net {
     }
 }
 
-/// Hands rights to another replica: what it asks for, or half of what is free if that is more. Says how much.
+/// Hands rights to another replica: what it asks for, or half of what is free if that is more. Of any addresses, whole
+/// aligned blocks. Says how much, in the terms of what was asked for.
 ///
 /// # Errors
 /// [`Refusal::Invalid`] if it is no member.
 pub fn grant(tx: &mut Tx<'_>, to: ReplicaId, pool: PoolId, amount: &Amount) -> Result<Amount, Refusal> {
     let me = tx.me();
     let free = tx.view().ledger().pool(pool).map(|pool| pool.free(me)).unwrap_or_default();
-    let half: Amount = amount.iter().map(|(d, _)| (d, free.get(d) / 2)).collect();
-    let gift = amount.max(&half).min(&free);
-    if !gift.is_zero() {
-        tx.grant(pool, to, gift.clone())?;
-    }
-    Ok(gift)
+    hand(tx, to, pool, free.gift(amount)).map(|given| given.in_terms_of(amount))
 }
 
 /// Hands over what is asked for before it is needed, as far as it is not needed here. Says how much.
@@ -432,7 +428,10 @@ pub fn grant(tx: &mut Tx<'_>, to: ReplicaId, pool: PoolId, amount: &Amount) -> R
 /// [`Refusal`]; then nothing is handed over.
 pub fn spare(tx: &mut Tx<'_>, to: ReplicaId, pool: PoolId, amount: &Amount, keep: &Amount) -> Result<Amount, Refusal> {
     let free = tx.view().ledger().pool(pool).map(|pool| pool.free(tx.me())).unwrap_or_default();
-    let gift = amount.min(&free.saturating_sub(keep));
+    hand(tx, to, pool, free.spare(amount, keep)).map(|given| given.in_terms_of(amount))
+}
+
+fn hand(tx: &mut Tx<'_>, to: ReplicaId, pool: PoolId, gift: Amount) -> Result<Amount, Refusal> {
     if !gift.is_zero() {
         tx.grant(pool, to, gift.clone())?;
     }
@@ -449,7 +448,7 @@ pub fn lacking(mine: &Frontier, theirs: &Frontier, to: ReplicaId) -> Vec<EntryId
 /// How much of what is missing an amount covers, for sorting: the count of dimensions covered, then the sum.
 fn covered(free: &Amount, missing: &Amount) -> (usize, u64) {
     let dimensions = missing.iter().filter(|(dimension, n)| free.get(*dimension) >= *n).count();
-    (dimensions, missing.iter().map(|(dimension, _)| free.get(dimension)).fold(0, u64::saturating_add))
+    (dimensions, free.towards(missing).size())
 }
 
 fn exported(connection: &Connection) -> Option<[u8; 32]> {
