@@ -14,7 +14,6 @@ use axum::routing::{get, post};
 use futures_util::stream::{self, Stream};
 use luc_engine::entry::{Entry, MemberOp};
 use luc_engine::id::HostId;
-use luc_engine::ledger::Amount;
 use luc_engine::record::{Host, Kind, Site};
 use luc_engine::view::View;
 use luc_sync::node::now;
@@ -166,10 +165,8 @@ fn host_list(app: &App) -> Vec<Value> {
         .map(|(id, host)| {
             let id = HostId(id);
             let status = app.net().host_status(id);
-            let (capacity, claimed) = view.ledger().host_pools(id).fold(
-                (Amount::default(), Amount::default()),
-                |(capacity, claimed), (_, pool)| (capacity.saturating_add(&pool.capacity()), claimed.saturating_add(&pool.claimed)),
-            );
+            let pool = view.host_pool(id).map(|(_, pool)| pool);
+            let (capacity, claimed) = pool.map(|pool| (pool.capacity(), pool.claimed.clone())).unwrap_or_default();
             let heartbeat = status.as_ref().map(|status| &status.heartbeat);
             json!({
                 "id": id.to_string(), "name": host.name, "site": host.site, "hypervisor": host.hypervisor_type,

@@ -81,8 +81,12 @@ fn render(view: &View, holders: &Holders, id: PoolId, pool: &Pool, claims: &Clai
     })
 }
 
-/// What of a quota is still to be burnt. Told once, with the first of its pools.
+/// What of a quota is still to be burnt, told once, with the first of its pools; and what is left of a host's pool that
+/// its agent does not serve.
 fn pending(view: &View, id: PoolId, pool: &Pool) -> Value {
+    if view.is_surplus(id) {
+        return amount(&pool.capacity());
+    }
     let Subject::Quota { project } = &pool.subject else { return Value::Null };
     let first = view.ledger().quota_pools(*project).next().is_some_and(|(first, _)| first == id);
     if first { amount(&Quota::of(view, *project).pending()) } else { Value::Null }

@@ -16,7 +16,7 @@ use autosurgeon::{Hydrate, Reconcile};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::id::{HostId, Millis};
+use crate::id::{HostId, Millis, PoolId};
 
 /// Which kind a record is. The numbers are part of the disk and wire formats: never reuse one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Debug)]
@@ -120,6 +120,18 @@ pub struct Host {
     #[serde(default)]
     #[autosurgeon(missing = "String::new")]
     pub architecture: String,
+    /// The pool that its agent has said it serves, as [`PoolId`] writes it: only this one's rights are spent (S3).
+    #[serde(default)]
+    #[autosurgeon(missing = "String::new")]
+    pub pool: String,
+}
+
+impl Host {
+    /// The pool that its agent serves; none if nobody has written it down.
+    #[must_use]
+    pub fn served_pool(&self) -> Option<PoolId> {
+        self.pool.parse().ok()
+    }
 }
 
 /// A project (tenant). Its quota is the pool whose subject names it.

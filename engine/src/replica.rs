@@ -14,7 +14,8 @@ use uuid::Uuid;
 use crate::apply::{self, ApplyError, Documents};
 pub use crate::apply::{Invalid, founded_by};
 use crate::entry::{BadEntry, Entry, Frontier, Hash, Header, Member, MemberOp, Subject, Tip, encode};
-use crate::id::{ClaimId, CloudId, EntryId, Millis, PoolId, ReplicaId};
+use crate::hosts;
+use crate::id::{ClaimId, CloudId, EntryId, HostId, Millis, PoolId, ReplicaId};
 use crate::ledger::{Amount, Dimension, Pool};
 use crate::record::{Kind, RecordId};
 use crate::retire::VOTES;
@@ -374,7 +375,33 @@ impl Replica {
         let sealed = (members && self.seal(now)?) || ((members || votes) && self.share_votes(now)?);
         let claims = flushed.filter(|flushed| !flushed.members).map(|flushed| self.concerned(flushed));
         let released = self.release_settled(now, claims.as_deref())?;
-        Ok(sealed || inherited || released > 0)
+        let burnt = self.burn_surplus(now, flushed.filter(|flushed| !flushed.members))?;
+        Ok(sealed || inherited || released > 0 || burnt)
+    }
+
+    /// Burns what this replica holds free of pools that no host's agent serves (S3): of the hosts that a flush has
+    /// changed, or of all if none is given.
+    fn burn_surplus(&mut self, now: Millis, flushed: Option<&Flushed>) -> Result<bool, Refusal> {
+        let ledger = self.view.ledger();
+        let hosts: BTreeSet<HostId> = match flushed {
+            None => ledger.hosts().collect(),
+            Some(flushed) => {
+                let records = flushed.records.iter().filter(|id| id.kind == Kind::Host).map(|id| HostId(id.id));
+                let pools = flushed.pools.iter().filter_map(|id| match &ledger.pool(*id)?.subject {
+                    Subject::Host(host) => Some(host.host),
+                    Subject::Quota { .. } | Subject::Group { .. } | Subject::Votes => None,
+                });
+                records.chain(pools).collect()
+            }
+        };
+        let surplus = hosts::to_burn(&self.view, self.me, hosts.into_iter());
+        let any = !surplus.is_empty();
+        if any {
+            self.transact::<_, Refusal>(now, |tx| {
+                surplus.into_iter().try_for_each(|(pool, amount)| tx.burn(pool, amount))
+            })?;
+        }
+        Ok(any)
     }
 
     /// The claims that a flush may have settled: those that changed, and those of servers that were deleted.

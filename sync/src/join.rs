@@ -275,6 +275,11 @@ pub fn admit_replica(tx: &mut Tx<'_>, mut member: Member) -> Result<(), Refusal>
         .view()
         .ledger()
         .pools()
+        // A host's pool that its agent has not taken may be surplus: it stays with its root.
+        .filter(|(id, pool)| match &pool.subject {
+            Subject::Host(host) => tx.view().host_pool(host.host).is_some_and(|(served, _)| served == **id),
+            _ => true,
+        })
         .map(|(id, pool)| (*id, share(&pool.subject, &pool.capacity(), members).min(&pool.free(me))))
         .filter(|(_, share)| !share.is_zero())
         .collect();
