@@ -389,7 +389,7 @@ impl Replica {
                 let records = flushed.records.iter().filter(|id| id.kind == Kind::Host).map(|id| HostId(id.id));
                 let pools = flushed.pools.iter().filter_map(|id| match &ledger.pool(*id)?.subject {
                     Subject::Host(host) => Some(host.host),
-                    Subject::Quota { .. } | Subject::Group { .. } | Subject::Votes => None,
+                    _ => None,
                 });
                 records.chain(pools).collect()
             }
