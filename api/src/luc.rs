@@ -19,6 +19,7 @@ use luc_engine::view::View;
 use luc_sync::node::now;
 use serde_json::{Map, Value, json};
 
+use crate::addresses;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::compute::{host_words, status};
@@ -37,7 +38,10 @@ pub(crate) fn routes() -> Router<App> {
         .route("/hosts", get(hosts))
         .route("/frontier", get(frontier))
         .route("/digest", get(digest))
-        .route("/pools", get(pools::pools))
+        .route("/pools", get(pools::pools).post(addresses::create))
+        .route("/pools/{id}", get(addresses::show).patch(addresses::change).delete(addresses::delete))
+        .route("/pools/{id}/claims", post(addresses::claim))
+        .route("/pools/{id}/claims/{claim}", axum::routing::delete(addresses::release))
         .route("/transfers", get(transfers))
         .route("/events", get(events))
 }

@@ -253,10 +253,14 @@ impl Amount {
         self.iter().chain(self.addresses.is_some().then_some(addresses)).collect()
     }
 
-    /// In the terms of `wanted`: counted where that says how many addresses, not which.
+    /// In the terms of `wanted`: counted where that says how many addresses; where it says which, those of them.
     #[must_use]
     pub fn in_terms_of(&self, wanted: &Self) -> Self {
-        if wanted.get(Dimension::Addresses) > 0 { self.counted() } else { self.clone() }
+        match (wanted.get(Dimension::Addresses), &wanted.addresses) {
+            (1.., _) => self.counted(),
+            (0, Some(named)) => Self::of(self.counts.to_vec(), self.addresses().intersection(named)),
+            (0, None) => self.clone(),
+        }
     }
 
     /// What of this is of any use to who wants `wanted`: those dimensions, those addresses.

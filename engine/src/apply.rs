@@ -528,7 +528,7 @@ fn check_writer(view: &View, author: Author<'_>, id: RecordId) -> Result<(), Inv
         Kind::Site => id == site_record(author.member.site.as_str()),
         Kind::Host => is_host_of(view, author, HostId(id.id)),
         Kind::Flavor | Kind::Image | Kind::Keypair | Kind::Server | Kind::Revocation => true,
-        Kind::ServerGroup | Kind::Aggregate | Kind::AddressPool => true,
+        Kind::ServerGroup | Kind::Aggregate | Kind::AddressPool | Kind::Address => true,
     };
     if allowed { Ok(()) } else { Err(refused(author, &format!("write records of kind {:?} ({})", id.kind, id.id))) }
 }
@@ -555,8 +555,8 @@ fn refused(author: Author<'_>, what: &str) -> Invalid {
     Invalid::Authority { site: author.member.site.to_string(), what: what.into() }
 }
 
-/// The claims that `holder` can release: stated gone, of servers that are deleted; with the claims of the same server
-/// on its quota (A3).
+/// The claims that `holder` can release: of records that are deleted, and stated gone if they are on hosts; with the claims of
+/// the same record on quotas and addresses (A3).
 pub(crate) fn releasable(view: &View, holder: ReplicaId, server: RecordId) -> Vec<ClaimId> {
     let mine = |id: &ClaimId| view.retired().acts_for(holder, id.entry.author);
     let mine: Vec<_> = view.ledger.claims_of(server).filter(|(id, _)| mine(id)).collect();

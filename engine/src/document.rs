@@ -156,6 +156,7 @@ fn write(
         Record::ServerGroup(value) => reconcile(&mut document, value),
         Record::Aggregate(value) => reconcile(&mut document, value),
         Record::AddressPool(value) => reconcile(&mut document, value),
+        Record::Address(value) => reconcile(&mut document, value),
     }
     .map_err(failed)?;
     if document.commit().is_none() {
@@ -185,6 +186,7 @@ fn read(document: &AutoCommit, kind: Kind) -> Option<Record> {
         Kind::ServerGroup => typed::<crate::record::ServerGroup>(document),
         Kind::Aggregate => typed::<crate::record::Aggregate>(document),
         Kind::AddressPool => typed::<crate::record::AddressPool>(document),
+        Kind::Address => typed::<crate::record::Address>(document),
     }
 }
 

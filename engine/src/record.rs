@@ -48,11 +48,13 @@ pub enum Kind {
     Aggregate = 12,
     /// See [`AddressPool`].
     AddressPool = 13,
+    /// See [`Address`].
+    Address = 14,
 }
 
 impl Kind {
     /// Every kind, in order.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Site,
         Self::Host,
         Self::Project,
@@ -66,6 +68,7 @@ impl Kind {
         Self::ServerGroup,
         Self::Aggregate,
         Self::AddressPool,
+        Self::Address,
     ];
 
     /// Identity records are written by replicas of identity authorities only (E7).
@@ -493,6 +496,17 @@ pub struct AddressPool {
     pub created_at: Millis,
 }
 
+/// Addresses that an operator has taken: its live claims say which. Deleting it returns them.
+#[derive(Clone, Debug, PartialEq, Default, Reconcile, Hydrate, Serialize, Deserialize)]
+pub struct Address {
+    /// Of which [`AddressPool`]; never changes.
+    pub pool: Uuid,
+    /// For people.
+    pub purpose: String,
+    /// Creation, Unix milliseconds.
+    pub created_at: Millis,
+}
+
 /// Any record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "each variant is the kind of its name")]
@@ -510,6 +524,7 @@ pub enum Record {
     ServerGroup(ServerGroup),
     Aggregate(Aggregate),
     AddressPool(AddressPool),
+    Address(Address),
 }
 
 impl Record {
@@ -530,6 +545,7 @@ impl Record {
             Self::ServerGroup(_) => Kind::ServerGroup,
             Self::Aggregate(_) => Kind::Aggregate,
             Self::AddressPool(_) => Kind::AddressPool,
+            Self::Address(_) => Kind::Address,
         }
     }
 }

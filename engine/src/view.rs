@@ -16,8 +16,8 @@ use crate::entry::{Frontier, Member, Name, Tip, encode};
 use crate::id::{ClaimId, CloudId, EntryId, HostId, PoolId, ReplicaId, SiteName};
 use crate::ledger::{Claim, Ledger, Touched};
 use crate::record::{
-    AddressPool, Aggregate, Assignment, Flavor, Host, Image, Keypair, Kind, Project, Record, RecordId, Revocation,
-    Server, ServerGroup, Site, User,
+    Address, AddressPool, Aggregate, Assignment, Flavor, Host, Image, Keypair, Kind, Project, Record, RecordId,
+    Revocation, Server, ServerGroup, Site, User,
 };
 use crate::retire::{Retired, Retirements, Row};
 
@@ -134,7 +134,8 @@ record_type!(
     Revocation,
     ServerGroup,
     Aggregate,
-    AddressPool
+    AddressPool,
+    Address
 );
 
 impl RecordType for Server {
@@ -293,7 +294,7 @@ impl View {
     }
 
     /// Ids of the records of a kind that belong to `parent`: servers, images and server groups of a project, servers of
-    /// a server group, keypairs and assignments of a user. Those being deleted too.
+    /// a server group, keypairs and assignments of a user, addresses taken from a pool. Those being deleted too.
     pub fn children(&self, kind: Kind, parent: Uuid) -> impl Iterator<Item = Uuid> + '_ {
         self.children.get(&(kind, parent)).into_iter().flatten().copied()
     }
@@ -592,6 +593,7 @@ fn parents(record: &Record) -> impl Iterator<Item = Uuid> {
         Record::ServerGroup(group) => (Some(group.project), None),
         Record::Keypair(keypair) => (Some(keypair.user), None),
         Record::Assignment(assignment) => (Some(assignment.user), None),
+        Record::Address(address) => (Some(address.pool), None),
         _ => (None, None),
     };
     owner.into_iter().chain(group)
