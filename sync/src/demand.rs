@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use luc_engine::id::{Millis, PoolId, ReplicaId};
 use luc_engine::ledger::{Amount, Pool};
+use luc_engine::tx::Shortage;
 
 /// What is counted as one demand, milliseconds.
 const WINDOW: Millis = 10_000;
@@ -75,6 +76,21 @@ impl Demand {
         recent.asked = now;
         Some((holder, amount))
     }
+}
+
+/// Whom to ask for what is `missing` of a shortage, one after the other: who has enough before who has not, the richest
+/// first.
+#[must_use]
+pub fn holders(short: &Shortage, missing: &Amount) -> Vec<(ReplicaId, PoolId)> {
+    let mut holders: Vec<_> = short.elsewhere.iter().collect();
+    holders.sort_by_key(|(_, _, free)| std::cmp::Reverse(covered(free, missing)));
+    holders.into_iter().map(|(holder, pool, _)| (*holder, *pool)).collect()
+}
+
+/// How much of what is missing an amount covers, for sorting: the count of dimensions covered, then the sum.
+fn covered(free: &Amount, missing: &Amount) -> (usize, u64) {
+    let dimensions = missing.iter().filter(|(dimension, n)| free.get(*dimension) >= *n).count();
+    (dimensions, free.towards(missing).size())
 }
 
 impl Recent {

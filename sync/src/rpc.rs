@@ -19,6 +19,7 @@ use uuid::Uuid;
 use crate::agents::{self, CHANNEL};
 use crate::blob::{BlobError, Blobs, Manifest, STALL};
 use crate::ca::{Credentials, SERVER_NAME};
+use crate::demand;
 use crate::join::{Admission, JoinError, Newcomer, Token, admit, prove};
 use crate::net::{FIRST_FRAME, Net, NetError, resolve};
 use crate::node::now;
@@ -58,9 +59,7 @@ impl Net {
         let mut asked = Asked::default();
         for shortage in shortages {
             let mut missing = shortage.wanted.saturating_sub(&shortage.free_here);
-            let mut holders = shortage.elsewhere.clone();
-            holders.sort_by_key(|(_, _, free)| std::cmp::Reverse(covered(free, &missing)));
-            for (holder, pool, _) in holders {
+            for (holder, pool) in demand::holders(shortage, &missing) {
                 if missing.is_zero() {
                     break;
                 }
@@ -443,12 +442,6 @@ fn hand(tx: &mut Tx<'_>, to: ReplicaId, pool: PoolId, gift: Amount) -> Result<Am
 pub fn lacking(mine: &Frontier, theirs: &Frontier, to: ReplicaId) -> Vec<EntryId> {
     let lacks = mine.0.iter().filter(|(author, tip)| **author != to && theirs.number(**author) < tip.number);
     lacks.map(|(author, _)| EntryId { author: *author, number: theirs.number(*author) + 1 }).collect()
-}
-
-/// How much of what is missing an amount covers, for sorting: the count of dimensions covered, then the sum.
-fn covered(free: &Amount, missing: &Amount) -> (usize, u64) {
-    let dimensions = missing.iter().filter(|(dimension, n)| free.get(*dimension) >= *n).count();
-    (dimensions, free.towards(missing).size())
 }
 
 fn exported(connection: &Connection) -> Option<[u8; 32]> {
