@@ -3,6 +3,7 @@
 //! The core speaks its own errors; HTTP appears only here, and each service's own error format in one place
 //! ([`http`]). Who may do what is in one place too ([`policy`]).
 
+mod addresses;
 pub mod app;
 pub mod auth;
 pub mod bootstrap;

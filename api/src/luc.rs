@@ -14,12 +14,12 @@ use axum::routing::{get, post};
 use futures_util::stream::{self, Stream};
 use luc_engine::entry::{Entry, MemberOp};
 use luc_engine::id::HostId;
-use luc_engine::ledger::Amount;
 use luc_engine::record::{Host, Kind, Site};
 use luc_engine::view::View;
 use luc_sync::node::now;
 use serde_json::{Map, Value, json};
 
+use crate::addresses;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::compute::{host_words, status};
@@ -38,7 +38,10 @@ pub(crate) fn routes() -> Router<App> {
         .route("/hosts", get(hosts))
         .route("/frontier", get(frontier))
         .route("/digest", get(digest))
-        .route("/pools", get(pools::pools))
+        .route("/pools", get(pools::pools).post(addresses::create))
+        .route("/pools/{id}", get(addresses::show).patch(addresses::change).delete(addresses::delete))
+        .route("/pools/{id}/claims", post(addresses::claim))
+        .route("/pools/{id}/claims/{claim}", axum::routing::delete(addresses::release))
         .route("/transfers", get(transfers))
         .route("/events", get(events))
 }
@@ -166,10 +169,8 @@ fn host_list(app: &App) -> Vec<Value> {
         .map(|(id, host)| {
             let id = HostId(id);
             let status = app.net().host_status(id);
-            let (capacity, claimed) = view.ledger().host_pools(id).fold(
-                (Amount::default(), Amount::default()),
-                |(capacity, claimed), (_, pool)| (capacity.saturating_add(&pool.capacity()), claimed.saturating_add(&pool.claimed)),
-            );
+            let pool = view.host_pool(id).map(|(_, pool)| pool);
+            let (capacity, claimed) = pool.map(|pool| (pool.capacity(), pool.claimed.clone())).unwrap_or_default();
             let heartbeat = status.as_ref().map(|status| &status.heartbeat);
             json!({
                 "id": id.to_string(), "name": host.name, "site": host.site, "hypervisor": host.hypervisor_type,

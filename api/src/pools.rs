@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use axum::extract::State;
 use luc_engine::entry::Subject;
 use luc_engine::id::PoolId;
+use luc_engine::interval::{Interval, Intervals};
 use luc_engine::ledger::{Amount, Pool};
-use luc_engine::record::{Host, Project, ServerGroup};
+use luc_engine::record::{AddressPool, Host, Project, ServerGroup};
 use luc_engine::view::View;
 use serde_json::{Map, Value, json};
 
@@ -20,27 +21,44 @@ use crate::http::{Reply, ok};
 use crate::policy::{self, Action};
 use crate::rights::Holders;
 
+/// The largest whole number up to which all are exact in JSON as everybody reads it.
+const EXACT: u128 = 1 << 53;
+
 /// The live claims of one pool.
 #[derive(Default)]
 struct Claims {
     count: u64,
     sum: Amount,
+    /// Their intervals: put together once, since adding them up one by one costs the square of their number.
+    parts: Vec<Interval>,
+}
+
+impl Claims {
+    fn add(&mut self, amount: &Amount) {
+        self.count += 1;
+        self.parts.extend(amount.addresses().iter());
+        self.sum = self.sum.saturating_add(&amount.iter().collect());
+    }
+
+    /// The sum of all; and whether no two have an address in common.
+    fn finish(mut self) -> (Self, bool) {
+        self.parts.sort_unstable();
+        let disjoint = self.parts.windows(2).all(|pair| pair[0].last() < pair[1].first());
+        let addresses: Intervals = std::mem::take(&mut self.parts).into_iter().collect();
+        self.sum = self.sum.saturating_add(&addresses.into());
+        (self, disjoint)
+    }
 }
 
 pub(crate) async fn pools(State(app): State<App>, caller: Caller) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
     let (view, holders) = (app.view(), Holders::of(&app));
-    let mut claims: BTreeMap<PoolId, Claims> = BTreeMap::new();
-    for (_, claim) in view.ledger().claims() {
-        let of_pool = claims.entry(claim.pool).or_default();
-        of_pool.count += 1;
-        of_pool.sum = of_pool.sum.saturating_add(&claim.amount);
-    }
+    let mut claims = claims(&view);
     let mut all_conserved = view.ledger().is_conserved();
     let mut pools = Vec::new();
     for (id, pool) in view.ledger().pools() {
-        let claims = claims.remove(id).unwrap_or_default();
-        let conserved = is_conserved(pool, &claims);
+        let (claims, disjoint) = claims.remove(id).unwrap_or_default().finish();
+        let conserved = disjoint && is_conserved(pool, &claims);
         all_conserved &= conserved;
         let mut value = render(&view, &holders, *id, pool, &claims, conserved);
         value["pending"] = pending(&view, *id, pool);
@@ -49,6 +67,22 @@ pub(crate) async fn pools(State(app): State<App>, caller: Caller) -> Reply {
     // A claim on a pool that is not there would be capacity out of nothing.
     all_conserved &= claims.is_empty();
     ok(&json!({"pools": pools, "conserved": all_conserved}))
+}
+
+/// One pool, as [`pools`] shows it.
+pub(crate) fn one_pool(app: &App, id: PoolId) -> Option<Value> {
+    let (view, holders) = (app.view(), Holders::of(app));
+    let pool = view.ledger().pool(id)?;
+    let (claims, disjoint) = claims(&view).remove(&id).unwrap_or_default().finish();
+    Some(render(&view, &holders, id, pool, &claims, disjoint && is_conserved(pool, &claims)))
+}
+
+fn claims(view: &View) -> BTreeMap<PoolId, Claims> {
+    let mut claims: BTreeMap<PoolId, Claims> = BTreeMap::new();
+    for (_, claim) in view.ledger().claims() {
+        claims.entry(claim.pool).or_default().add(&claim.amount);
+    }
+    claims
 }
 
 /// Whether a pool's accounts and live claims add up to what was minted, in every dimension.
@@ -77,8 +111,12 @@ fn render(view: &View, holders: &Holders, id: PoolId, pool: &Pool, claims: &Clai
     })
 }
 
-/// What of a quota is still to be burnt. Told once, with the first of its pools.
+/// What of a quota is still to be burnt, told once, with the first of its pools; and what is left of a host's pool that
+/// its agent does not serve.
 fn pending(view: &View, id: PoolId, pool: &Pool) -> Value {
+    if view.is_surplus(id) {
+        return amount(&pool.capacity());
+    }
     let Subject::Quota { project } = &pool.subject else { return Value::Null };
     let first = view.ledger().quota_pools(*project).next().is_some_and(|(first, _)| first == id);
     if first { amount(&Quota::of(view, *project).pending()) } else { Value::Null }
@@ -96,6 +134,10 @@ fn subject(view: &View, subject: &Subject) -> Value {
             json!({"project": project.simple().to_string(), "name": name})
         }
         Subject::Votes => json!({"votes": "on retirements"}),
+        Subject::Addresses { of } => {
+            let name = view.get::<AddressPool>(of.id).map(|pool| &pool.name);
+            json!({"address_pool": of.id.to_string(), "name": name})
+        }
         Subject::Group { group, host } => {
             let name = view.get::<ServerGroup>(*group).map(|group| &group.name);
             let mut value = json!({"server_group": group.to_string(), "name": name});
@@ -108,9 +150,29 @@ fn subject(view: &View, subject: &Subject) -> Value {
     }
 }
 
-/// An amount as an object, a dimension a key.
+/// An amount as an object: a dimension a key; addresses as blocks and ranges, with their number.
 pub(crate) fn amount(amount: &Amount) -> Value {
-    Value::Object(amount.iter().map(|(dimension, n)| (format!("{dimension:?}"), json!(n))).collect::<Map<_, _>>())
+    let mut value: Map<_, _> = amount.iter().map(|(dimension, n)| (format!("{dimension:?}"), json!(n))).collect();
+    let set = amount.addresses();
+    if !set.is_empty() {
+        value.insert("Addresses".into(), count(set));
+        value.insert("addresses".into(), list(set));
+    }
+    Value::Object(value)
+}
+
+/// How many: a string where JSON's numbers are not exact any more.
+pub(crate) fn count(set: &Intervals) -> Value {
+    match set.len() {
+        Some(n) if n <= EXACT => json!(u64::try_from(n).unwrap_or(u64::MAX)),
+        Some(n) => json!(n.to_string()),
+        None => json!("340282366920938463463374607431768211456"),
+    }
+}
+
+/// Which: `10.0.0.0/24`, `10.0.1.7`, `10.0.1.9-10.0.1.11`.
+pub(crate) fn list(set: &Intervals) -> Value {
+    set.iter().map(|one| json!(one.to_string())).collect()
 }
 
 #[cfg(test)]
@@ -125,8 +187,13 @@ mod tests {
         let replica = crate::testing::founder();
         let pool = replica.view().ledger().pools().next().unwrap().1.clone();
         assert!(is_conserved(&pool, &Claims::default()));
+        let mut twice = Claims::default();
+        for text in ["10.0.0.0/30", "10.0.0.8/30", "10.0.0.3"] {
+            twice.add(&Intervals::from_iter([text.parse::<Interval>().unwrap()]).into());
+        }
+        assert!(!twice.finish().1, "an address that two claims have");
         let one: Amount = std::iter::once((Dimension::Votes, 1)).collect();
-        let unknown = Claims { count: 1, sum: one.clone() };
+        let unknown = Claims { count: 1, sum: one.clone(), ..Claims::default() };
         assert!(!is_conserved(&pool, &unknown), "a live claim that the pool does not count");
         let mut lost = pool.clone();
         lost.minted = pool.minted.saturating_add(&one);

@@ -81,7 +81,7 @@ impl Holders {
         let mut holders: BTreeMap<ReplicaId, Amount> = BTreeMap::new();
         for (replica, _, free) in &short.elsewhere {
             // Rights to what is not short do not matter here.
-            let free: Amount = free.iter().filter(|(d, _)| short.wanted.get(*d) > 0).collect();
+            let free = free.towards(&short.wanted);
             let sum = holders.entry(*replica).or_default();
             *sum = sum.saturating_add(&free);
         }
@@ -91,7 +91,7 @@ impl Holders {
         }
         let verdict = self.verdict(short, &holders, asked);
         let mut holders: Vec<_> = holders.into_iter().collect();
-        holders.sort_by_key(|(_, free)| std::cmp::Reverse(free.iter().map(|(_, n)| n).fold(0, u64::saturating_add)));
+        holders.sort_by_key(|(_, free)| std::cmp::Reverse(free.size()));
         let one = |(replica, free): &(ReplicaId, Amount)| format!("{} holds {free}", self.words(*replica, asked));
         format!("{verdict}: {}", holders.iter().map(one).collect::<Vec<_>>().join("; "))
     }
@@ -101,11 +101,18 @@ impl Holders {
         if !short.suffices_elsewhere() {
             return "; what is free elsewhere";
         }
-        let can_give = |id: ReplicaId| {
-            self.is_reachable(id) && !self.is_retiring(id) && !asked.silent.contains(&id) && !asked.empty.contains(&id)
+        let sum = |of: &dyn Fn(ReplicaId) -> bool| {
+            let some = holders.iter().filter(|(id, _)| of(**id));
+            some.fold(short.free_here.clone(), |sum, (_, free)| sum.saturating_add(free)).covers(&short.wanted)
         };
-        let at_hand = holders.iter().filter(|(id, _)| can_give(**id));
-        let at_hand = at_hand.fold(short.free_here.clone(), |sum, (_, free)| sum.saturating_add(free));
-        if at_hand.covers(&short.wanted) { "; they were not handed over in time" } else { "; the rest is out of reach" }
+        let answers = |id: ReplicaId| self.is_reachable(id) && !self.is_retiring(id) && !asked.silent.contains(&id);
+        if sum(&|id| answers(id) && !asked.empty.contains(&id)) {
+            "; they were not handed over in time"
+        } else if sum(&answers) {
+            // What this replica last heard of them is older than what they said now.
+            "; what was free elsewhere has just been used"
+        } else {
+            "; the rest is out of reach"
+        }
     }
 }

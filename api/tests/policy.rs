@@ -155,7 +155,10 @@ const TABLE: &[(&str, &[(&str, Who)])] = &[
     ("/luc/v1/hosts", &[("GET", Admin)]),
     ("/luc/v1/frontier", &[("GET", Token)]),
     ("/luc/v1/digest", &[("GET", Token)]),
-    ("/luc/v1/pools", &[("GET", Admin)]),
+    ("/luc/v1/pools", &[("GET", Admin), ("POST", Admin)]),
+    ("/luc/v1/pools/{id}", &[("GET", Admin), ("PATCH", Admin), ("DELETE", Admin)]),
+    ("/luc/v1/pools/{id}/claims", &[("POST", Admin)]),
+    ("/luc/v1/pools/{id}/claims/{claim}", &[("DELETE", Admin)]),
     ("/luc/v1/transfers", &[("GET", Admin)]),
     ("/luc/v1/events", &[("GET", Admin)]),
 ];

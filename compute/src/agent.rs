@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ed25519_dalek::SigningKey;
 use luc_engine::agent::{FromAgent, HostFacts, Observation, Statement, ToAgent};
-use luc_engine::id::{ClaimId, HostId, Millis};
+use luc_engine::id::{ClaimId, HostId, Millis, PoolId};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -27,7 +27,7 @@ use crate::link::{Images, Link, LinkEvent};
 use crate::plan::{Action, Plan, Rules};
 use crate::store::{Loaded, Store, StoreError, Write};
 use crate::work::{Report, StepReport, Workshop, present};
-use crate::world::{Outcome, World};
+use crate::world::{Bound, Outcome, World};
 
 /// Between two heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(3);
@@ -149,6 +149,7 @@ async fn first_connection(shop: &Arc<Workshop>, reports: &mut mpsc::UnboundedRec
 enum After {
     Planned(Uuid, Box<Plan>),
     State(ClaimId),
+    Bind(Bound),
 }
 
 type Commit = JoinHandle<Result<(), StoreError>>;
@@ -158,6 +159,10 @@ struct Driver {
     store: Arc<Store>,
     world: World,
     facts: HostFacts,
+    /// As decided; the world and `facts` follow once it is on the disk.
+    bound: Bound,
+    /// The pool that was named in the last introduction.
+    said: Option<PoolId>,
     started: Instant,
     /// Numbers connections to libvirt: what an older one says is of no interest.
     connection: u64,
@@ -194,7 +199,8 @@ impl Outbox {
 
 impl Driver {
     fn new(shop: Arc<Workshop>, store: Store, loaded: Loaded, node: &Node) -> Result<Self, AgentError> {
-        let facts = host::facts(&shop.config, &loaded.identity, node);
+        let mut facts = host::facts(&shop.config, &loaded.identity, node);
+        facts.pool = loaded.bound.pool;
         let simulated = shop.hypervisor.is_simulated();
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let rules = Rules {
@@ -210,12 +216,14 @@ impl Driver {
                 files.insert(server, shop.disks.files(server));
             }
         }
-        let world = World::new(rules, host::capacity(&facts), loaded.memories, loaded.refused, &files);
+        let world = World::new(rules, host::capacity(&facts), loaded.bound, loaded.memories, loaded.refused, &files);
         Ok(Self {
             shop,
             store: Arc::new(store),
             world,
             facts,
+            bound: loaded.bound,
+            said: None,
             started: Instant::now(),
             connection: 0,
             connected: true,
@@ -290,10 +298,7 @@ impl Driver {
             LinkEvent::Connected(number, replica) if number > self.link_number => {
                 self.link_number = number;
                 self.replica = Some(replica);
-                let observations = self.world.observations().map(|seen| (seen.server, seen.clone())).collect();
-                let statements = self.world.unheld().into_iter().collect();
-                let hello = Some(self.facts.clone());
-                self.outbox = Outbox { hello, observations, statements, answers: VecDeque::new(), heartbeat: true };
+                self.introduce();
             }
             LinkEvent::Lost(number) if number == self.link_number => {
                 self.replica = None;
@@ -304,8 +309,28 @@ impl Driver {
         }
     }
 
+    /// Who this is, and all that there is to tell.
+    fn introduce(&mut self) {
+        let observations = self.world.observations().map(|seen| (seen.server, seen.clone())).collect();
+        let statements = self.world.unheld().into_iter().collect();
+        let hello = Some(self.facts.clone());
+        self.said = self.facts.pool;
+        self.outbox = Outbox { hello, observations, statements, answers: VecDeque::new(), heartbeat: true };
+    }
+
+    /// A replica names the host's pool. The first one is taken, and another only in place of the one that this host
+    /// serves; either way the replica hears which it is, once that is on the disk.
+    fn told_pool(&mut self, pool: PoolId, instead_of: Option<PoolId>) {
+        if self.bound.pool == instead_of {
+            self.bound.pool = Some(pool);
+        }
+        self.writes.push(Write::Bound(self.bound));
+        self.after.push(After::Bind(self.bound));
+    }
+
     fn message(&mut self, message: ToAgent) {
         match message {
+            ToAgent::Pool { pool, instead_of } => self.told_pool(pool, instead_of),
             ToAgent::Orders(orders) => {
                 let restate = self.world.orders(orders);
                 restate.into_iter().for_each(|claim| self.restate(claim));
@@ -497,9 +522,18 @@ impl Driver {
                     self.carry_out(server, *plan);
                 }
                 After::State(claim) => self.state(claim),
+                After::Bind(bound) => self.bind(bound),
             }
         }
         Ok(())
+    }
+
+    fn bind(&mut self, bound: Bound) {
+        self.world.bind(bound);
+        self.facts.pool = bound.pool;
+        if self.replica.is_some() && self.said != bound.pool {
+            self.introduce();
+        }
     }
 
     fn carry_out(&mut self, server: Uuid, plan: Plan) {

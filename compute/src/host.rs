@@ -55,6 +55,7 @@ pub fn facts(config: &AgentConfig, identity: &Identity, node: &Node) -> HostFact
         disk_gib: config.disk_gib.unwrap_or(disk.saturating_sub(config.reserved_disk_gib)),
         cpu_overcommit: config.cpu_overcommit,
         architecture: std::env::consts::ARCH.to_owned(),
+        pool: None,
     }
 }
 

@@ -5,7 +5,7 @@
 //! having been remembered, and an agent killed between any two continues. The rules:
 //!
 //! - Nothing starts without an order given since this agent began (`PROTOCOL.md`, S1), without room on this host (S3),
-//!   or under a claim that was refused (A3). Orders of a lower epoch than was ever seen are not obeyed.
+//!   under a claim on a pool that this host does not serve (S3), or under a claim that was refused (A3). Orders of a lower epoch than was ever seen are not obeyed.
 //! - A wish is the pair of `power` and `power_changes`. It is brought about **once**; from then on the machine is its
 //!   guest's: a guest that powers itself off stays off, as with Nova, until the pair changes. The exception, Nova's
 //!   `resume_guests_state_on_host_boot`: what ended while nobody watched (this agent or libvirt was down, the host lost
@@ -203,6 +203,8 @@ pub struct Situation<'a> {
     pub image: &'a ImageState,
     /// The host has room for it.
     pub room: bool,
+    /// It must not run here, whatever the order says: its claim is not on the pool that this host serves.
+    pub fenced: bool,
     /// What its guest was asked.
     pub asked: Option<&'a Asked>,
     /// What this run did.
@@ -344,6 +346,7 @@ pub fn plan(s: &Situation<'_>) -> Plan {
         return remove(s, memory.clone(), claim);
     }
     match s.order.map(|order| (order, &order.wanted)) {
+        Some((order, Wanted::Present { .. })) if s.fenced => fence(s, order),
         None => Plan::default(),
         Some((order, Wanted::Absent)) => {
             let mut memory = s.memory.cloned().unwrap_or_else(|| fresh_memory(order, Amount::default(), None));
@@ -370,6 +373,22 @@ fn remove(s: &Situation<'_>, memory: Memory, claim: ClaimId) -> Plan {
         None => Plan { refuse: Some(claim), ..Plan::default() },
         Some(action) => finish(s, memory, Goal::Gone, Step::act(action, Task::Deleting)),
     }
+}
+
+const FENCED: &str = "its right to be on this host does not count: the host serves another pool";
+
+/// What must not run here is stopped, and kept: only its user decides that its data can go. Where there is nothing, the claim
+/// is refused for ever.
+fn fence(s: &Situation<'_>, order: &Order) -> Plan {
+    if *s.domain == Seen::Missing && s.memory.is_none() && !s.files.any {
+        return Plan { refuse: Some(order.claim), ..Plan::default() };
+    }
+    let memory = s.memory.cloned().unwrap_or_else(|| fresh_memory(order, Amount::default(), None));
+    let step = match s.domain {
+        Seen::Here(domain) if !is_off(domain.state) => Step::act(Action::Destroy, Task::Powering),
+        _ => Step::fault(FENCED, false),
+    };
+    finish(s, memory, goal(order), step)
 }
 
 const FOREIGN: &str = "a domain with this server's id, which is not of this cloud, is on the host";
@@ -639,13 +658,14 @@ fn observation(s: &Situation<'_>, memory: &Memory, step: &Step) -> Option<Observ
 
 #[cfg(test)]
 mod tests {
-    use luc_engine::id::{EntryId, ReplicaId};
+    use luc_engine::id::{EntryId, PoolId, ReplicaId};
 
     use super::*;
 
     fn order(number: u64, epoch: u64, wanted: Wanted) -> Order {
         let entry = EntryId { author: ReplicaId(Uuid::nil()), number };
-        Order { server: Uuid::nil(), claim: ClaimId { entry, index: 0 }, epoch, wanted }
+        let pool = PoolId { entry, index: 9 };
+        Order { server: Uuid::nil(), claim: ClaimId { entry, index: 0 }, pool, epoch, wanted }
     }
 
     fn present() -> Wanted {

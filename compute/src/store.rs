@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use crate::plan::Memory;
-use crate::world::Refused;
+use crate::world::{Bound, Refused};
 
 const IDENTITY: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("identity");
 const MEMORY: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("memory");
@@ -73,6 +73,8 @@ pub struct Identity {
 pub struct Loaded {
     /// Who.
     pub identity: Identity,
+    /// The host's pool.
+    pub bound: Bound,
     /// Of each server.
     pub memories: BTreeMap<Uuid, Memory>,
     /// Refused claims.
@@ -82,6 +84,8 @@ pub struct Loaded {
 /// One change.
 #[derive(Debug, Clone)]
 pub enum Write {
+    /// The host's pool.
+    Bound(Bound),
     /// A server's memory.
     Memory(Uuid, Box<Memory>),
     /// A refusal; the server's memory goes.
@@ -148,6 +152,8 @@ impl Store {
         let key = SigningKey::from_bytes(&key);
         let host = HostId::of_key(&key.verifying_key().to_bytes());
         let identity = Identity { host, incarnation: decode("incarnation", &get("incarnation")?)?, key };
+        let bound = table.get("bound").map_err(database)?.map(|value| value.value().to_vec());
+        let bound = bound.map(|value| decode("bound", &value)).transpose()?.unwrap_or_default();
         let mut memories = BTreeMap::new();
         for row in transaction.open_table(MEMORY).map_err(database)?.iter().map_err(database)? {
             let (id, value) = row.map_err(database)?;
@@ -160,7 +166,7 @@ impl Store {
             let claim = claim_of(id.value());
             refused.insert(claim, decode(&format!("claim {claim}"), value.value())?);
         }
-        Ok(Loaded { identity, memories, refused })
+        Ok(Loaded { identity, bound, memories, refused })
     }
 
     /// Makes changes durable, all or none.
@@ -174,6 +180,10 @@ impl Store {
             let mut refusals = transaction.open_table(REFUSED).map_err(database)?;
             for write in writes {
                 match write {
+                    Write::Bound(bound) => {
+                        let mut identity = transaction.open_table(IDENTITY).map_err(database)?;
+                        identity.insert("bound", encode(bound)?.as_slice()).map_err(database)?;
+                    }
                     Write::Memory(server, memory) => {
                         memories.insert(server.as_bytes(), encode(memory)?.as_slice()).map_err(database)?;
                     }

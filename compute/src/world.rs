@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use luc_engine::agent::{DomainState, Observation, Order, Wanted};
-use luc_engine::id::{ClaimId, Millis};
+use luc_engine::id::{ClaimId, Millis, PoolId};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::Power;
 use luc_engine::schedule::fits;
@@ -34,6 +34,13 @@ pub struct Refused {
     pub epoch: u64,
     /// A replica has made the statement durable: it is not repeated unless asked for.
     pub held: bool,
+}
+
+/// Which pool of its host an agent serves (`PROTOCOL.md`, S3). Told once, and durable before it is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bound {
+    /// The pool; none before any replica was met.
+    pub pool: Option<PoolId>,
 }
 
 /// How a step ended.
@@ -78,6 +85,7 @@ pub struct World {
     used: Amount,
     admitted: BTreeMap<Uuid, Amount>,
     servers: BTreeMap<Uuid, Entry>,
+    bound: Bound,
     refused: HashMap<ClaimId, Refused>,
     floors: HashMap<Uuid, u64>,
     ready: BTreeSet<Uuid>,
@@ -95,6 +103,7 @@ impl World {
     pub fn new(
         rules: Rules,
         capacity: Amount,
+        bound: Bound,
         memories: BTreeMap<Uuid, Memory>,
         refused: HashMap<ClaimId, Refused>,
         files: &BTreeMap<Uuid, Files>,
@@ -105,6 +114,7 @@ impl World {
             used: Amount::default(),
             admitted: BTreeMap::new(),
             servers: BTreeMap::new(),
+            bound,
             refused: HashMap::new(),
             floors: HashMap::new(),
             ready: BTreeSet::new(),
@@ -129,6 +139,19 @@ impl World {
             world.servers.entry(*server).or_default().files = *files;
         }
         world
+    }
+
+    /// What this host serves.
+    #[must_use]
+    pub fn bound(&self) -> Bound {
+        self.bound
+    }
+
+    /// What this host serves from now on; it is on the disk. A pool is taken once; later it is replaced only by one that
+    /// is told in its place.
+    pub fn bind(&mut self, bound: Bound) {
+        self.bound = bound;
+        self.ready.extend(self.servers.keys());
     }
 
     fn note_refused(&mut self, claim: ClaimId, refused: Refused) {
@@ -173,6 +196,22 @@ impl World {
             Seen::Here(domain) => floor.max(domain.epoch),
             _ => floor,
         };
+        let fenced = self.bound.pool != Some(order.pool);
+        if fenced && self.bound.pool.is_none() {
+            // Nobody can have spent a right to a host that serves no pool yet.
+            return None;
+        }
+        let ours = entry.memory.as_ref().map(|memory| memory.claim);
+        let ours = ours.or(match &entry.domain {
+            Seen::Here(domain) => Some(domain.claim),
+            _ => None,
+        });
+        if fenced && !refused && ours.is_some_and(|ours| ours != order.claim) {
+            // What is here is here under another claim, and stays as it is.
+            let epoch = entry.memory.as_ref().map_or(floor, |memory| memory.epoch);
+            self.note_refused(order.claim, Refused { server, epoch, held: false });
+            return Some(order.claim);
+        }
         match plan::intake(&order, entry.memory.as_ref(), refused, floor) {
             Intake::Ignore => None,
             Intake::Restate => Some(order.claim),
@@ -182,7 +221,9 @@ impl World {
                 Some(order.claim)
             }
             Intake::Obey => {
-                if let Wanted::Present { server: record, .. } = &order.wanted {
+                if let Wanted::Present { server: record, .. } = &order.wanted
+                    && !fenced
+                {
                     let amount = plan::amount(record);
                     let room = self.admit(server, &amount);
                     if let Some(entry) = self.servers.get_mut(&server) {
@@ -437,6 +478,7 @@ impl World {
                 files: entry.files,
                 image: &entry.image,
                 room: !entry.no_room,
+                fenced: entry.order.as_ref().is_some_and(|order| self.bound.pool != Some(order.pool)),
                 asked: entry.asked.as_ref(),
                 done: entry.done,
                 failure: entry.failure.as_ref(),

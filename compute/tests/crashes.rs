@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use luc_compute::plan::{Action, Domain, Files, Memory, Plan, Rules, Seen};
-use luc_compute::world::{Outcome, Refused, World};
+use luc_compute::world::{Bound, Outcome, Refused, World};
 use luc_engine::agent::{DomainState, Observation, Order, Wanted};
-use luc_engine::id::{ClaimId, EntryId, HostId, ReplicaId};
+use luc_engine::id::{ClaimId, EntryId, HostId, PoolId, ReplicaId};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::{ImageData, Power, Server, ServerFlavor, ServerImage};
 use proptest::prelude::*;
@@ -123,6 +123,10 @@ struct Replica {
     stated: BTreeSet<ClaimId>,
 }
 
+fn pool() -> PoolId {
+    PoolId { entry: EntryId { author: ReplicaId(Uuid::from_u128(1)), number: 0 }, index: 0 }
+}
+
 fn claim(number: u64) -> ClaimId {
     ClaimId { entry: EntryId { author: ReplicaId(Uuid::from_u128(1)), number }, index: 0 }
 }
@@ -137,7 +141,7 @@ impl Replica {
                     None => Wanted::Absent,
                 };
                 // Each claim is of a later placement than the one before it.
-                Order { server: Uuid::from_u128(*id), claim: claim(*number), epoch: *number, wanted }
+                Order { server: Uuid::from_u128(*id), claim: claim(*number), pool: pool(), epoch: *number, wanted }
             })
             .collect()
     }
@@ -173,8 +177,14 @@ fn new_server() -> Server {
 impl Host {
     fn boot(&self) -> World {
         let capacity: Amount = [(Dimension::Vcpus, ROOM), (Dimension::MemoryMib, 100)].into_iter().collect();
-        let mut world =
-            World::new(rules(self.disks), capacity, self.memories.clone(), self.refused.clone(), &self.files);
+        let mut world = World::new(
+            rules(self.disks),
+            capacity,
+            Bound { pool: Some(pool()) },
+            self.memories.clone(),
+            self.refused.clone(),
+            &self.files,
+        );
         world.seen_all(0, self.list());
         world
     }

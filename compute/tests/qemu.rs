@@ -15,7 +15,7 @@ use std::time::Duration;
 use base64::Engine;
 use luc_compute::{Agent, AgentConfig, Fetch, Images, Progress, VirtType, link};
 use luc_engine::agent::{DomainState, FromAgent, Observation, Order, Statement, ToAgent, Wanted};
-use luc_engine::id::{ClaimId, CloudId, EntryId, ReplicaId, SiteName};
+use luc_engine::id::{ClaimId, CloudId, EntryId, PoolId, ReplicaId, SiteName};
 use luc_engine::record::{ImageData, Power, Server, ServerFlavor, ServerImage};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -185,6 +185,10 @@ impl Process {
         let (seen, statements, console) = Default::default();
         let mut process = Self { child, reader, writer, seen, statements, console, key: [0; 32] };
         let FromAgent::Hello(facts) = receive(&mut process.reader).await.unwrap() else { panic!("no hello") };
+        if facts.pool.is_none() {
+            send(&mut process.writer, &ToAgent::Pool { pool: pool(), instead_of: None }).await.unwrap();
+            while !matches!(receive(&mut process.reader).await.unwrap(), FromAgent::Hello(_)) {}
+        }
         assert_eq!(facts.hypervisor_type, "QEMU");
         process.key = facts.identity.agent_key;
         send(&mut process.writer, &ToAgent::Orders(orders)).await.unwrap();
@@ -268,7 +272,11 @@ fn record() -> Server {
 
 fn order(server: Uuid, wanted: Wanted) -> Order {
     let claim = ClaimId { entry: EntryId { author: ReplicaId(Uuid::from_u128(1)), number: 1 }, index: 0 };
-    Order { server, claim, epoch: 1, wanted }
+    Order { server, claim, pool: pool(), epoch: 1, wanted }
+}
+
+fn pool() -> PoolId {
+    PoolId { entry: EntryId { author: ReplicaId(Uuid::from_u128(1)), number: 1 }, index: 7 }
 }
 
 fn present(server: Uuid, record: &Server) -> Order {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use luc_compute::{Agent, AgentConfig, AgentError, Fetch, FetchError, Images, LinkHandle, Progress, link};
 use luc_engine::agent::{DomainState, FromAgent, HostFacts, Observation, Order, Statement, ToAgent, Wanted};
-use luc_engine::id::{ClaimId, CloudId, EntryId, ReplicaId, SiteName};
+use luc_engine::id::{ClaimId, CloudId, EntryId, PoolId, ReplicaId, SiteName};
 use luc_engine::record::{Power, Server, ServerFlavor};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
@@ -61,7 +61,11 @@ impl Host {
             let _ = stopped.await;
         }));
         let (to, mut from) = link.attach().await;
-        let Some(FromAgent::Hello(facts)) = from.recv().await else { panic!("no hello") };
+        let Some(FromAgent::Hello(mut facts)) = from.recv().await else { panic!("no hello") };
+        if facts.pool.is_none() {
+            to.send(ToAgent::Pool { pool: pool(0), instead_of: None }).await.unwrap();
+            facts = next_hello(&mut from).await;
+        }
         to.send(ToAgent::Orders(orders)).await.unwrap();
         let (seen, statements, orphans) = Default::default();
         Running { link, to, from, facts: *facts, agent, stop, seen, statements, orphans }
@@ -109,6 +113,23 @@ impl Running {
     }
 }
 
+/// What the agent says meanwhile it says again.
+async fn next_hello(from: &mut mpsc::Receiver<FromAgent>) -> Box<HostFacts> {
+    let wait = async {
+        loop {
+            if let FromAgent::Hello(facts) = from.recv().await.expect("the agent went away") {
+                return facts;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), wait).await.expect("never another hello")
+}
+
+/// Pools of the host; it serves the one with index 0.
+fn pool(index: u32) -> PoolId {
+    PoolId { entry: EntryId { author: ReplicaId(Uuid::from_u128(1)), number: 1 }, index }
+}
+
 fn claim(number: u64) -> ClaimId {
     ClaimId { entry: EntryId { author: ReplicaId(Uuid::from_u128(1)), number }, index: 0 }
 }
@@ -120,11 +141,11 @@ fn record(power: Power, power_changes: u64) -> Server {
 
 fn present(server: Uuid, number: u64, record: Server) -> Order {
     let wanted = Wanted::Present { server: Arc::new(record), project_name: "demo".into() };
-    Order { server, claim: claim(number), epoch: 1, wanted }
+    Order { server, claim: claim(number), pool: pool(0), epoch: 1, wanted }
 }
 
 fn absent(server: Uuid, number: u64) -> Order {
-    Order { server, claim: claim(number), epoch: 1, wanted: Wanted::Absent }
+    Order { server, claim: claim(number), pool: pool(0), epoch: 1, wanted: Wanted::Absent }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -295,6 +316,42 @@ async fn five_hundred_orders_at_once() {
     }
     agent.until("all are gone", |agent| agent.statements.len() == 501).await;
     agent.stop().await;
+}
+
+/// S3. Broken once each: a second pool taken, no pool asked for (the server ran), and the refusal not kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_serves_one_pool_for_ever_and_refuses_claims_on_others() {
+    let host = Host::new();
+    let (own, other) = (Uuid::new_v4(), Uuid::new_v4());
+    let mut agent = host.start(vec![present(own, 1, record(Power::Running, 0))]).await;
+    assert_eq!(agent.facts.pool, Some(pool(0)));
+    agent.until_state(own, DomainState::Running).await;
+    // A replica that minted another pool orders by it, with a higher epoch for what runs.
+    let of_other = |order: Order| Order { pool: pool(1), epoch: 9, ..order };
+    agent.order(of_other(present(other, 2, record(Power::Running, 0)))).await;
+    agent.order(of_other(present(own, 3, record(Power::Stopped, 1)))).await;
+    agent.until("both claims are refused", |agent| agent.statements.len() == 2).await;
+    let mut refused: Vec<_> = agent.statements.iter().map(|statement| statement.claim).collect();
+    refused.sort_unstable();
+    assert_eq!(refused, [claim(2), claim(3)]);
+    assert!(agent.statements.iter().all(|s| s.verify(host.cloud, &agent.facts.identity.agent_key)));
+    assert_eq!((host.state(own), host.state(other)), (Some(1), None));
+    agent.stop().await;
+
+    // After its death it says the same pool, and takes no other.
+    let agent = host.start(Vec::new()).await;
+    assert_eq!(agent.facts.pool, Some(pool(0)));
+    agent.to.send(ToAgent::Pool { pool: pool(1), instead_of: None }).await.unwrap();
+    agent.stop().await;
+    let mut agent = host.start(Vec::new()).await;
+    assert_eq!(agent.facts.pool, Some(pool(0)));
+    // Only in place of its own, whose entry will never count.
+    agent.to.send(ToAgent::Pool { pool: pool(2), instead_of: Some(pool(0)) }).await.unwrap();
+    assert_eq!(next_hello(&mut agent.from).await.pool, Some(pool(2)));
+    agent.stop().await;
+    let domain = host.hypervisor.lookup_domain_by_uuid(own).unwrap();
+    domain.destroy().unwrap();
+    domain.undefine().unwrap();
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::entry::{HostIdentity, is_signed};
-use crate::id::{ClaimId, CloudId, HostId, Millis};
+use crate::id::{ClaimId, CloudId, HostId, Millis, PoolId};
 use crate::record::Server;
 
 /// Replica to agent.
@@ -23,6 +23,14 @@ pub enum ToAgent {
     Orders(Vec<Order>),
     /// One order was given or has changed.
     Order(Box<Order>),
+    /// The host's pool, in answer to a [`FromAgent::Hello`] that names none, or one that will never count. Once it is on
+    /// its disk, the agent introduces itself again, with this pool (S3); until then it is given no order.
+    Pool {
+        /// The pool.
+        pool: PoolId,
+        /// The pool that it replaces; an agent that serves another than this keeps it.
+        instead_of: Option<PoolId>,
+    },
     /// The replica's entry holding this statement is durable: the agent need not send it again.
     StatementHeld(ClaimId),
     /// Ask for the last `lines` of a server's console (all that is kept if none).
@@ -39,7 +47,7 @@ pub enum ToAgent {
 /// Agent to replica.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum FromAgent {
-    /// The first message on a connection.
+    /// The first message on a connection, and again after each [`ToAgent::Pool`].
     Hello(Box<HostFacts>),
     /// What the agent sees of one server. Sent when it changes, and for all servers after `Hello`.
     Observed(Box<Observation>),
@@ -80,6 +88,10 @@ pub struct HostFacts {
     /// The processor's architecture: `x86_64`, `aarch64`.
     #[serde(default)]
     pub architecture: String,
+    /// The pool whose claims it obeys, and no others: told by a replica once, and on the agent's disk ever since (S3).
+    /// While it is none, no right to the host is spent by anybody.
+    #[serde(default)]
+    pub pool: Option<PoolId>,
 }
 
 /// The whole wish for one server on one host.
@@ -89,6 +101,8 @@ pub struct Order {
     pub server: Uuid,
     /// The claim on this host that allows it to run here. No claim, no start (rule `host-truth`).
     pub claim: ClaimId,
+    /// The pool that the claim is on. An agent starts nothing for another pool than its own (S3).
+    pub pool: PoolId,
     /// The server's placement epoch (S1). An agent obeys no lower epoch than it has seen for the server.
     pub epoch: u64,
     /// What is wanted.

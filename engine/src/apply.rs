@@ -329,7 +329,10 @@ pub(crate) fn apply_ledger(view: &mut View, author: Author<'_>, index: usize, op
                 return Err(refused(author, "make the right to place members of a server group"));
             }
             Subject::Votes if !may_mint_votes(view, author, op) => return Err(refused(author, "make votes")),
-            Subject::Host(_) | Subject::Quota { .. } | Subject::Group { .. } | Subject::Votes => {}
+            // An address pool is worth what refers to it, and that names it by its minting entry: whoever makes one more
+            // makes nobody's larger. So any member may, as any may create what needs one.
+            Subject::Host(_) | Subject::Quota { .. } | Subject::Group { .. } => {}
+            Subject::Addresses { .. } | Subject::Votes => {}
         }
     }
     check_votes(view, author, op)?;
@@ -415,7 +418,7 @@ fn is_stated(view: &View, frontier: &Frontier, statement: &Statement, claim: Cla
             let of_claim = host.host == statement.host && claim.record.id == statement.server;
             of_claim && statement.verify(view.cloud, &host.agent_key)
         }
-        Subject::Quota { .. } | Subject::Group { .. } | Subject::Votes => false,
+        Subject::Quota { .. } | Subject::Group { .. } | Subject::Addresses { .. } | Subject::Votes => false,
     }
 }
 
@@ -561,7 +564,7 @@ fn check_writer(view: &View, author: Author<'_>, id: RecordId) -> Result<(), Inv
         Kind::Site => id == site_record(author.member.site.as_str()),
         Kind::Host => is_host_of(view, author, HostId(id.id)),
         Kind::Flavor | Kind::Image | Kind::Keypair | Kind::Server | Kind::Revocation => true,
-        Kind::ServerGroup | Kind::Aggregate => true,
+        Kind::ServerGroup | Kind::Aggregate | Kind::AddressPool | Kind::Address => true,
     };
     if allowed { Ok(()) } else { Err(refused(author, &format!("write records of kind {:?} ({})", id.kind, id.id))) }
 }
@@ -588,8 +591,8 @@ fn refused(author: Author<'_>, what: &str) -> Invalid {
     Invalid::Authority { site: author.member.site.to_string(), what: what.into() }
 }
 
-/// The claims that `holder` can release: stated gone, of servers that are deleted; with the claims of the same server
-/// on its quota (A3).
+/// The claims that `holder` can release: of records that are deleted, and stated gone if they are on hosts; with the claims of
+/// the same record on quotas and addresses (A3).
 pub(crate) fn releasable(view: &View, holder: ReplicaId, server: RecordId) -> Vec<ClaimId> {
     let mine = |id: &ClaimId| view.retired().acts_for(holder, id.entry.author);
     let mine: Vec<_> = view.ledger.claims_of(server).filter(|(id, _)| mine(id)).collect();

@@ -226,6 +226,8 @@ fn write(
         Record::Revocation(value) => reconcile(&mut document, value),
         Record::ServerGroup(value) => reconcile(&mut document, value),
         Record::Aggregate(value) => reconcile(&mut document, value),
+        Record::AddressPool(value) => reconcile(&mut document, value),
+        Record::Address(value) => reconcile(&mut document, value),
     }
     .map_err(failed)?;
     if document.commit().is_none() {
@@ -254,6 +256,8 @@ fn read(document: &AutoCommit, kind: Kind) -> Option<Record> {
         Kind::Revocation => typed::<crate::record::Revocation>(document),
         Kind::ServerGroup => typed::<crate::record::ServerGroup>(document),
         Kind::Aggregate => typed::<crate::record::Aggregate>(document),
+        Kind::AddressPool => typed::<crate::record::AddressPool>(document),
+        Kind::Address => typed::<crate::record::Address>(document),
     }
 }
 

@@ -167,6 +167,12 @@ pub enum Subject {
         /// by the entry that creates it; it is held, not claimed, while a member is placed.
         host: Option<HostId>,
     },
+    /// Addresses: which, the amounts say. Minted by whoever creates the record that they are for, in the same entry: so
+    /// the record, whose id is random, has one pool, whoever mints others in its name.
+    Addresses {
+        /// What they are for.
+        of: RecordId,
+    },
 }
 
 /// A host, as its agent has signed it.

@@ -179,6 +179,24 @@ impl fmt::Display for PoolId {
     }
 }
 
+impl FromStr for PoolId {
+    type Err = BadPoolId;
+    /// Reads what `Display` writes.
+    fn from_str(s: &str) -> Result<Self, BadPoolId> {
+        let bad = || BadPoolId(s.into());
+        let (entry, index) = s.rsplit_once(':').ok_or_else(bad)?;
+        let (author, number) = entry.rsplit_once(':').ok_or_else(bad)?;
+        let author = author.parse().map_err(|_| bad())?;
+        let number = number.parse().map_err(|_| bad())?;
+        Ok(Self { entry: EntryId { author, number }, index: index.parse().map_err(|_| bad())? })
+    }
+}
+
+/// Text that names no pool.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a pool is author:number:index, got {0:?}")]
+pub struct BadPoolId(pub String);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,6 +208,16 @@ mod tests {
         }
         for bad in ["", "Paris", "-a", "a-", "a.b", "é", "a b", &"x".repeat(64)] {
             assert!(SiteName::new(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn pools_are_read_as_they_are_written() {
+        let entry = EntryId { author: ReplicaId(Uuid::from_u128(7)), number: 12 };
+        let pool = PoolId { entry, index: 3 };
+        assert_eq!(pool.to_string().parse(), Ok(pool));
+        for bad in ["", "1:2", "x:1:2", "00000000-0000-0000-0000-000000000007:1:x"] {
+            assert!(bad.parse::<PoolId>().is_err(), "{bad:?}");
         }
     }
 }

@@ -1,15 +1,24 @@
 //! Sets of addresses: the algebra of address pools.
 //!
-//! An address is a number (IPv4 in the low 32 bits; which family it is, its pool knows). A set is a list of disjoint
-//! intervals, in order and never adjacent: so equal sets are equal bytes, and everything costs in proportion to the number of
-//! intervals and not of addresses. A /8 and a /64 are one interval each, like a /29.
+//! An address is a number of 128 bits, IPv4 as IPv6 maps it (`::ffff:0:0/96`, RFC 4291): so a number says of which family
+//! it is. A set is a list of disjoint intervals, in order and never adjacent: so equal sets are equal bytes, and everything
+//! costs in proportion to the number of intervals and not of addresses. A /8 and a /64 are one interval each, like a /29.
 //!
 //! The operations are those that rights need: what is granted is taken from one account ([`Intervals::checked_sub`]) and
-//! added to another ([`Intervals::checked_add`]), and never counted twice.
+//! added to another ([`Intervals::checked_add`]), and never counted twice. What is handed over is cut in whole aligned
+//! blocks ([`Intervals::blocks`]), of the smallest room that has them: so large blocks stay whole as long as can be.
 
 use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+/// Most pieces that [`Intervals::blocks`] gives at once: a share of crumbs makes everybody's accounts longer.
+pub const MAX_BLOCKS: usize = 64;
+
+/// The numbers that stand for IPv4 addresses.
+const IPV4: Interval = Interval { first: 0xffff_0000_0000, last: 0xffff_ffff_ffff };
 
 /// From the first to the last, both within.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -37,6 +46,32 @@ impl Interval {
         self.last
     }
 
+    /// Whether all of it is IPv4 (true) or none (false); none if it has addresses of both.
+    #[must_use]
+    pub fn is_ipv4(&self) -> Option<bool> {
+        match self.meet(&IPV4) {
+            None => Some(false),
+            Some(common) => (common == *self).then_some(true),
+        }
+    }
+
+    /// The highest aligned block of `2^bits` addresses within.
+    fn block(&self, bits: u32) -> Option<Self> {
+        let more = 1_u128.checked_shl(bits)? - 1;
+        let below = self.after().map_or(0, |after| after & !more);
+        // A block that ends at the highest number of all has nothing after it.
+        let last = if below == 0 && self.last == u128::MAX { u128::MAX } else { below.checked_sub(1)? };
+        let first = last.checked_sub(more).filter(|first| *first >= self.first)?;
+        Some(Self { first, last })
+    }
+
+    /// How many bits the addresses of its largest aligned block differ in: 0 for a single address.
+    fn bits(&self) -> u32 {
+        // The largest is at most as long as the interval, and at least a quarter of it.
+        let most = (self.last - self.first).checked_add(1).map_or(127, u128::ilog2);
+        (0..=most).rev().find(|bits| self.block(*bits).is_some()).unwrap_or(0)
+    }
+
     fn after(&self) -> Option<u128> {
         self.last.checked_add(1)
     }
@@ -57,6 +92,12 @@ pub struct Intervals(Vec<Interval>);
 pub struct BadIntervals;
 
 impl Intervals {
+    /// The empty set.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self(Vec::new())
+    }
+
     /// Every address there is.
     #[must_use]
     pub fn full() -> Self {
@@ -80,11 +121,23 @@ impl Intervals {
         self.0.iter().copied()
     }
 
+    /// How many intervals: what everything costs.
+    #[must_use]
+    pub fn pieces(&self) -> usize {
+        self.0.len()
+    }
+
     /// How many addresses: none if it is all 2^128 of them, which `u128` cannot count.
     #[must_use]
     pub fn len(&self) -> Option<u128> {
         // Only the full set overflows: any other has at most 2^128 - 1.
         self.0.iter().try_fold(0_u128, |sum, one| sum.checked_add(one.last - one.first)?.checked_add(1))
+    }
+
+    /// How many addresses, at most `u64::MAX`.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.len().and_then(|len| u64::try_from(len).ok()).unwrap_or(u64::MAX)
     }
 
     /// Whether an address is within.
@@ -162,6 +215,27 @@ impl Intervals {
         Some(taken)
     }
 
+    /// `n` of these addresses, or all if there are fewer, in whole aligned blocks as large as can be: the largest first,
+    /// each out of the smallest room that has it, from the room's end. At most [`MAX_BLOCKS`] blocks, so perhaps fewer
+    /// addresses; one at least, if there is any and `n` is not zero.
+    #[must_use]
+    pub fn blocks(&self, n: u128) -> Self {
+        let (mut rest, mut taken, mut wanted) = (self.clone(), Self::none(), n);
+        for _ in 0..MAX_BLOCKS {
+            let Some(most) = wanted.checked_ilog2() else { break };
+            let rooms = rest.0.iter().map(|room| (room.bits(), room));
+            // Of rooms that have a block so large, the smallest; else the largest block that there is.
+            let fitting = rooms.clone().filter(|(bits, _)| *bits >= most).min_by_key(|(bits, _)| *bits);
+            let Some((bits, room)) = fitting.or_else(|| rooms.max_by_key(|(bits, _)| *bits)) else { break };
+            let Some(block) = room.block(bits.min(most)) else { break };
+            wanted -= block.last - block.first + 1;
+            let block = Self(vec![block]);
+            rest = rest.difference(&block);
+            taken = taken.union(&block);
+        }
+        taken
+    }
+
     /// Takes one address out. Says whether it was there.
     pub fn take(&mut self, address: u128) -> bool {
         let found = self.contains(address);
@@ -230,15 +304,74 @@ impl FromIterator<Interval> for Intervals {
     }
 }
 
+/// An address as people write it.
+fn text(address: u128) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::from_bits(address)).to_canonical()
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(v6) => v6.to_bits(),
+    }
+}
+
+impl fmt::Display for Interval {
+    /// `10.0.0.0/24` where it is one block, else `10.0.0.1` or `10.0.0.1-10.0.0.6`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { first, last } = *self;
+        if first == last {
+            return write!(f, "{}", text(first));
+        }
+        let bits = self.bits();
+        if self.block(bits) == Some(*self) {
+            let length = if self.is_ipv4() == Some(true) { 32 } else { 128 };
+            write!(f, "{}/{}", text(first), length - bits)
+        } else {
+            write!(f, "{}-{}", text(first), text(last))
+        }
+    }
+}
+
+/// Why a text names no addresses.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no address, no block like 10.0.0.0/24 that begins where its prefix ends, and no range like 10.0.0.5-10.0.0.9"
+)]
+pub struct BadAddresses(pub String);
+
+impl FromStr for Interval {
+    type Err = BadAddresses;
+    /// Reads what [`fmt::Display`] writes.
+    fn from_str(given: &str) -> Result<Self, BadAddresses> {
+        let bad = || BadAddresses(given.chars().take(100).collect());
+        let address = |text: &str| text.trim().parse::<IpAddr>().map_err(|_| bad());
+        if let Some((first, last)) = given.split_once('-') {
+            let (first, last) = (address(first)?, address(last)?);
+            let same = first.is_ipv4() == last.is_ipv4();
+            return Self::new(number(first), number(last)).filter(|_| same).ok_or_else(bad);
+        }
+        let Some((base, length)) = given.split_once('/') else {
+            let one = number(address(given)?);
+            return Ok(Self { first: one, last: one });
+        };
+        let base = address(base)?;
+        let most: u32 = if base.is_ipv4() { 32 } else { 128 };
+        let length: u32 = length.trim().parse().map_err(|_| bad())?;
+        let bits = most.checked_sub(length).ok_or_else(bad)?;
+        let more = 1_u128.checked_shl(bits).map_or(u128::MAX, |block| block - 1);
+        let first = number(base);
+        if first & more == 0 { Ok(Self { first, last: first | more }) } else { Err(bad()) }
+    }
+}
+
 impl fmt::Display for Intervals {
-    /// Numbers in hexadecimal: whether they are IPv4 or IPv6, only their pool knows.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_empty() {
             return f.write_str("no address");
         }
-        for (i, Interval { first, last }) in self.iter().enumerate() {
-            let comma = if i == 0 { "" } else { ", " };
-            if first == last { write!(f, "{comma}{first:#x}") } else { write!(f, "{comma}{first:#x}-{last:#x}") }?;
+        for (i, one) in self.iter().enumerate() {
+            write!(f, "{}{one}", if i == 0 { "" } else { ", " })?;
         }
         Ok(())
     }

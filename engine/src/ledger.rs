@@ -6,177 +6,25 @@
 //! judge computes the same account for an entry, whatever else it holds, and no claim needs a message: the sum of all
 //! accounts and live claims is what was minted, minus what was burnt.
 //!
+//! Addresses are the same, with sets for numbers ([`Amount`]): a right to an address is that address, in one account at a
+//! time. What a pool once had is never minted into it again, not even what was burnt: a judge that has not seen who
+//! burnt it would count it twice.
+//!
 //! The source is the escrow method (O'Neil 1986) in its replicated form, the bounded counter of Balegas et al.,
 //! "Extending Eventually Consistent Cloud Databases for Enforcing Numeric Invariants" (2015), with vectors for numbers
 //! and signed entries for messages.
-
-use std::fmt;
 
 use imbl::{OrdMap, Vector};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use crate::amount::{Amount, BadAmount, Dimension};
 use crate::branch::{Rename, Renaming};
 use crate::entry::{Frontier, LedgerOp, Subject};
 use crate::id::{ClaimId, EntryId, HostId, PoolId, ReplicaId};
 use crate::mutant::{Mutant, on};
 use crate::record::RecordId;
 use crate::retire::Retired;
-
-/// What an amount counts. The numbers are part of the formats: never reuse one.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-#[repr(u8)]
-pub enum Dimension {
-    /// vCPU, after overcommit (hosts); vCPU of servers (quota: `cores`).
-    Vcpus = 1,
-    /// MiB of memory (quota: `ram`).
-    MemoryMib = 2,
-    /// GiB of disk.
-    DiskGib = 3,
-    /// Servers.
-    Instances = 4,
-    /// Votes on retirements.
-    Votes = 5,
-}
-
-impl fmt::Display for Dimension {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Vcpus => "vCPU",
-            Self::MemoryMib => "MiB of memory",
-            Self::DiskGib => "GiB of disk",
-            Self::Instances => "instances",
-            Self::Votes => "votes",
-        })
-    }
-}
-
-/// A vector of unsigned amounts, claimed all or nothing. Dimensions that are zero are left out, so that equal amounts
-/// are equal bytes.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(try_from = "Vec<(Dimension, u64)>", into = "Vec<(Dimension, u64)>")]
-pub struct Amount(Vec<(Dimension, u64)>);
-
-/// An amount that is not in canonical form.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("an amount names its dimensions once, in order, and none that is zero")]
-pub struct BadAmount;
-
-impl TryFrom<Vec<(Dimension, u64)>> for Amount {
-    type Error = BadAmount;
-    fn try_from(parts: Vec<(Dimension, u64)>) -> Result<Self, BadAmount> {
-        let sorted = parts.windows(2).all(|pair| pair[0].0 < pair[1].0);
-        if sorted && parts.iter().all(|(_, n)| *n > 0) { Ok(Self(parts)) } else { Err(BadAmount) }
-    }
-}
-impl From<Amount> for Vec<(Dimension, u64)> {
-    fn from(amount: Amount) -> Self {
-        amount.0
-    }
-}
-impl FromIterator<(Dimension, u64)> for Amount {
-    /// Adds up; amounts beyond `u64` stay at its maximum.
-    fn from_iter<I: IntoIterator<Item = (Dimension, u64)>>(parts: I) -> Self {
-        let mut sum = std::collections::BTreeMap::<Dimension, u64>::new();
-        for (dimension, n) in parts {
-            let slot = sum.entry(dimension).or_default();
-            *slot = slot.saturating_add(n);
-        }
-        Self(sum.into_iter().filter(|(_, n)| *n > 0).collect())
-    }
-}
-impl fmt::Display for Amount {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("nothing");
-        }
-        for (i, (dimension, n)) in self.0.iter().enumerate() {
-            write!(f, "{}{n} {dimension}", if i == 0 { "" } else { ", " })?;
-        }
-        Ok(())
-    }
-}
-
-impl Amount {
-    /// How much of one dimension.
-    #[must_use]
-    pub fn get(&self, dimension: Dimension) -> u64 {
-        self.0.iter().find(|(d, _)| *d == dimension).map_or(0, |(_, n)| *n)
-    }
-
-    /// The dimensions that are not zero, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (Dimension, u64)> + '_ {
-        self.0.iter().copied()
-    }
-
-    /// Nothing at all.
-    #[must_use]
-    pub fn is_zero(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Whether every dimension is at least that of `other`.
-    #[must_use]
-    pub fn covers(&self, other: &Self) -> bool {
-        other.iter().all(|(dimension, n)| self.get(dimension) >= n)
-    }
-
-    /// The sum; none on overflow.
-    #[must_use]
-    pub fn checked_add(&self, other: &Self) -> Option<Self> {
-        self.zip(other, u64::checked_add)
-    }
-
-    /// The difference; none where `other` is more than this in any dimension.
-    #[must_use]
-    pub fn checked_sub(&self, other: &Self) -> Option<Self> {
-        self.zip(other, u64::checked_sub)
-    }
-
-    /// The sum, at most `u64::MAX` in each dimension.
-    #[must_use]
-    pub fn saturating_add(&self, other: &Self) -> Self {
-        self.zip(other, |a, b| Some(a.saturating_add(b))).unwrap_or_default()
-    }
-
-    /// What of this is over `other`, dimension by dimension.
-    #[must_use]
-    pub fn saturating_sub(&self, other: &Self) -> Self {
-        self.zip(other, |a, b| Some(a.saturating_sub(b))).unwrap_or_default()
-    }
-
-    /// The lesser, dimension by dimension.
-    #[must_use]
-    pub fn min(&self, other: &Self) -> Self {
-        self.zip(other, |a, b| Some(a.min(b))).unwrap_or_default()
-    }
-
-    /// The greater, dimension by dimension.
-    #[must_use]
-    pub fn max(&self, other: &Self) -> Self {
-        self.zip(other, |a, b| Some(a.max(b))).unwrap_or_default()
-    }
-
-    /// Each dimension times `n`; none on overflow.
-    #[must_use]
-    pub fn checked_mul(&self, n: u64) -> Option<Self> {
-        self.iter().map(|(d, a)| a.checked_mul(n).map(|a| (d, a))).collect()
-    }
-
-    /// Each dimension divided by `n`, rounded down; nothing if `n` is zero.
-    #[must_use]
-    pub fn divided_by(&self, n: u64) -> Self {
-        self.iter().filter_map(|(d, a)| a.checked_div(n).map(|a| (d, a))).collect()
-    }
-
-    fn zip(&self, other: &Self, f: impl Fn(u64, u64) -> Option<u64>) -> Option<Self> {
-        let mut dimensions: Vec<Dimension> = self.iter().chain(other.iter()).map(|(d, _)| d).collect();
-        dimensions.sort_unstable();
-        dimensions.dedup();
-        let sums = dimensions.into_iter().map(|d| f(self.get(d), other.get(d)).map(|n| (d, n)));
-        Some(Self(sums.collect::<Option<Vec<_>>>()?.into_iter().filter(|(_, n)| *n > 0).collect()))
-    }
-}
 
 /// What one replica holds of one pool.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -215,13 +63,21 @@ impl Account {
     }
 
     /// Takes up the grants that the owner's frontier covers (A1). Frontiers only grow, so it does not matter at which
-    /// of the owner's entries this is done.
+    /// of the owner's entries this is done. All there is was minted, with a check: no sum overflows, and sets are disjoint.
+    /// Where a fork has granted one right twice, its receiver holds it once.
     fn settle(&mut self, frontier: &Frontier) {
         let (seen, unseen) =
             std::mem::take(&mut self.incoming).into_iter().partition::<Vec<_>, _>(|(entry, _)| frontier.holds(*entry));
         self.incoming = unseen;
         self.free = seen.iter().fold(std::mem::take(&mut self.free), |sum, (_, amount)| sum.saturating_add(amount));
         self.pay();
+    }
+}
+
+impl Account {
+    fn check_pieces(&self, pool: PoolId) -> Result<(), BadLedgerOp> {
+        let pieces = self.free.addresses().pieces();
+        if pieces > MAX_FREE_INTERVALS { Err(BadLedgerOp::Fragmented(pool)) } else { Ok(()) }
     }
 }
 
@@ -236,6 +92,8 @@ pub struct Pool {
     pub burnt: Amount,
     /// Sum of the live claims.
     pub claimed: Amount,
+    /// Somebody who forked has spent of it.
+    is_forked: bool,
     accounts: OrdMap<ReplicaId, Account>,
 }
 
@@ -276,6 +134,17 @@ impl Pool {
             (*replica, account)
         });
         self.accounts = renamed.collect();
+    }
+
+    /// Puts rights into an account: new ones, or such as come back. They pay what it owes.
+    fn add(&mut self, owner: ReplicaId, id: PoolId, amount: &Amount) -> Result<(), BadLedgerOp> {
+        let account = self.accounts.entry(owner).or_default();
+        let sum = account.free.checked_add(amount);
+        // Where a fork has granted one address twice, it is one when both come together.
+        let sum = sum.or_else(|| self.is_forked.then(|| account.free.saturating_add(amount)));
+        account.free = sum.ok_or(BadLedgerOp::Overflow(id))?;
+        account.pay();
+        account.check_pieces(id)
     }
 
     /// The free rights of one replica, of the grants to it those that `past` covers.
@@ -337,9 +206,15 @@ pub enum BadLedgerOp {
     /// Claims, releases and grants of nothing are noise.
     #[error("an operation on pool {0} moves nothing")]
     Nothing(PoolId),
-    /// More than can be counted.
-    #[error("pool {0} would overflow")]
+    /// More than can be counted, or an address that the pool has or had.
+    #[error("pool {0} would overflow, or have an address twice")]
     Overflow(PoolId),
+    /// Numbers for a pool of addresses, or addresses for one of numbers.
+    #[error("pool {0} does not hold what the operation moves: it is either of numbers or of addresses")]
+    WrongKind(PoolId),
+    /// Too many intervals: [`MAX_INTERVALS`] in one operation, [`MAX_FREE_INTERVALS`] in the author's account.
+    #[error("an operation on pool {0} is, or leaves its author's account, in too many pieces")]
+    Fragmented(PoolId),
     /// Grants go to members only.
     #[error("a grant of pool {pool} goes to {to}, which is no member in the entry's past")]
     NotMember {
@@ -364,6 +239,12 @@ pub enum BadLedgerOp {
     NoEvidence(ClaimId),
 }
 
+/// Most intervals in one operation: what a hostile one costs is bounded.
+pub const MAX_INTERVALS: usize = 1_024;
+/// Most intervals that an operation may leave free in its author's account. It costs about so many additions to spend from
+/// it; an honest replica comes nowhere near, since neighbours merge.
+pub const MAX_FREE_INTERVALS: usize = 16_384;
+
 /// All pools and live claims. A persistent value: a clone is cheap and independent.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
@@ -373,6 +254,7 @@ pub struct Ledger {
     quota_pools: OrdMap<Uuid, Vector<PoolId>>,
     host_pools: OrdMap<HostId, Vector<PoolId>>,
     group_pools: OrdMap<(Uuid, Option<HostId>), Vector<PoolId>>,
+    address_pools: OrdMap<RecordId, Vector<PoolId>>,
     claims_by_record: OrdMap<(RecordId, ClaimId), ()>,
     claims_by_host: OrdMap<(HostId, ClaimId), ()>,
 }
@@ -451,6 +333,11 @@ impl Ledger {
         pools_of(&self.pools, self.group_pools.get(&(group, host)))
     }
 
+    /// The pools that call themselves those of a record's addresses; [`crate::view::View::address_pool`] says which is.
+    pub fn address_pools(&self, of: RecordId) -> impl Iterator<Item = (PoolId, &Pool)> {
+        pools_of(&self.pools, self.address_pools.get(&of))
+    }
+
     /// Every host that has a pool.
     pub fn hosts(&self) -> impl Iterator<Item = HostId> + '_ {
         self.host_pools.keys().copied()
@@ -478,7 +365,7 @@ impl Ledger {
     pub fn host_of(&self, claim: &Claim) -> Option<HostId> {
         match &self.pools.get(&claim.pool)?.subject {
             Subject::Host(host) => Some(host.host),
-            Subject::Quota { .. } | Subject::Group { .. } | Subject::Votes => None,
+            Subject::Quota { .. } | Subject::Group { .. } | Subject::Addresses { .. } | Subject::Votes => None,
         }
     }
 
@@ -487,11 +374,18 @@ impl Ledger {
     #[must_use]
     pub fn is_conserved(&self) -> bool {
         self.pools.values().all(|pool| {
-            let free = pool.accounts.values().try_fold(Amount::default(), |sum, one| sum.checked_add(&one.gross()));
-            let debt = pool.accounts.values().try_fold(Amount::default(), |sum, one| sum.checked_add(&one.debt));
-            let used = pool.claimed.checked_add(&pool.burnt);
-            let sum = free.and_then(|free| free.checked_add(&used?));
-            sum.is_some_and(|sum| debt.and_then(|debt| debt.checked_add(&pool.minted)) == Some(sum))
+            let free = pool.accounts.values().map(Account::gross);
+            let parts: Vec<Amount> = free.chain([pool.claimed.clone(), pool.burnt.clone()]).collect();
+            if !pool.is_forked {
+                let sum = parts.iter().try_fold(Amount::default(), |sum, part| sum.checked_add(part));
+                return sum.is_some_and(|sum| sum == pool.minted);
+            }
+            let sum = |parts: &mut dyn Iterator<Item = &Amount>| {
+                parts.fold(Amount::default(), |sum: Amount, part| sum.saturating_add(part))
+            };
+            let debts = sum(&mut pool.accounts.values().map(|account| &account.debt).chain([&pool.minted]));
+            let sum = sum(&mut parts.iter());
+            sum.iter().eq(debts.iter()) && pool.minted.addresses().covers(sum.addresses())
         })
     }
 
@@ -505,6 +399,7 @@ impl Ledger {
         match op {
             LedgerOp::Mint { subject, amount } => {
                 let id = PoolId { entry: judged.entry, index };
+                check_kind(id, subject, amount)?;
                 self.insert_pool(id, mint(author, subject.clone(), amount.clone()));
                 Ok(Touched::Pool(id))
             }
@@ -513,10 +408,9 @@ impl Ledger {
                 if !judged.retired.acts_for(author, id.entry.author) {
                     return Err(BadLedgerOp::NotRoot(*id));
                 }
+                check_kind(*id, &pool.subject, amount)?;
                 pool.minted = pool.minted.checked_add(amount).ok_or(BadLedgerOp::Overflow(*id))?;
-                let account = pool.accounts.entry(author).or_default();
-                account.free = account.free.checked_add(amount).ok_or(BadLedgerOp::Overflow(*id))?;
-                account.pay();
+                pool.add(author, *id, amount)?;
                 Ok(Touched::Pool(*id))
             }
             LedgerOp::Burn { pool: id, amount } => {
@@ -565,6 +459,7 @@ impl Ledger {
             Subject::Quota { project } => insert_sorted(self.quota_pools.entry(*project).or_default(), id),
             Subject::Votes => self.votes = Some(id),
             Subject::Group { group, host } => insert_sorted(self.group_pools.entry((*group, *host)).or_default(), id),
+            Subject::Addresses { of } => insert_sorted(self.address_pools.entry(*of).or_default(), id),
         }
         self.pools.insert(id, pool);
     }
@@ -584,10 +479,12 @@ impl Ledger {
             return Err(BadLedgerOp::Nothing(id));
         }
         let pool = self.pool_mut(judged, id)?;
+        check_kind(id, &pool.subject, amount)?;
+        pool.is_forked |= judged.is_forked;
         let account = pool.accounts.entry(judged.author).or_default();
         account.settle(judged.frontier);
         if judged.is_forked {
-            account.debt = account.debt.checked_add(amount).ok_or(BadLedgerOp::Overflow(id))?;
+            account.debt = account.debt.saturating_add(amount);
             account.pay();
             return Ok(pool);
         }
@@ -597,6 +494,7 @@ impl Ledger {
             return Err(BadLedgerOp::NotHeld { pool: id, held: account.free.clone(), wanted: amount.clone() });
         };
         account.free = rest;
+        account.check_pieces(id)?;
         Ok(pool)
     }
 
@@ -623,10 +521,9 @@ impl Ledger {
         }
         let pool = self.pool_mut(judged, claim.pool)?;
         pool.claimed = pool.claimed.saturating_sub(&claim.amount);
-        let account = pool.accounts.entry(judged.author).or_default();
-        account.free = account.free.checked_add(&claim.amount).ok_or(BadLedgerOp::Overflow(claim.pool))?;
-        account.pay();
+        pool.add(judged.author, claim.pool, &claim.amount)?;
         if on(Mutant::ReleaseTwice) {
+            let account = pool.accounts.entry(judged.author).or_default();
             account.free = account.free.saturating_add(&claim.amount);
         }
         self.claims.remove(&id);
@@ -651,11 +548,9 @@ impl Ledger {
         if amount.is_zero() && debt.is_zero() && !judged.is_forked {
             return Err(BadLedgerOp::Nothing(id));
         }
-        let account = pool.accounts.entry(author).or_default();
-        account.free = account.free.checked_add(&amount).ok_or(BadLedgerOp::Overflow(id))?;
-        account.debt = account.debt.checked_add(&debt).ok_or(BadLedgerOp::Overflow(id))?;
-        account.pay();
-        Ok(())
+        let heir = pool.accounts.entry(author).or_default();
+        heir.debt = heir.debt.saturating_add(&debt);
+        pool.add(author, id, &amount)
     }
 
     fn pool_mut(&mut self, judged: Judged<'_>, id: PoolId) -> Result<&mut Pool, BadLedgerOp> {
@@ -664,11 +559,22 @@ impl Ledger {
     }
 }
 
+/// Whether an amount is of what a pool of `subject` holds, and not in too many pieces.
+fn check_kind(id: PoolId, subject: &Subject, amount: &Amount) -> Result<(), BadLedgerOp> {
+    let named = matches!(subject, Subject::Addresses { .. });
+    let wrong = if named { amount.iter().next().is_some() } else { !amount.addresses().is_empty() };
+    // How many of any addresses is a wish, not a right.
+    if wrong || amount.get(Dimension::Addresses) > 0 {
+        return Err(BadLedgerOp::WrongKind(id));
+    }
+    if amount.addresses().pieces() > MAX_INTERVALS { Err(BadLedgerOp::Fragmented(id)) } else { Ok(()) }
+}
+
 /// The pool that a mint makes: its root holds all of it.
 fn mint(root: ReplicaId, subject: Subject, amount: Amount) -> Pool {
     let account = Account { free: amount.clone(), ..Account::default() };
     let accounts = OrdMap::unit(root, account);
-    Pool { subject, minted: amount, burnt: Amount::default(), claimed: Amount::default(), accounts }
+    Pool { subject, minted: amount, burnt: Amount::default(), claimed: Amount::default(), is_forked: false, accounts }
 }
 
 fn pools_of<'a>(

@@ -2,11 +2,13 @@
 //! arguments, and I/O goes through [`store::Store`] alone.
 
 pub mod agent;
+pub mod amount;
 mod apply;
 pub mod branch;
 pub mod document;
 pub mod entry;
 pub mod filters;
+mod hosts;
 pub mod id;
 pub mod interval;
 pub mod ledger;

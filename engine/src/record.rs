@@ -16,7 +16,7 @@ use autosurgeon::{Hydrate, Reconcile};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::id::{HostId, Millis};
+use crate::id::{HostId, Millis, PoolId};
 
 /// Which kind a record is. The numbers are part of the disk and wire formats: never reuse one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Debug)]
@@ -46,11 +46,15 @@ pub enum Kind {
     ServerGroup = 11,
     /// See [`Aggregate`].
     Aggregate = 12,
+    /// See [`AddressPool`].
+    AddressPool = 13,
+    /// See [`Address`].
+    Address = 14,
 }
 
 impl Kind {
     /// Every kind, in order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Site,
         Self::Host,
         Self::Project,
@@ -63,6 +67,8 @@ impl Kind {
         Self::Revocation,
         Self::ServerGroup,
         Self::Aggregate,
+        Self::AddressPool,
+        Self::Address,
     ];
 
     /// Identity records are written by replicas of identity authorities only (E7).
@@ -117,6 +123,18 @@ pub struct Host {
     #[serde(default)]
     #[autosurgeon(missing = "String::new")]
     pub architecture: String,
+    /// The pool that its agent has said it serves, as [`PoolId`] writes it: only this one's rights are spent (S3).
+    #[serde(default)]
+    #[autosurgeon(missing = "String::new")]
+    pub pool: String,
+}
+
+impl Host {
+    /// The pool that its agent serves; none if nobody has written it down.
+    #[must_use]
+    pub fn served_pool(&self) -> Option<PoolId> {
+        self.pool.parse().ok()
+    }
 }
 
 /// A project (tenant). Its quota is the pool whose subject names it.
@@ -466,6 +484,29 @@ pub struct Aggregate {
     pub updated_at: Millis,
 }
 
+/// Addresses that are handed out one by one. Which they are, and who holds them, is the pool whose subject names this
+/// record and that was minted by the entry that created it ([`crate::view::View::address_pool`]).
+#[derive(Clone, Debug, PartialEq, Default, Reconcile, Hydrate, Serialize, Deserialize)]
+pub struct AddressPool {
+    /// Unique in the cloud.
+    pub name: String,
+    /// For people.
+    pub description: String,
+    /// Creation, Unix milliseconds.
+    pub created_at: Millis,
+}
+
+/// Addresses that an operator has taken: its live claims say which. Deleting it returns them.
+#[derive(Clone, Debug, PartialEq, Default, Reconcile, Hydrate, Serialize, Deserialize)]
+pub struct Address {
+    /// Of which [`AddressPool`]; never changes.
+    pub pool: Uuid,
+    /// For people.
+    pub purpose: String,
+    /// Creation, Unix milliseconds.
+    pub created_at: Millis,
+}
+
 /// Any record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "each variant is the kind of its name")]
@@ -482,6 +523,8 @@ pub enum Record {
     Revocation(Revocation),
     ServerGroup(ServerGroup),
     Aggregate(Aggregate),
+    AddressPool(AddressPool),
+    Address(Address),
 }
 
 impl Record {
@@ -501,6 +544,8 @@ impl Record {
             Self::Revocation(_) => Kind::Revocation,
             Self::ServerGroup(_) => Kind::ServerGroup,
             Self::Aggregate(_) => Kind::Aggregate,
+            Self::AddressPool(_) => Kind::AddressPool,
+            Self::Address(_) => Kind::Address,
         }
     }
 }

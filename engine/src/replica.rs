@@ -17,7 +17,8 @@ use crate::branch::{Branch, Branches};
 use crate::entry::{
     BadEntry, Entry, Fork, Frontier, Hash, Header, Member, MemberOp, SignedHeader, Subject, Tip, encode,
 };
-use crate::id::{ClaimId, CloudId, EntryId, Millis, PoolId, ReplicaId};
+use crate::hosts;
+use crate::id::{ClaimId, CloudId, EntryId, HostId, Millis, PoolId, ReplicaId};
 use crate::ledger::{Amount, Dimension, Pool};
 use crate::record::{Kind, RecordId};
 use crate::retire::VOTES;
@@ -405,7 +406,8 @@ impl Replica {
         let sealed = ((members || told) && self.seal(now)?) || ((members || votes) && self.share_votes(now)?);
         let claims = flushed.filter(|flushed| !flushed.members).map(|flushed| self.concerned(flushed));
         let released = self.release_settled(now, claims.as_deref())?;
-        Ok(told || sealed || inherited || released > 0)
+        let burnt = self.burn_surplus(now, flushed.filter(|flushed| !flushed.members))?;
+        Ok(told || sealed || inherited || released > 0 || burnt)
     }
 
     /// Writes down the proof that a member forked, which asks all to retire it (M3). Its heir is a replica of its site, since its
@@ -427,10 +429,35 @@ impl Replica {
         others.filter(|(_, state)| state.member.site == *site).map(|(id, _)| *id).next()
     }
 
-    /// The claims that a flush may have settled: those that changed, and those of servers that were deleted.
+    /// Burns what this replica holds free of pools that no host's agent serves (S3): of the hosts that a flush has
+    /// changed, or of all if none is given.
+    fn burn_surplus(&mut self, now: Millis, flushed: Option<&Flushed>) -> Result<bool, Refusal> {
+        let ledger = self.view.ledger();
+        let hosts: BTreeSet<HostId> = match flushed {
+            None => ledger.hosts().collect(),
+            Some(flushed) => {
+                let records = flushed.records.iter().filter(|id| id.kind == Kind::Host).map(|id| HostId(id.id));
+                let pools = flushed.pools.iter().filter_map(|id| match &ledger.pool(*id)?.subject {
+                    Subject::Host(host) => Some(host.host),
+                    _ => None,
+                });
+                records.chain(pools).collect()
+            }
+        };
+        let surplus = hosts::to_burn(&self.view, self.me, hosts.into_iter());
+        let any = !surplus.is_empty();
+        if any {
+            self.transact::<_, Refusal>(now, |tx| {
+                surplus.into_iter().try_for_each(|(pool, amount)| tx.burn(pool, amount))
+            })?;
+        }
+        Ok(any)
+    }
+
+    /// The claims that a flush may have settled: those that changed, and those of records that were deleted.
     fn concerned(&self, flushed: &Flushed) -> Vec<ClaimId> {
         let is_gone = |id: &&RecordId| self.view.held(**id).is_none_or(|held| held.deleted);
-        let gone = flushed.records.iter().filter(|id| id.kind == Kind::Server).filter(is_gone);
+        let gone = flushed.records.iter().filter(|id| matches!(id.kind, Kind::Server | Kind::Address)).filter(is_gone);
         let of_gone = gone.flat_map(|id| self.view.ledger().claims_of(*id).map(|(claim, _)| claim));
         flushed.claims.iter().copied().chain(of_gone).collect()
     }

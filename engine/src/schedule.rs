@@ -322,7 +322,8 @@ impl<'a> Search<'a> {
 
     /// The host's own rights first: no use in asking for a member's right where there is no room.
     fn judge_rights(&self, id: HostId, right: Option<Right>) -> Verdict {
-        let pools: Vec<PoolId> = self.view.ledger().host_pools(id).map(|(pool, _)| pool).collect();
+        // Only the pool that its agent serves: a claim on another would be refused (S3).
+        let pools: Vec<PoolId> = self.view.host_pool(id).map(|(pool, _)| pool).into_iter().collect();
         let held = |pool: &PoolId| self.view.ledger().pool(*pool).map(|pool| pool.free(self.me)).unwrap_or_default();
         let Some(pool) = pools.iter().copied().find(|pool| held(pool).covers(&self.request.amount)) else {
             let short = shortage(self.view, self.me, &pools, &self.request.amount);
@@ -393,8 +394,8 @@ impl GroupState {
         let ledger = view.ledger();
         let pools: Vec<PoolId> = ledger.group_pools(self.id, Some(host)).map(|(id, _)| id).collect();
         if pools.is_empty() {
-            // A host met by two replicas apart has two pools: the root of the lower one makes the right.
-            let Some((pool, _)) = ledger.host_pools(host).next() else { return Right::Nowhere };
+            // A host met by two replicas apart has two pools: the root of the one that its agent serves makes the right.
+            let Some((pool, _)) = view.host_pool(host) else { return Right::Nowhere };
             let author = pool.entry.author;
             let root = view.retired().heir(author).unwrap_or(author);
             return match root == me {

@@ -376,7 +376,8 @@ impl<'a> Tx<'a> {
         self.ledger_op(LedgerOp::Grant { pool, to, amount }).map(|_| ())
     }
 
-    /// Spends rights held here on a record, all or nothing, from the pools of one subject: the first that has enough.
+    /// Spends rights held here on a record, all or nothing, from the pools of one subject: the first that has enough. Of
+    /// any addresses ([`crate::ledger::Dimension::Addresses`]), the lowest that are free here.
     /// `epoch` is the server's placement epoch for hosts, 0 for quotas.
     ///
     /// # Errors
@@ -389,15 +390,15 @@ impl<'a> Tx<'a> {
         epoch: u64,
     ) -> Result<ClaimId, Refusal> {
         let me = self.me();
-        let held = |id: &&PoolId| {
-            self.view.ledger.pool(**id).is_some_and(|pool| {
-                crate::mutant::on(crate::mutant::Mutant::RightsUnchecked) || pool.free(me).covers(wanted)
-            })
+        let unchecked = crate::mutant::on(crate::mutant::Mutant::RightsUnchecked).then(|| wanted.clone());
+        let chosen = |id: &PoolId| {
+            let pool = self.view.ledger.pool(*id)?;
+            Some((*id, pool.free(me).choose(wanted).or_else(|| unchecked.clone())?))
         };
-        let Some(pool) = pools.iter().find(held).copied() else {
+        let Some((pool, amount)) = pools.iter().find_map(chosen) else {
             return Err(Refusal::Shortage(Box::new(shortage(&self.view, me, pools, wanted))));
         };
-        let index = self.ledger_op(LedgerOp::Claim { pool, amount: wanted.clone(), record, epoch })?;
+        let index = self.ledger_op(LedgerOp::Claim { pool, amount, record, epoch })?;
         Ok(ClaimId { entry: self.entry, index })
     }
 
@@ -506,10 +507,11 @@ pub fn shortage(view: &View, me: ReplicaId, pools: &[PoolId], wanted: &Amount) -
     };
     for (id, pool) in pools.iter().filter_map(|id| view.ledger.pool(*id).map(|pool| (*id, pool))) {
         sum.subject.get_or_insert_with(|| pool.subject.clone());
-        sum.capacity = sum.capacity.saturating_add(&pool.capacity());
-        sum.claimed = sum.claimed.saturating_add(&pool.claimed);
-        sum.free_here = sum.free_here.saturating_add(&pool.free(me));
-        sum.elsewhere.extend(held_by_others(id, pool, me));
+        sum.capacity = sum.capacity.saturating_add(&pool.capacity().in_terms_of(wanted));
+        sum.claimed = sum.claimed.saturating_add(&pool.claimed.in_terms_of(wanted));
+        sum.free_here = sum.free_here.saturating_add(&pool.free(me).in_terms_of(wanted));
+        let elsewhere = held_by_others(id, pool, me);
+        sum.elsewhere.extend(elsewhere.map(|(replica, id, free)| (replica, id, free.in_terms_of(wanted))));
     }
     sum
 }

@@ -17,8 +17,8 @@ use crate::entry::{Frontier, Member, Name, Tip, encode};
 use crate::id::{ClaimId, CloudId, EntryId, HostId, PoolId, ReplicaId, SiteName};
 use crate::ledger::{Claim, Ledger, Touched};
 use crate::record::{
-    Aggregate, Assignment, Flavor, Host, Image, Keypair, Kind, Project, Record, RecordId, Revocation, Server,
-    ServerGroup, Site, User,
+    Address, AddressPool, Aggregate, Assignment, Flavor, Host, Image, Keypair, Kind, Project, Record, RecordId,
+    Revocation, Server, ServerGroup, Site, User,
 };
 use crate::retire::{Retired, Retirements, Row};
 
@@ -123,7 +123,21 @@ macro_rules! record_type {
         }
     )*};
 }
-record_type!(Site, Host, Project, User, Assignment, Flavor, Image, Keypair, Revocation, ServerGroup, Aggregate);
+record_type!(
+    Site,
+    Host,
+    Project,
+    User,
+    Assignment,
+    Flavor,
+    Image,
+    Keypair,
+    Revocation,
+    ServerGroup,
+    Aggregate,
+    AddressPool,
+    Address
+);
 
 impl RecordType for Server {
     const KIND: Kind = Kind::Server;
@@ -289,7 +303,7 @@ impl View {
     }
 
     /// Ids of the records of a kind that belong to `parent`: servers, images and server groups of a project, servers of
-    /// a server group, keypairs and assignments of a user. Those being deleted too.
+    /// a server group, keypairs and assignments of a user, addresses taken from a pool. Those being deleted too.
     pub fn children(&self, kind: Kind, parent: Uuid) -> impl Iterator<Item = Uuid> + '_ {
         self.children.get(&(kind, parent)).into_iter().flatten().copied()
     }
@@ -349,6 +363,13 @@ impl View {
         self.ledger.group_pools(group, None).map(|(id, _)| id).find(|id| held.created.contains(&id.entry))
     }
 
+    /// The pool of a record's addresses: of those that call themselves that, the one that was made with the record.
+    #[must_use]
+    pub fn address_pool(&self, of: RecordId) -> Option<PoolId> {
+        let held = self.records.get(&of)?;
+        self.ledger.address_pools(of).map(|(id, _)| id).find(|id| held.created.contains(&id.entry))
+    }
+
     /// Whether the site of `host`'s pool is `site`.
     #[must_use]
     pub fn site_of_host(&self, host: HostId) -> Option<SiteName> {
@@ -356,6 +377,7 @@ impl View {
             crate::entry::Subject::Host(host) => Some(host.site.clone()),
             crate::entry::Subject::Quota { .. }
             | crate::entry::Subject::Group { .. }
+            | crate::entry::Subject::Addresses { .. }
             | crate::entry::Subject::Votes => None,
         })
     }
@@ -649,6 +671,7 @@ fn parents(record: &Record) -> impl Iterator<Item = Uuid> {
         Record::ServerGroup(group) => (Some(group.project), None),
         Record::Keypair(keypair) => (Some(keypair.user), None),
         Record::Assignment(assignment) => (Some(assignment.user), None),
+        Record::Address(address) => (Some(address.pool), None),
         _ => (None, None),
     };
     owner.into_iter().chain(group)

@@ -1,7 +1,7 @@
 //! Address sets against a naive model, at both ends of the numbers.
 //!
 //! Broken once each, to see these fail: touching intervals left apart; a share one too large; a gap of one accepted from the
-//! wire; the complement of a set that ends at the highest address.
+//! wire; a block that is not aligned; a block that begins where its prefix does not; the complement of a set that ends at the highest address.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::BTreeSet;
@@ -103,6 +103,49 @@ proptest! {
         prop_assert!(intervals < set.iter().count() + n as usize);
     }
 
+    /// Blocks are of the set, as many as are wanted, and cut it as little as can be.
+    #[test]
+    fn blocks_are_whole_and_aligned(all in numbers(), n in 0_u128..70) {
+        let set = set_of(&all);
+        let taken = set.blocks(n);
+        prop_assert_eq!(taken.len(), Some(n.min(all.len() as u128)));
+        prop_assert!(set.covers(&taken) && is_canonical(&taken));
+        // A power of two is one aligned block, if there is one.
+        let aligned = |size: u128| all.iter().any(|from| from.is_multiple_of(size) && (0..size).all(|i| all.contains(&(from + i))));
+        if n.is_power_of_two() && aligned(n) {
+            let pieces: Vec<Interval> = taken.iter().collect();
+            prop_assert!(pieces.len() == 1 && pieces[0].first().is_multiple_of(n), "{taken}");
+            // Of the rooms that have one, not a larger than the smallest: it adds an interval at most.
+            prop_assert!(set.difference(&taken).pieces() <= set.pieces() + 1);
+        }
+    }
+
+    /// Whoever gives halves away again and again keeps one piece, and what comes back makes it whole.
+    #[test]
+    fn halves_merge_again(bits in 2_u32..100, base in 0_u128..1000) {
+        let first = base << bits;
+        let whole = Intervals::from_iter([interval(first, first + ((1_u128 << bits) - 1))]);
+        let (mut rest, mut given) = (whole.clone(), Vec::new());
+        while rest.len() > Some(1) {
+            let half = rest.blocks(rest.len().unwrap() / 2);
+            rest = rest.checked_sub(&half).unwrap();
+            prop_assert_eq!((half.pieces(), rest.pieces()), (1, 1));
+            given.push(half);
+        }
+        let together = given.iter().rev().try_fold(rest, |sum, half| sum.checked_add(half));
+        prop_assert_eq!(together, Some(whole));
+    }
+
+    #[test]
+    fn people_read_what_they_wrote(all in numbers(), v4 in any::<bool>()) {
+        // IPv4 at the end of its block, where a step further is no IPv4 any more.
+        let place = |n: &u128| if v4 { 0xffff_ffff_ff00 + n % 256 } else { *n };
+        let set = set_of(&all.iter().map(place).collect());
+        let read: Intervals = set.iter().map(|one| one.to_string().parse::<Interval>().unwrap()).collect();
+        prop_assert_eq!(&read, &set);
+        prop_assert!(set.iter().all(|one| one.is_ipv4() == Some(v4) && one.to_string().contains('.') == v4), "{set}");
+    }
+
     #[test]
     fn it_travels_in_one_form_only(all in numbers()) {
         let set = set_of(&all);
@@ -173,6 +216,47 @@ fn nothing_is_a_set_too() {
     assert_eq!(none.take_lowest(1), None);
     assert!(!none.contains(0) && Intervals::full().covers(&none));
     assert_eq!(none.to_string(), "no address");
-    assert_eq!(Intervals::from_iter([interval(1, 1), interval(3, 9), interval(2, 2)]).to_string(), "0x1-0x9");
+    assert_eq!(Intervals::from_iter([interval(1, 1), interval(3, 9), interval(2, 2)]).to_string(), "::1-::9");
     assert!(Interval::new(2, 1).is_none());
+}
+
+#[test]
+fn as_people_write_addresses() {
+    for good in [
+        "10.0.0.0/8",
+        "192.0.2.7",
+        "192.0.2.7-192.0.2.9",
+        "2001:db8::/64",
+        "8000::/1",
+        "0.0.0.0/0",
+        "2001:db8::1-2001:db8::ff",
+    ] {
+        assert_eq!(good.parse::<Interval>().unwrap().to_string(), good);
+    }
+    assert_eq!("10.0.0.0-10.0.0.255".parse::<Interval>().unwrap().to_string(), "10.0.0.0/24");
+    assert_eq!("::ffff:10.0.0.1".parse::<Interval>(), "10.0.0.1".parse());
+    for bad in [
+        "",
+        "/",
+        "-",
+        "10.0.0.1/24",
+        "10.0.0.0/33",
+        "10.0.0.0/-1",
+        "10.0.0.9-10.0.0.1",
+        "10.0.0.1-::1",
+        "ten",
+        "2001:db8::1/64",
+    ] {
+        assert!(bad.parse::<Interval>().is_err(), "{bad:?}");
+    }
+    assert_eq!("::/0".parse::<Interval>().unwrap().is_ipv4(), None);
+}
+
+#[test]
+fn a_share_is_not_made_of_crumbs() {
+    let crumbs: Intervals = (0..1_000_u128).map(|n| interval(2 * n, 2 * n)).collect();
+    assert_eq!(crumbs.blocks(500).pieces(), luc_engine::interval::MAX_BLOCKS);
+    let full = Intervals::full();
+    assert_eq!(full.blocks(1 << 127).len(), Some(1 << 127));
+    assert_eq!(full.blocks(1).iter().next(), Some(interval(u128::MAX, u128::MAX)));
 }

@@ -9,6 +9,7 @@ mod common;
 use common::{host_at, member};
 use luc_engine::entry::{Frontier, LedgerOp, Subject, Tip};
 use luc_engine::id::{ClaimId, EntryId, PoolId, ReplicaId};
+use luc_engine::interval::Intervals;
 use luc_engine::ledger::{Amount, BadLedgerOp, Dimension, Judged, Ledger, Touched};
 use luc_engine::record::{Kind, RecordId};
 use luc_engine::retire::Retired;
@@ -238,7 +239,7 @@ proptest! {
 fn an_amount_that_is_not_canonical_does_not_decode() {
     use Dimension::{MemoryMib, Vcpus};
     for parts in [vec![(Vcpus, 0)], vec![(Vcpus, 1), (Vcpus, 1)], vec![(MemoryMib, 1), (Vcpus, 1)]] {
-        let bytes = rmp_serde::to_vec(&parts).unwrap();
+        let bytes = rmp_serde::to_vec(&(&parts, Intervals::none())).unwrap();
         assert!(rmp_serde::from_slice::<Amount>(&bytes).is_err(), "{parts:?}");
     }
 }

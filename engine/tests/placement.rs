@@ -70,6 +70,7 @@ fn world(hosts: u8) -> Cloud {
                 hypervisor_type: "KVM".into(),
                 hypervisor_version: 7_002_000,
                 architecture: "x86_64".into(),
+                pool: pool.to_string(),
                 ..Host::default()
             };
             tx.create(host(n).0, record, &[])

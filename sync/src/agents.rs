@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use luc_engine::agent::{DomainState, FromAgent, Heartbeat, HostFacts, Observation, Order, ToAgent, Wanted};
-use luc_engine::entry::{HostIdentity, Subject};
-use luc_engine::id::{HostId, ReplicaId};
-use luc_engine::ledger::{Amount, Claim, Dimension};
+use luc_engine::entry::{Frontier, HostIdentity, Subject, Tip};
+use luc_engine::id::{HostId, PoolId, ReplicaId};
+use luc_engine::ledger::{Amount, Claim, Dimension, Pool};
 use luc_engine::record::{Host, Kind, Project, Record, RecordId, host_record};
 use luc_engine::replica::Flushed;
 use luc_engine::tx::{Refusal, Tx};
@@ -28,6 +28,8 @@ pub const CHANNEL: usize = 1024;
 const FIRST_ORDERS: usize = 256;
 /// Observations and statements that become one entry at most.
 const BATCH: usize = 256;
+/// How long a replica waits at a time for the entry that minted an agent's pool.
+const POOL_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
 /// After how long without a heartbeat a host counts as down.
 const DOWN: std::time::Duration = std::time::Duration::from_secs(15);
 
@@ -59,6 +61,9 @@ pub enum AgentError {
     /// The host's pool names another key.
     #[error("host {0} is known with another agent's key")]
     OtherKey(HostId),
+    /// It says that it serves a pool which is not its host's.
+    #[error("pool {0} is not that host's")]
+    OtherPool(PoolId),
     /// The host could not be written down.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -133,17 +138,8 @@ pub async fn serve(
     to: mpsc::Sender<ToAgent>,
     certified: Option<([u8; 32], HostId)>,
 ) -> Result<(), AgentError> {
-    let Some(FromAgent::Hello(facts)) = from.recv().await else { return Err(AgentError::NoHello) };
-    let HostIdentity { host, site, agent_key, .. } = &facts.identity;
-    let host = *host;
-    if site != node.site() {
-        return Err(AgentError::OtherSite(site.to_string()));
-    }
-    let is_certified = certified.is_none_or(|certified| certified == (*agent_key, host));
-    if !is_certified || !facts.identity.is_genuine(node.view().cloud()) {
-        return Err(AgentError::OtherKey(host));
-    }
-    register(&node, *facts).await?;
+    let facts = greet(&node, &mut from, &to, certified).await?;
+    let host = facts.identity.host;
     let (console, mut questions) = mpsc::channel(64);
     let attached = Arc::new(Attached { orders: Mutex::default(), wake: Notify::new(), console });
     // From here on, changes gather as orders; the full list below may repeat some, which does no harm.
@@ -290,7 +286,8 @@ pub fn order(view: &View, id: luc_engine::id::ClaimId, claim: &Claim) -> Option<
     if !claim.gone.is_empty() {
         return None;
     }
-    let order = |wanted| Order { server: claim.record.id, claim: id, epoch: claim.epoch, wanted };
+    let pool = claim.pool;
+    let order = |wanted| Order { server: claim.record.id, claim: id, pool, epoch: claim.epoch, wanted };
     let Some(held) = view.held(claim.record).filter(|held| !held.deleted) else { return Some(order(Wanted::Absent)) };
     match &held.record {
         Some(Record::Server(server)) => {
@@ -302,31 +299,123 @@ pub fn order(view: &View, id: luc_engine::id::ClaimId, claim: &Claim) -> Option<
     }
 }
 
-/// Writes down a host that is new or has changed. Its pool is minted by the replica that first meets it.
-async fn register(node: &Node, facts: HostFacts) -> Result<(), AgentError> {
-    let id = facts.identity.host;
-    let subject = Subject::Host(facts.identity.clone());
-    let view = node.view();
-    if view.ledger().host_pools(id).any(|(_, pool)| pool.subject != subject) {
-        return Err(AgentError::OtherKey(id));
-    }
-    node.transact::<_, Refusal, _>(move |tx| write_host(tx, facts)).await.map_err(AgentError::from)
+/// What follows from an agent's introduction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Met {
+    /// It serves a pool that is here: it is written down, and gets its orders.
+    Served,
+    /// It is to serve this pool, and to say so: until then nobody spends a right to its host.
+    Told {
+        /// The pool.
+        pool: PoolId,
+        /// What it served before, which will never count.
+        instead_of: Option<PoolId>,
+    },
+    /// The entry that minted its pool is not here yet. No other is minted: it would promise the host twice.
+    Awaited(PoolId),
 }
 
-/// Mints, grows or shrinks a host's pool, and writes its record, as its agent has introduced it.
+/// Deals with an agent's introduction (S3). The first replica that meets it mints its host's pool; the agent decides by what it says
+/// it serves, and only then the host is written down and its rights are shared.
 ///
 /// # Errors
 /// [`Refusal::Invalid`] if it is not a host of this site.
-pub fn write_host(tx: &mut Tx<'_>, facts: HostFacts) -> Result<(), Refusal> {
+pub fn meet(tx: &mut Tx<'_>, facts: HostFacts) -> Result<Met, Refusal> {
+    let view = tx.view();
+    match facts.pool {
+        Some(pool) if view.ledger().pool(pool).is_some() => {
+            write_host(tx, facts, pool)?;
+            Ok(Met::Served)
+        }
+        Some(pool) if !view.is_void(pool) => Ok(Met::Awaited(pool)),
+        instead_of => {
+            let known = view.host_pool(facts.identity.host).map(|(id, _)| id);
+            let unserved = || view.ledger().host_pools(facts.identity.host).map(|(id, _)| id).next();
+            let pool = match known.or_else(unserved) {
+                Some(pool) => pool,
+                None => tx.mint(Subject::Host(facts.identity.clone()), capacity(&facts))?,
+            };
+            Ok(Met::Told { pool, instead_of })
+        }
+    }
+}
+
+/// Greets an agent until it serves a pool that is here, however long that takes. Gives the host as it introduced itself last.
+async fn greet(
+    node: &Node,
+    from: &mut mpsc::Receiver<FromAgent>,
+    to: &mpsc::Sender<ToAgent>,
+    certified: Option<([u8; 32], HostId)>,
+) -> Result<HostFacts, AgentError> {
+    let Some(FromAgent::Hello(facts)) = from.recv().await else { return Err(AgentError::NoHello) };
+    let mut facts = *facts;
+    loop {
+        check(node, &facts, certified)?;
+        let introduced = facts.clone();
+        match node.transact::<_, Refusal, _>(move |tx| meet(tx, introduced)).await? {
+            Met::Served => return Ok(facts),
+            Met::Told { pool, instead_of } => {
+                to.send(ToAgent::Pool { pool, instead_of }).await.map_err(|_| AgentError::Gone)?;
+                // What it saw and promised is told again after its next introduction.
+                facts = loop {
+                    match from.recv().await {
+                        Some(FromAgent::Hello(facts)) => break *facts,
+                        Some(_) => {}
+                        None => return Err(AgentError::Gone),
+                    }
+                };
+            }
+            Met::Awaited(pool) => {
+                tracing::info!(host = %facts.identity.host, %pool, "the pool that the host serves is not known here yet");
+                await_pool(node, pool, to).await?;
+            }
+        }
+    }
+}
+
+/// Waits until a pool's entry is here, or is known never to come.
+async fn await_pool(node: &Node, pool: PoolId, to: &mpsc::Sender<ToAgent>) -> Result<(), AgentError> {
+    let mut wanted = Frontier::default();
+    wanted.set(pool.entry.author, Tip { number: pool.entry.number, hash: 0 });
+    loop {
+        tokio::select! {
+            () = to.closed() => return Err(AgentError::Gone),
+            // An entry that a cut made void counts as come.
+            come = node.wait_for(&wanted, POOL_WAIT) => if come.is_ok() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Whether an agent is who its certificate says, and may be served here.
+fn check(node: &Node, facts: &HostFacts, certified: Option<([u8; 32], HostId)>) -> Result<(), AgentError> {
+    let HostIdentity { host, site, agent_key, .. } = &facts.identity;
+    if site != node.site() {
+        return Err(AgentError::OtherSite(site.to_string()));
+    }
+    let is_certified = certified.is_none_or(|certified| certified == (*agent_key, *host));
+    let view = node.view();
+    let subject = Subject::Host(facts.identity.clone());
+    let is_same = view.ledger().host_pools(*host).all(|(_, pool)| pool.subject == subject);
+    if !is_certified || !is_same || !facts.identity.is_genuine(view.cloud()) {
+        return Err(AgentError::OtherKey(*host));
+    }
+    match facts.pool.and_then(|id| Some((id, view.ledger().pool(id)?))) {
+        Some((id, pool)) if pool.subject != subject => Err(AgentError::OtherPool(id)),
+        _ => Ok(()),
+    }
+}
+
+/// Grows or shrinks the pool that a host's agent serves, and writes the host's record, as the agent has introduced it.
+fn write_host(tx: &mut Tx<'_>, facts: HostFacts, pool: PoolId) -> Result<(), Refusal> {
     let HostIdentity { host: id, site, .. } = facts.identity.clone();
     let capacity = capacity(&facts);
-    let known = tx.view().ledger().host_pools(id).map(|(id, pool)| (id, pool.capacity())).next();
-    match known {
-        None => {
-            let pool = tx.mint(Subject::Host(facts.identity.clone()), capacity.clone())?;
-            share_host(tx, pool, &capacity)?;
-        }
-        Some((pool, old)) => resize(tx, pool, &old, &capacity)?,
+    let is_new = tx.view().host_pool(id).is_none_or(|(served, _)| served != pool);
+    let old = tx.view().ledger().pool(pool).map(Pool::capacity).unwrap_or_default();
+    resize(tx, pool, &old, &capacity)?;
+    if is_new {
+        share_host(tx, pool, &capacity)?;
     }
     let host = Host {
         name: facts.name.clone(),
@@ -337,6 +426,7 @@ pub fn write_host(tx: &mut Tx<'_>, facts: HostFacts) -> Result<(), Refusal> {
         memory_mib: facts.memory_mib,
         disk_gib: facts.disk_gib,
         architecture: facts.architecture.clone(),
+        pool: pool.to_string(),
         ..Host::default()
     };
     if tx.view().held(host_record(id)).is_none() {
@@ -358,14 +448,18 @@ fn capacity(facts: &HostFacts) -> Amount {
 }
 
 /// A host's own site keeps three quarters; the rest is spread over the other members, so that a cut site can still
-/// place a little elsewhere. Who needs more asks.
-fn share_host(tx: &mut Tx<'_>, pool: luc_engine::id::PoolId, capacity: &Amount) -> Result<(), Refusal> {
+/// place a little elsewhere. Who needs more asks; and whose pool it is not shares nothing.
+fn share_host(tx: &mut Tx<'_>, pool: PoolId, capacity: &Amount) -> Result<(), Refusal> {
+    if !is_root(tx, pool) {
+        return Ok(());
+    }
     let others: Vec<ReplicaId> = others(tx.view(), tx.me());
     let count = u64::try_from(others.len()).unwrap_or(u64::MAX);
     let share = capacity.divided_by(4).divided_by(count);
     for to in others {
+        let share = share.min(&tx.view().ledger().pool(pool).map(|pool| pool.free(tx.me())).unwrap_or_default());
         if !share.is_zero() {
-            tx.grant(pool, to, share.clone())?;
+            tx.grant(pool, to, share)?;
         }
     }
     Ok(())
@@ -380,12 +474,17 @@ pub fn others(view: &View, me: ReplicaId) -> Vec<ReplicaId> {
 }
 
 /// A host that grew gives rights; one that shrank burns free ones, at most those held here, and never a claim.
-fn resize(tx: &mut Tx<'_>, pool: luc_engine::id::PoolId, old: &Amount, new: &Amount) -> Result<(), Refusal> {
+fn resize(tx: &mut Tx<'_>, pool: PoolId, old: &Amount, new: &Amount) -> Result<(), Refusal> {
     let more = new.saturating_sub(old);
-    if !more.is_zero() && pool.entry.author == tx.me() {
+    if !more.is_zero() && is_root(tx, pool) {
         tx.grow(pool, more)?;
     }
     let free = tx.view().ledger().pool(pool).map(|pool| pool.free(tx.me())).unwrap_or_default();
     let less = old.saturating_sub(new).min(&free);
     if less.is_zero() { Ok(()) } else { tx.burn(pool, less) }
+}
+
+/// Whether this replica mints into a pool: it made it, or is the heir of who did.
+fn is_root(tx: &Tx<'_>, pool: PoolId) -> bool {
+    tx.view().retired().acts_for(tx.me(), pool.entry.author)
 }

@@ -4,12 +4,13 @@
 //! mark**) more is asked for, up to twice as much (the **high water mark**), of the richest holder that can be reached, and
 //! at most half of what that has: a site that is cut off goes on with the rest. Between the marks nothing moves, a pool
 //! is asked for at most once in a while, and a holder keeps what it needs itself: so rights do not go to and fro in
-//! small change.
+//! small change. Of addresses it is their number that is in demand.
 
 use std::collections::BTreeMap;
 
 use luc_engine::id::{Millis, PoolId, ReplicaId};
 use luc_engine::ledger::{Amount, Pool};
+use luc_engine::tx::Shortage;
 
 /// What is counted as one demand, milliseconds.
 const WINDOW: Millis = 10_000;
@@ -41,7 +42,7 @@ impl Demand {
         }
         let recent = self.pools.entry(pool).or_default();
         recent.roll(now);
-        recent.now = recent.now.saturating_add(amount);
+        recent.now = recent.now.saturating_add(&amount.counted());
     }
 
     /// What is needed here of a pool in the next seconds.
@@ -60,21 +61,36 @@ impl Demand {
         reachable: impl Fn(ReplicaId) -> bool,
     ) -> Option<(ReplicaId, Amount)> {
         let recent = self.pools.get_mut(&id)?;
-        let (demand, mine) = (recent.at(now), pool.free(me));
+        let (demand, mine) = (recent.at(now), pool.free(me).counted());
         if mine.covers(&demand) || now.saturating_sub(recent.asked) < PAUSE {
             return None;
         }
         let wanted = demand.saturating_add(&demand).saturating_sub(&mine);
         let others = pool.accounts().filter(|(replica, _)| *replica != me && reachable(*replica));
-        let half = others.map(|(replica, free)| (wanted.min(&free.divided_by(2)), replica));
+        let half = others.map(|(replica, free)| (wanted.min(&free.counted().divided_by(2)), replica));
         let low = demand.saturating_sub(&mine);
         // Small change is left to whoever has it, until it is really needed.
         let helps = |amount: &Amount| low.iter().any(|(d, _)| amount.get(d) > demand.get(d) / 8);
-        let best = half.filter(|(amount, _)| helps(amount)).max_by_key(|(amount, replica)| (sum(amount), *replica));
+        let best = half.filter(|(amount, _)| helps(amount)).max_by_key(|(amount, replica)| (amount.size(), *replica));
         let (amount, holder) = best?;
         recent.asked = now;
         Some((holder, amount))
     }
+}
+
+/// Whom to ask for what is `missing` of a shortage, one after the other: who has enough before who has not, the richest
+/// first.
+#[must_use]
+pub fn holders(short: &Shortage, missing: &Amount) -> Vec<(ReplicaId, PoolId)> {
+    let mut holders: Vec<_> = short.elsewhere.iter().collect();
+    holders.sort_by_key(|(_, _, free)| std::cmp::Reverse(covered(free, missing)));
+    holders.into_iter().map(|(holder, pool, _)| (*holder, *pool)).collect()
+}
+
+/// How much of what is missing an amount covers, for sorting: the count of dimensions covered, then the sum.
+fn covered(free: &Amount, missing: &Amount) -> (usize, u64) {
+    let dimensions = missing.iter().filter(|(dimension, n)| free.get(*dimension) >= *n).count();
+    (dimensions, free.towards(missing).size())
 }
 
 impl Recent {
@@ -95,8 +111,4 @@ impl Recent {
             _ => Amount::default(),
         }
     }
-}
-
-fn sum(amount: &Amount) -> u64 {
-    amount.iter().map(|(_, n)| n).fold(0, u64::saturating_add)
 }

@@ -275,6 +275,11 @@ pub fn admit_replica(tx: &mut Tx<'_>, mut member: Member) -> Result<(), Refusal>
         .view()
         .ledger()
         .pools()
+        // A host's pool that its agent has not taken may be surplus: it stays with its root.
+        .filter(|(id, pool)| match &pool.subject {
+            Subject::Host(host) => tx.view().host_pool(host.host).is_some_and(|(served, _)| served == **id),
+            _ => true,
+        })
         .map(|(id, pool)| (*id, share(&pool.subject, &pool.capacity(), members).min(&pool.free(me))))
         .filter(|(_, share)| !share.is_zero())
         .collect();
@@ -286,7 +291,8 @@ fn share(subject: &Subject, capacity: &Amount, members: u64) -> Amount {
     match subject {
         Subject::Quota { .. } => capacity.divided_by(members),
         // Made where they are needed first, and handed over when they are asked for; votes are shared as members come.
-        Subject::Group { .. } | Subject::Votes => Amount::default(),
+        // Addresses too: a share that is not used is a hole in somebody's block.
+        Subject::Group { .. } | Subject::Addresses { .. } | Subject::Votes => Amount::default(),
         Subject::Host(_) => capacity.divided_by(4).divided_by(members.saturating_sub(1)),
     }
 }

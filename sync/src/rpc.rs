@@ -19,6 +19,7 @@ use uuid::Uuid;
 use crate::agents::{self, CHANNEL};
 use crate::blob::{BlobError, Blobs, Manifest, STALL};
 use crate::ca::{Credentials, SERVER_NAME};
+use crate::demand;
 use crate::join::{Admission, JoinError, Newcomer, Token, admit, prove};
 use crate::net::{FIRST_FRAME, Net, NetError, resolve};
 use crate::node::now;
@@ -58,9 +59,7 @@ impl Net {
         let mut asked = Asked::default();
         for shortage in shortages {
             let mut missing = shortage.wanted.saturating_sub(&shortage.free_here);
-            let mut holders = shortage.elsewhere.clone();
-            holders.sort_by_key(|(_, _, free)| std::cmp::Reverse(covered(free, &missing)));
-            for (holder, pool, _) in holders {
+            for (holder, pool) in demand::holders(shortage, &missing) {
                 if missing.is_zero() {
                     break;
                 }
@@ -411,19 +410,15 @@ impl Net {
     }
 }
 
-/// Hands rights to another replica: what it asks for, or half of what is free if that is more. Says how much.
+/// Hands rights to another replica: what it asks for, or half of what is free if that is more. Of any addresses, whole
+/// aligned blocks. Says how much, in the terms of what was asked for.
 ///
 /// # Errors
 /// [`Refusal::Invalid`] if it is no member.
 pub fn grant(tx: &mut Tx<'_>, to: ReplicaId, pool: PoolId, amount: &Amount) -> Result<Amount, Refusal> {
     let me = tx.me();
     let free = tx.view().ledger().pool(pool).map(|pool| pool.free(me)).unwrap_or_default();
-    let half: Amount = amount.iter().map(|(d, _)| (d, free.get(d) / 2)).collect();
-    let gift = amount.max(&half).min(&free);
-    if !gift.is_zero() {
-        tx.grant(pool, to, gift.clone())?;
-    }
-    Ok(gift)
+    hand(tx, to, pool, free.gift(amount)).map(|given| given.in_terms_of(amount))
 }
 
 /// Hands over what is asked for before it is needed, as far as it is not needed here. Says how much.
@@ -432,7 +427,10 @@ pub fn grant(tx: &mut Tx<'_>, to: ReplicaId, pool: PoolId, amount: &Amount) -> R
 /// [`Refusal`]; then nothing is handed over.
 pub fn spare(tx: &mut Tx<'_>, to: ReplicaId, pool: PoolId, amount: &Amount, keep: &Amount) -> Result<Amount, Refusal> {
     let free = tx.view().ledger().pool(pool).map(|pool| pool.free(tx.me())).unwrap_or_default();
-    let gift = amount.min(&free.saturating_sub(keep));
+    hand(tx, to, pool, free.spare(amount, keep)).map(|given| given.in_terms_of(amount))
+}
+
+fn hand(tx: &mut Tx<'_>, to: ReplicaId, pool: PoolId, gift: Amount) -> Result<Amount, Refusal> {
     if !gift.is_zero() {
         tx.grant(pool, to, gift.clone())?;
     }
@@ -444,12 +442,6 @@ pub fn spare(tx: &mut Tx<'_>, to: ReplicaId, pool: PoolId, amount: &Amount, keep
 pub fn lacking(mine: &Frontier, theirs: &Frontier, to: ReplicaId) -> Vec<EntryId> {
     let lacks = mine.0.iter().filter(|(author, tip)| **author != to && theirs.number(**author) < tip.number);
     lacks.map(|(author, _)| EntryId { author: *author, number: theirs.number(*author) + 1 }).collect()
-}
-
-/// How much of what is missing an amount covers, for sorting: the count of dimensions covered, then the sum.
-fn covered(free: &Amount, missing: &Amount) -> (usize, u64) {
-    let dimensions = missing.iter().filter(|(dimension, n)| free.get(*dimension) >= *n).count();
-    (dimensions, missing.iter().map(|(dimension, _)| free.get(dimension)).fold(0, u64::saturating_add))
 }
 
 fn exported(connection: &Connection) -> Option<[u8; 32]> {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Version of all frames.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 /// Largest frame, bytes: one entry at its limit, with room for the rest of its batch.
 pub const MAX_FRAME: usize = 6 << 20;
 

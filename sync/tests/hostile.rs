@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ed25519_dalek::pkcs8::EncodePrivateKey;
-use luc_engine::agent::{FromAgent, HostFacts};
+use luc_engine::agent::{FromAgent, HostFacts, ToAgent};
 use luc_engine::entry::{Entry, Frontier, HostIdentity, MemberOp, Tip};
 use luc_engine::id::{ReplicaId, SiteName};
 use luc_engine::record::{Kind, Project};
@@ -278,7 +278,11 @@ async fn an_agent_that_attaches_for_another_sites_host_is_refused() {
     // The same agent for its own host is served.
     let own = HostIdentity::sign(cloud, &site, &agent.credentials.key);
     let mut connection = AgentConnection::connect(&agent.credentials, &at).await.unwrap();
-    connection.to.send(FromAgent::Hello(Box::new(facts(own)))).await.unwrap();
+    connection.to.send(FromAgent::Hello(Box::new(facts(own.clone())))).await.unwrap();
+    let Some(ToAgent::Pool { pool, .. }) = connection.from.recv().await else { panic!("told no pool") };
+    assert_eq!(paris.node().view().count(Kind::Host), 0, "nobody uses a host that serves no pool yet");
+    let served = HostFacts { pool: Some(pool), ..facts(own) };
+    connection.to.send(FromAgent::Hello(Box::new(served))).await.unwrap();
     assert!(connection.from.recv().await.is_some());
     assert_eq!(paris.node().view().count(Kind::Host), 1);
 }
@@ -295,5 +299,6 @@ fn facts(identity: HostIdentity) -> HostFacts {
         disk_gib: 40,
         cpu_overcommit: 4,
         architecture: "x86_64".into(),
+        pool: None,
     }
 }

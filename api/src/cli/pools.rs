@@ -20,6 +20,9 @@ pub(super) fn pools(args: &StatusArgs) -> Result<()> {
     if pools["conserved"] == true { Ok(()) } else { bail!("minted is not free + claimed + burnt everywhere") }
 }
 
+/// How many blocks of a holder are shown.
+const BLOCKS: usize = 8;
+
 fn describe(pools: &Value) -> String {
     let mut out = String::new();
     for pool in list(&pools["pools"]) {
@@ -42,6 +45,9 @@ fn title(subject: &Value) -> String {
         let host = text("host_name").or(text("host")).map(|host| format!(" on host {host}")).unwrap_or_default();
         return format!("places in {}{host}", named("server group", group));
     }
+    if let Some(pool) = text("address_pool") {
+        return named("address pool", pool);
+    }
     if let Some(host) = text("host") {
         return format!("{} at {}", named("host", host), text("site").unwrap_or("?"));
     }
@@ -57,7 +63,8 @@ fn dimensions(out: &mut String, pool: &Value) {
     let heads = ["MINTED", "BURNT", "CAPACITY", "CLAIMED", "FREE"].map(|head| format!("{head:>11}"));
     let last = if pending { "  TO BE BURNT" } else { "" };
     let _ = writeln!(out, "  {:<14}{}{last}", "", heads.concat());
-    for dimension in pool["minted"].as_object().into_iter().flatten().map(|(dimension, _)| dimension) {
+    let minted = pool["minted"].as_object().into_iter().flatten().map(|(dimension, _)| dimension);
+    for dimension in minted.filter(|dimension| *dimension != "addresses") {
         let cells = columns.map(|column| format!("{:>11}", number(&pool[column][dimension])));
         let last = if pending { format!("{:>13}", number(&pool["pending"][dimension])) } else { String::new() };
         let _ = writeln!(out, "  {:<14}{}{last}", label(dimension), cells.concat());
@@ -74,10 +81,8 @@ fn holders(out: &mut String, pool: &Value) {
         };
         let age = right["age_ms"].as_u64().map_or("never".into(), |ms| format!("{}.{} s", ms / 1000, ms % 1000 / 100));
         let text = |key: &str| right[key].as_str().unwrap_or("?");
-        let free = right["free"].as_object().into_iter().flatten();
-        let free: Vec<String> = free.map(|(dimension, n)| format!("{n} {}", label(dimension))).collect();
-        let free = if free.is_empty() { "nothing".into() } else { free.join(", ") };
-        let _ = writeln!(out, "  {:<38}{:<14}{reached:<10}{age:<10}{free}", text("replica"), text("site"));
+        let (replica, site, free) = (text("replica"), text("site"), free(right));
+        let _ = writeln!(out, "  {replica:<38}{site:<14}{reached:<10}{age:<10}{free}");
     }
 }
 
@@ -89,12 +94,30 @@ fn label(dimension: &str) -> &str {
         "DiskGib" => "disk GiB",
         "Instances" => "instances",
         "Votes" => "votes",
+        "Addresses" => "addresses",
         other => other,
     }
 }
 
-fn number(value: &Value) -> u64 {
-    value.as_u64().unwrap_or(0)
+/// A number, which comes as a text where JSON's are not exact.
+fn number(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.as_u64().unwrap_or(0).to_string(), str::to_owned)
+}
+
+/// What a holder has free: numbers, and which addresses.
+fn free(right: &Value) -> String {
+    let numbers = right["free"].as_object().into_iter().flatten().filter(|(dimension, _)| *dimension != "addresses");
+    let numbers = numbers.map(|(dimension, n)| format!("{} {}", number(n), label(dimension)));
+    let blocks: Vec<&str> = list(&right["free"]["addresses"]).filter_map(Value::as_str).collect();
+    let shown = blocks.iter().take(BLOCKS).copied().collect::<Vec<_>>().join(", ");
+    let more = blocks.len().saturating_sub(BLOCKS);
+    let blocks = match (blocks.len(), more) {
+        (0, _) => None,
+        (_, 0) => Some(shown),
+        (_, more) => Some(format!("{shown} and {more} more blocks")),
+    };
+    let all: Vec<String> = numbers.chain(blocks).collect();
+    if all.is_empty() { "nothing".into() } else { all.join(", ") }
 }
 
 fn list(value: &Value) -> impl Iterator<Item = &Value> {
@@ -125,5 +148,22 @@ mod tests {
         assert_eq!(words(4), ["r1", "paris", "yes", "0.0", "s", "7", "instances"]);
         assert_eq!(words(5), ["r2", "lyon", "no", "12.3", "s", "nothing"]);
         assert!(text.ends_with("is BROKEN\n"), "{text}");
+    }
+
+    #[test]
+    fn of_addresses_it_is_told_which() {
+        let of = |n: Value, blocks: Value| json!({"Addresses": n, "addresses": blocks});
+        let pools = json!({"conserved": true, "pools": [{
+            "subject": {"address_pool": "p1", "name": "public"}, "claims": 1, "conserved": true,
+            "minted": of(json!("18446744073709551616"), json!(["2001:db8::/64"])), "burnt": {},
+            "claimed": of(json!(1), json!(["2001:db8::"])), "capacity": {}, "free": {}, "pending": null,
+            "rights": [{"replica": "r1", "site": "paris", "reachable": true, "age_ms": 0, "retiring": false,
+                "free": of(json!(3), json!(["2001:db8::1", "2001:db8::2/127"]))}],
+        }]});
+        let text = describe(&pools);
+        assert!(text.starts_with("address pool public: 1 claims, adds up\n"), "{text}");
+        assert!(text.lines().nth(2).unwrap_or_default().contains("addresses     18446744073709551616"), "{text}");
+        assert!(text.contains("3 addresses, 2001:db8::1, 2001:db8::2/127"), "{text}");
+        assert_eq!(text.matches("addresses").count(), 2, "{text}");
     }
 }

@@ -231,6 +231,7 @@ fn attach_agent(node: Node, site: SiteName) {
         disk_gib: 400,
         cpu_overcommit: 4,
         architecture: "x86_64".into(),
+        pool: None,
     };
     let (to_replica, from) = mpsc::channel(agents::CHANNEL);
     let (to, mut orders) = mpsc::channel(agents::CHANNEL);
@@ -238,9 +239,8 @@ fn attach_agent(node: Node, site: SiteName) {
     tokio::spawn(async move { agents::serve(node, from, to, None).await });
     tokio::spawn(async move {
         let host = facts.identity.host;
-        to_replica.send(FromAgent::Hello(Box::new(facts))).await.unwrap();
+        to_replica.send(FromAgent::Hello(Box::new(facts.clone()))).await.unwrap();
         let beat = Heartbeat { at: now(), hypervisor_up: true, disk_free_gib: 400, ..Heartbeat::default() };
-        to_replica.send(FromAgent::Heartbeat(beat)).await.unwrap();
         let mut counters: BTreeMap<Uuid, u64> = BTreeMap::new();
         while let Some(message) = orders.recv().await {
             let orders = match message {
@@ -252,6 +252,12 @@ fn attach_agent(node: Node, site: SiteName) {
                     continue;
                 }
                 ToAgent::StatementHeld(_) => continue,
+                ToAgent::Pool { pool, .. } => {
+                    let facts = HostFacts { pool: Some(pool), ..facts.clone() };
+                    to_replica.send(FromAgent::Hello(Box::new(facts))).await.unwrap();
+                    to_replica.send(FromAgent::Heartbeat(beat.clone())).await.unwrap();
+                    continue;
+                }
             };
             for order in orders {
                 let counter = counters.entry(order.server).or_default();

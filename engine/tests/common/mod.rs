@@ -58,8 +58,13 @@ impl Cloud {
     }
 
     pub fn join(&mut self, n: u8) {
+        self.join_as(n, member(n));
+    }
+
+    /// Member `n` joins as somebody else would: of another's site, or with other powers.
+    pub fn join_as(&mut self, n: u8, member: Member) {
         let now = self.tick();
-        self.replicas[0].transact::<_, Refusal>(now, |tx| tx.membership(MemberOp::Join(member(n)))).unwrap();
+        self.replicas[0].transact::<_, Refusal>(now, |tx| tx.membership(MemberOp::Join(member))).unwrap();
         self.replicas[0].flush().unwrap();
         let mut disk = MemoryStore::default();
         Replica::prepare(&mut disk).unwrap();

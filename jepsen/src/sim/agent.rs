@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use ed25519_dalek::SigningKey;
 use luc_engine::agent::{DomainState, Fault, FromAgent, HostFacts, Observation, Order, Statement, Wanted};
 use luc_engine::entry::HostIdentity;
-use luc_engine::id::{ClaimId, CloudId, HostId};
+use luc_engine::id::{ClaimId, CloudId, HostId, PoolId};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::{Power, Server};
 use luc_engine::schedule::fits;
 use luc_engine::tx::Refusal;
-use luc_sync::agents;
+use luc_sync::agents::{self, Met};
 use uuid::Uuid;
 
 use super::net::Micros;
@@ -30,6 +30,7 @@ const FIRST: Micros = 1_500_000;
 #[derive(Debug)]
 pub(super) enum Talk {
     Hello,
+    Pool(PoolId),
     Orders(Vec<Order>),
     Order(Box<Order>),
     Held(ClaimId),
@@ -82,6 +83,7 @@ impl World {
             memory_mib: cpus * 600,
             disk_gib: cpus * 6,
             cpu_overcommit: 1,
+            pool: None,
         };
         let capacity: Amount =
             [(Dimension::Vcpus, cpus), (Dimension::MemoryMib, cpus * 600), (Dimension::DiskGib, cpus * 6)]
@@ -184,7 +186,16 @@ impl World {
                 self.job(node, Job::Hello { agent, session, facts });
             }
             Talk::From(message) => self.job(node, Job::Heard { agent, session, message: *message }),
-            Talk::Orders(_) | Talk::Order(_) | Talk::Held(_) => {}
+            Talk::Orders(_) | Talk::Order(_) | Talk::Held(_) | Talk::Pool(_) => {}
+        }
+    }
+
+    /// The host has a pool, and its agent is to say that it serves it; or that is not known here yet.
+    pub(super) fn met(&mut self, at: usize, agent: usize, session: u64, met: Met, host: HostId) {
+        match met {
+            Met::Served => self.hello(at, agent, session, host),
+            Met::Told { pool, .. } => self.tell_agent(agent, session, Talk::Pool(pool)),
+            Met::Awaited(_) => self.at(RETRY, Event::ToReplica { node: at, agent, session, talk: Talk::Hello }),
         }
     }
 
@@ -239,6 +250,13 @@ impl World {
             }
             Talk::Held(claim) => {
                 agent.unheld.remove(&claim);
+            }
+            // On its disk from here on, and said again.
+            Talk::Pool(pool) => {
+                agent.facts.pool.get_or_insert(pool);
+                if let Some(node) = agent.attached {
+                    self.at(NEAR, Event::ToReplica { node, agent: at, session, talk: Talk::Hello });
+                }
             }
             Talk::Hello | Talk::From(_) => {}
         }

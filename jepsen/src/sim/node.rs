@@ -12,7 +12,7 @@ use luc_engine::replica::{Flushed, Identity, Received, Rejection, Replica};
 use luc_engine::retire::{Request, Retiree};
 use luc_engine::tx::{Fence, Refusal};
 use luc_engine::view::View;
-use luc_sync::agents;
+use luc_sync::agents::{self, Met};
 use luc_sync::join::admit_replica;
 use luc_sync::node::read_entries;
 use luc_sync::proto::{Input, Output, Proto, waits_for};
@@ -158,7 +158,7 @@ pub(super) enum After {
     ReadLog { peer: ReplicaId, from: Vec<EntryId> },
     Granted { ask: u64, turn: u64, to: usize, granted: Amount, frontier: Frontier },
     Taken { ask: u64, turn: u64, granted: Amount },
-    Hello { agent: usize, session: u64, host: HostId },
+    Hello { agent: usize, session: u64, met: Met, host: HostId },
     Held { agent: usize, session: u64, claim: ClaimId },
     Admitted { newcomer: usize },
     Snapshot { newcomer: usize },
@@ -386,9 +386,9 @@ impl World {
             Job::Hello { agent, session, facts } => {
                 let host = facts.identity.host;
                 let Some(process) = self.process(at) else { return After::Nothing };
-                let written = process.replica.transact::<_, Refusal>(clock, |tx| agents::write_host(tx, *facts));
+                let met = process.replica.transact::<_, Refusal>(clock, |tx| agents::meet(tx, *facts));
                 process.wrote = true;
-                if written.is_ok() { After::Hello { agent, session, host } } else { After::Nothing }
+                met.map_or(After::Nothing, |(met, _)| After::Hello { agent, session, met, host })
             }
             Job::Heard { agent, session, message } => self.heard(at, agent, session, message),
             Job::Admit { newcomer } => {
@@ -577,7 +577,7 @@ impl World {
                 self.at(delay, Event::Rights(Rights::Answer { ask, turn, from: at, granted, entries }));
             }
             After::Taken { ask, turn, granted } => self.taken(ask, turn, &granted),
-            After::Hello { agent, session, host } => self.hello(at, agent, session, host),
+            After::Hello { agent, session, met, host } => self.met(at, agent, session, met, host),
             After::Held { agent, session, claim } => self.tell_agent(agent, session, Talk::Held(claim)),
             After::Admitted { newcomer } => {
                 if let Some(node) = self.nodes.get_mut(newcomer) {

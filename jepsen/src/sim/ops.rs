@@ -262,7 +262,10 @@ fn create(tx: &mut Tx<'_>, id: Uuid, project: Option<Uuid>, host: u64, size: u64
     let quotas: Vec<PoolId> = tx.view().ledger().quota_pools(project).map(|(id, _)| id).collect();
     let hosts: Vec<_> = tx.view().ledger().hosts().collect();
     let Some(host) = pick(&hosts, host) else { return Ok(()) };
-    let pools: Vec<PoolId> = tx.view().ledger().host_pools(host).map(|(id, _)| id).collect();
+    let pools: Vec<PoolId> = tx.view().host_pool(host).map(|(id, _)| id).into_iter().collect();
+    if pools.is_empty() {
+        return Ok(());
+    }
     let record = RecordId { kind: Kind::Server, id };
     if !mutant::on(Mutant::ClaimsSplit) {
         claim(tx, &quotas, &quota(size), record, 0)?;

@@ -1,0 +1,80 @@
+//! Addresses of one pool, taken at two sites that cannot hear each other.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use luc_tests::{Client, Cloud, eventually};
+use serde_json::{Value, json};
+
+const LONG: Duration = Duration::from_secs(60);
+
+fn take(client: &Client, pool: &str, body: Value) -> Result<Value, String> {
+    let taken = client.post(&format!("/luc/v1/pools/{pool}/claims"), &body).map_err(|error| error.to_string())?;
+    Ok(taken["claim"].clone())
+}
+
+fn shown(client: &Client, pool: &str) -> Value {
+    client.get(&format!("/luc/v1/pools/{pool}")).unwrap()["pool"].clone()
+}
+
+fn blocks(value: &Value) -> Vec<String> {
+    value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+#[test]
+fn each_half_of_a_split_cloud_gives_out_the_addresses_it_holds_and_no_others() {
+    let cloud = Cloud::start(&["paris", "lyon"]).unwrap();
+    let (paris, lyon) = (cloud.login(0).unwrap(), cloud.login(1).unwrap());
+    let made = paris.post("/luc/v1/pools", &json!({"name": "public", "cidrs": ["198.51.100.0/28"]})).unwrap();
+    let pool = made["pool"]["subject"]["address_pool"].as_str().unwrap().to_owned();
+    cloud.agree(&[paris.clone(), lyon.clone()], LONG).unwrap();
+
+    // The root keeps all; who needs one gets a whole block of half.
+    let first = take(&lyon, &pool, json!({"purpose": "first"})).unwrap();
+    let rights = shown(&lyon, &pool)["rights"].clone();
+    let of = |rights: &Value, site: &str| {
+        let right = rights.as_array().unwrap().iter().find(|right| right["site"] == site).cloned().unwrap();
+        blocks(&right["free"]["addresses"])
+    };
+    assert_eq!(blocks(&first["addresses"]), ["198.51.100.8"]);
+    assert_eq!(of(&rights, "paris"), ["198.51.100.0/29"]);
+    cloud.agree(&[paris.clone(), lyon.clone()], LONG).unwrap();
+
+    cloud.cut(1);
+    let mut seen = BTreeSet::from([blocks(&first["addresses"])[0].clone()]);
+    let mut taken = Vec::new();
+    for (client, n) in [(&paris, 8), (&lyon, 7)] {
+        for _ in 0..n {
+            let claim = take(client, &pool, json!({})).unwrap();
+            assert!(seen.insert(blocks(&claim["addresses"])[0].clone()), "given out twice: {claim}");
+            taken.push(claim);
+        }
+    }
+    // Paris has given out all of its own; what Lyon did since the cut, it cannot know.
+    let refused = take(&paris, &pool, json!({})).unwrap_err();
+    assert!(refused.contains("409") && refused.contains("out of reach") && refused.contains("lyon"), "{refused}");
+    let refused = take(&paris, &pool, json!({"addresses": ["198.51.100.12"]})).unwrap_err();
+    assert!(refused.contains("out of reach") && refused.contains("198.51.100.12"), "{refused}");
+    // One that Paris gave out comes back to Paris; Lyon's is returned at Paris, and free once Lyon hears of it.
+    let path = |claim: &Value| format!("/luc/v1/pools/{pool}/claims/{}", claim["id"].as_str().unwrap());
+    let mine = paris.send("DELETE", &path(&taken[0]), &[], b"").unwrap();
+    assert_eq!(mine.status, 204, "{}", mine.text);
+    let theirs = paris.send("DELETE", &path(&first), &[], b"").unwrap();
+    assert!(theirs.status == 202 && theirs.text.contains("lyon"), "{} {}", theirs.status, theirs.text);
+    assert_eq!(take(&paris, &pool, json!({})).unwrap()["addresses"], taken[0]["addresses"]);
+
+    cloud.wan.heal();
+    cloud.agree(&[paris.clone(), lyon.clone()], LONG).unwrap();
+    eventually(LONG, "the address to be free at lyon", || {
+        Ok(of(&shown(&paris, &pool)["rights"], "lyon") == ["198.51.100.8"])
+    })
+    .unwrap();
+    // And Paris gets it from there.
+    assert_eq!(take(&paris, &pool, json!({})).unwrap()["addresses"], first["addresses"]);
+    cloud.agree(&[paris.clone(), lyon.clone()], LONG).unwrap();
+    let refused = take(&lyon, &pool, json!({})).unwrap_err();
+    assert!(refused.contains("exhausted everywhere") && !refused.contains("out of reach"), "{refused}");
+    let table = cloud.sites[0].luc(&["pools"]).unwrap();
+    assert!(table.contains("address pool public: 16 claims, adds up"), "{table}");
+}
