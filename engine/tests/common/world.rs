@@ -179,19 +179,6 @@ impl World {
                 format!("{} {:?} {:?}", view.digest(), view.frontier(), view.retired())
             })
             .collect();
-        if states.len() > 1 {
-            for n in part {
-                for m in part {
-                    for (at, bytes) in self.cloud.log(usize::from(*m)) {
-                        let received = self.replica(*n).receive(&bytes);
-                        if !matches!(received, Received::Known) {
-                            eprintln!("DBG {n} <- {m} {at}: {received:?}");
-                        }
-                    }
-                }
-                eprintln!("DBG {n} quarantine {:?}", self.replica(*n).quarantine());
-            }
-        }
         assert_eq!(states.len(), 1, "{states:#?}");
     }
 }
