@@ -213,6 +213,7 @@ pub(crate) fn apply_member(view: &mut View, author: Author<'_>, op: &MemberOp) -
             let votes = held.unwrap_or_default().get(Dimension::Votes);
             view.set_retirement(author.entry, Row::Seal(Sealed { set: set.clone(), frontier, votes }));
         }
+        MemberOp::Held => {}
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ use crate::record::{Kind, RecordId};
 use crate::retire::Request;
 
 /// Version of the entry format; the first byte of every encoded entry.
-pub const FORMAT: u8 = 3;
+pub const FORMAT: u8 = 4;
 /// Largest encoded entry, header and content together: a hostile one costs no more memory than this.
 pub const MAX_ENTRY: usize = 4 << 20;
 
@@ -303,6 +303,9 @@ pub enum MemberOp {
         /// Whom: whole requests that it knows, and all that it has sealed before.
         set: BTreeSet<ReplicaId>,
     },
+    /// Nothing but what every entry says: that its author holds what its frontier names. Written by who has taken much
+    /// and written nothing, since others fold only what they know to be held by all.
+    Held,
 }
 
 /// A member, as its sponsor admitted it.

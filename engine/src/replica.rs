@@ -23,6 +23,12 @@ use crate::store::{Batch, FORMAT, Reader, Store, StoreError, Table};
 use crate::tx::{Fence, Refusal, Tx};
 use crate::view::{Dirty, Rows, View};
 
+mod fold;
+mod replace;
+
+pub use fold::LOG_BYTES;
+pub use replace::ReplaceError;
+
 /// Who a replica is.
 #[derive(Clone)]
 pub struct Identity {
@@ -146,6 +152,8 @@ struct Chain {
     last: Hash,
     /// The full frontier of that entry, itself included.
     frontier: Arc<Frontier>,
+    /// What is left of its log.
+    kept: fold::Kept,
 }
 
 /// What a flush has made durable. From now on it may be seen.
@@ -177,6 +185,11 @@ pub struct Replica {
     /// Of replicas that are being retired: the highest entry that another survivor is known to hold, by an entry of its
     /// own that has come and waits for it. The survivor's seal cannot come before that.
     named: BTreeMap<ReplicaId, u64>,
+    folding: fold::Folding,
+    /// A snapshot has taken the place of the state since the last flush: what was there before.
+    replaced: Option<Flushed>,
+    /// Entries that a snapshot lacked are being applied, this replica's own among them.
+    replaying: bool,
 }
 
 /// What the next flush writes, besides the view's dirty rows; and how documents are read meanwhile.
@@ -184,6 +197,14 @@ struct Pending {
     reader: Box<dyn Reader>,
     documents: BTreeMap<RecordId, Option<Vec<u8>>>,
     entries: Vec<Arc<Entry>>,
+    /// Entries that had to be replayed on a snapshot, and need not any more.
+    replayed: Vec<EntryId>,
+}
+
+impl Pending {
+    fn over(reader: Box<dyn Reader>) -> Self {
+        Self { reader, documents: BTreeMap::new(), entries: Vec::new(), replayed: Vec::new() }
+    }
 }
 
 impl Documents for Pending {
@@ -277,7 +298,12 @@ impl Replica {
         if view.member(identity.replica()).is_none_or(|state| state.member.public_key != identity.public_key()) {
             return Err(OpenError::NotMember);
         }
-        Ok(Self::over(identity, view, chains, store)?)
+        let mut replica = Self::over(identity, view, chains, store)?;
+        // The process may have ended while a snapshot took the place of its state.
+        if replica.replay()? {
+            replica.flush()?;
+        }
+        Ok(replica)
     }
 
     fn over(
@@ -287,7 +313,7 @@ impl Replica {
         store: Box<dyn Store>,
     ) -> Result<Self, StoreError> {
         let me = identity.replica();
-        let pending = Pending { reader: store.reader()?, documents: BTreeMap::new(), entries: Vec::new() };
+        let pending = Pending::over(store.reader()?);
         Ok(Self {
             identity,
             me,
@@ -298,6 +324,9 @@ impl Replica {
             quarantine: BTreeMap::new(),
             fence: None,
             named: BTreeMap::new(),
+            folding: fold::Folding::default(),
+            replaced: None,
+            replaying: false,
         })
     }
 
@@ -365,6 +394,7 @@ impl Replica {
         if self.fence().is_some() {
             return Ok(false);
         }
+        self.fold_now_and_then(flushed)?;
         let members = flushed.is_none_or(|flushed| flushed.members);
         // What a retired replica held and was owed: all of it once it is retired, then what changes. Before anything else
         // is sealed, since what is inherited counts.
@@ -376,7 +406,8 @@ impl Replica {
         let claims = flushed.filter(|flushed| !flushed.members).map(|flushed| self.concerned(flushed));
         let released = self.release_settled(now, claims.as_deref())?;
         let burnt = self.burn_surplus(now, flushed.filter(|flushed| !flushed.members))?;
-        Ok(sealed || inherited || released > 0 || burnt)
+        let wrote = sealed || inherited || released > 0 || burnt;
+        Ok(wrote || self.say_held(now)?)
     }
 
     /// Burns what this replica holds free of pools that no host's agent serves (S3): of the hosts that a flush has
@@ -521,7 +552,7 @@ impl Replica {
     /// # Errors
     /// [`StoreError`]; then the replica must be opened anew from its store, and nothing of this batch may be shown.
     pub fn flush(&mut self) -> Result<Flushed, StoreError> {
-        if self.pending.entries.is_empty() {
+        if self.pending.entries.is_empty() && self.replaced.is_none() {
             return Ok(Flushed::default());
         }
         let dirty = std::mem::take(&mut self.view.dirty);
@@ -529,11 +560,16 @@ impl Replica {
         self.store.commit(&batch)?;
         self.pending.reader = self.store.reader()?;
         self.pending.documents.clear();
+        self.pending.replayed.clear();
         let entries = std::mem::take(&mut self.pending.entries);
         let members = !dirty.members.is_empty() || !dirty.retirements.is_empty();
         let records = dirty.records.into_iter().collect();
         let (claims, pools) = (dirty.claims.into_iter().collect(), dirty.pools.into_iter().collect());
-        Ok(Flushed { entries, records, claims, pools, members })
+        let flushed = Flushed { entries, records, claims, pools, members };
+        Ok(match self.replaced.take() {
+            Some(before) => self.all_changed(before, flushed),
+            None => flushed,
+        })
     }
 
     /// A reader of what is durable: logs for others, snapshots.
@@ -633,7 +669,7 @@ impl Replica {
             if self.quarantine.contains_key(&id.author) {
                 return Err(Rejection::Quarantined(id.author));
             }
-        } else if self.short_hash(id)? == Some(entry.hash().short()) {
+        } else if self.is_held_as(id, entry.hash().short())? {
             return Ok(Received::Known);
         }
         let key = match self.view.member(id.author) {
@@ -654,7 +690,7 @@ impl Replica {
     /// Applies an entry that its author signed, and that comes next.
     fn judge(&mut self, entry: Entry, chain: &Chain) -> Result<Received, Rejection> {
         let (header, id) = (&entry.header, entry.id());
-        if id.author == self.me {
+        if id.author == self.me && !self.is_replaying() {
             self.put_up(Fence::OldStore(id));
             return Err(Fence::OldStore(id).into());
         }
@@ -668,7 +704,7 @@ impl Replica {
                 return Err(Rejection::Chain(id));
             }
             let named = EntryId { author: *replica, number: tip.number };
-            if self.short_hash(named)? != Some(tip.hash) {
+            if !self.is_held_as(named, tip.hash)? {
                 return Err(Rejection::Disagrees { entry: id, named });
             }
             frontier.set(*replica, *tip);
@@ -728,21 +764,12 @@ impl Replica {
         lacking.map(|(replica, _)| EntryId { author: *replica, number: mine(*replica) + 1 })
     }
 
-    /// The first bytes of the hash of an entry that is held.
-    fn short_hash(&self, id: EntryId) -> Result<Option<u64>, StoreError> {
-        if let Some(tip) = self.view.frontier.0.get(&id.author).filter(|tip| tip.number == id.number) {
-            return Ok(Some(tip.hash));
-        }
-        if let Some(entry) = self.pending.entries.iter().find(|entry| entry.id() == id) {
-            return Ok(Some(entry.hash().short()));
-        }
-        let bytes = self.pending.reader.get(Table::Log, &log_key(id))?;
-        Ok(bytes.and_then(|bytes| Entry::decode(&bytes).ok()).map(|entry| entry.hash().short()))
-    }
-
     fn took(&mut self, entry: Arc<Entry>, frontier: Frontier) {
-        let chain = Chain { last: entry.hash(), frontier: Arc::new(frontier) };
-        self.chains.insert(entry.header.author, chain);
+        let author = entry.header.author;
+        let mut kept = self.chains.get(&author).map(|chain| chain.kept).unwrap_or_default();
+        kept.took(&entry);
+        self.folding.took(author == self.me, entry.bytes().len());
+        self.chains.insert(author, Chain { last: entry.hash(), frontier: Arc::new(frontier), kept });
         self.pending.entries.push(entry);
     }
 
@@ -752,8 +779,11 @@ impl Replica {
             let author = entry.header.author;
             batch.put(Table::Log, log_key(entry.id()), entry.bytes().to_vec());
             if let Some(chain) = self.chains.get(&author) {
-                batch.put(Table::Author, encode(&author), encode(&(chain.last, &*chain.frontier)));
+                batch.put(Table::Author, encode(&author), chain.row());
             }
+        }
+        for entry in &self.pending.replayed {
+            batch.delete(Table::Replay, log_key(*entry));
         }
         for (id, saved) in &self.pending.documents {
             put_or_delete(&mut batch, Table::Document, encode(id), saved.clone());
@@ -797,7 +827,7 @@ pub fn log_key(id: EntryId) -> Vec<u8> {
     key
 }
 
-/// Up to `limit` entries of `author` from `from` on, as they travel, at most about `bytes` in all (but at least one).
+/// Up to `limit` entries of the author of `from`, from there on or from where its log begins, as they travel, at most about `bytes` in all (but at least one).
 ///
 /// # Errors
 /// [`StoreError`].
@@ -831,8 +861,8 @@ fn put_or_delete(batch: &mut Batch, table: Table, key: Vec<u8>, value: Option<Ve
 }
 
 fn load_chains(reader: &dyn Reader) -> Result<imbl::OrdMap<ReplicaId, Chain>, OpenError> {
-    let rows: Vec<(ReplicaId, (Hash, Frontier))> = load(reader, Table::Author)?;
-    let chain = |(last, frontier)| Chain { last, frontier: Arc::new(frontier) };
+    let rows: Vec<(ReplicaId, (Hash, Frontier, fold::Kept))> = load(reader, Table::Author)?;
+    let chain = |(last, frontier, kept)| Chain { last, frontier: Arc::new(frontier), kept };
     Ok(rows.into_iter().map(|(author, row)| (author, chain(row))).collect())
 }
 

@@ -1,6 +1,7 @@
 //! A cloud in one process: replicas on memory stores, and a network that loses, repeats and reorders.
 #![allow(clippy::unwrap_used, missing_docs, dead_code, unreachable_pub)]
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use ed25519_dalek::SigningKey;
@@ -40,6 +41,8 @@ pub struct Cloud {
     pub replicas: Vec<Replica>,
     pub disks: Vec<MemoryStore>,
     pub clock: u64,
+    /// Every entry that was ever on a disk: replicas fold their logs, and tests hand out old entries all the same.
+    pub archive: RefCell<BTreeMap<EntryId, Vec<u8>>>,
 }
 
 impl Cloud {
@@ -48,7 +51,7 @@ impl Cloud {
         let disk = MemoryStore::default();
         let identity = Identity { cloud: cloud(), key: key(0) };
         let founder = Replica::found(identity, Box::new(disk.clone()), member(0), 1).unwrap();
-        let mut cloud = Self { replicas: vec![founder], disks: vec![disk], clock: 1 };
+        let mut cloud = Self { replicas: vec![founder], disks: vec![disk], clock: 1, archive: RefCell::default() };
         for n in 1..=others {
             cloud.join(n);
         }
@@ -98,16 +101,20 @@ impl Cloud {
         self.replicas[at] = Replica::open(identity, Box::new(self.disks[at].clone())).unwrap();
     }
 
-    /// Every entry that is on one replica's disk, by author and number.
+    /// Every entry that one replica holds on its disk, by author and number, whether it is in its log or folded.
     pub fn log(&self, at: usize) -> BTreeMap<EntryId, Vec<u8>> {
         let reader = self.disks[at].reader().unwrap();
+        let mut archive = self.archive.borrow_mut();
         let mut entries = BTreeMap::new();
         for author in self.replicas.iter().map(|replica| replica.identity().replica()) {
             let mut next = EntryId { author, number: 1 };
             while let Some(bytes) = read_log(&*reader, next, 1, 1).unwrap().pop() {
-                entries.insert(next, bytes);
+                next = Entry::decode(&bytes).unwrap().id();
+                archive.insert(next, bytes);
                 next.number += 1;
             }
+            let held = archive.range(EntryId { author, number: 1 }..next);
+            entries.extend(held.map(|(id, bytes)| (*id, bytes.clone())));
         }
         entries
     }

@@ -19,6 +19,7 @@ pub(super) fn entry(at: usize, header: &Header) -> String {
         MemberOp::Revoke { replica } => format!("revokes {}", short(replica)),
         MemberOp::Retire(request) => format!("retires {} replicas", request.set.len()),
         MemberOp::Seal { set } => format!("seals {} replicas", set.len()),
+        MemberOp::Held => "says what it holds".into(),
     });
     let created =
         header.created.iter().map(|created| format!("creates {:?} {}", created.record.kind, created.record.id));
