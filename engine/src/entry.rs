@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use ed25519_dalek::{Signature, Signer, SigningKey, Verifier, VerifyingKey};
 use serde::{Deserialize, Serialize};
@@ -445,6 +446,8 @@ impl Entry {
         let header_bytes = encode(&header);
         let hash = Hash::of(&header_bytes);
         let signature = key.sign(&signed_bytes(&hash)).to_bytes().to_vec();
+        #[cfg(feature = "memo")]
+        crate::memo::know_signed(&key.verifying_key().to_bytes(), &signed_bytes(&hash), &signature);
         let wire = Wire { header: header_bytes, signature, content: content_bytes };
         let mut bytes = vec![FORMAT];
         bytes.extend(encode(&wire));
@@ -473,6 +476,14 @@ impl Entry {
         let content = if wire.content.is_empty() { Content::default() } else { decode(&wire.content, "content")? };
         let hash = Hash::of(&wire.header);
         Ok(Self { header, content, hash, signature: wire.signature, bytes: bytes.to_vec() })
+    }
+
+    /// As [`Entry::decode`], to be shared.
+    pub(crate) fn decode_shared(bytes: &[u8]) -> Result<Arc<Self>, BadEntry> {
+        #[cfg(feature = "memo")]
+        return crate::memo::entry(bytes);
+        #[cfg(not(feature = "memo"))]
+        Self::decode(bytes).map(Arc::new)
     }
 
     /// Checks the author's signature.

@@ -14,6 +14,7 @@
 //! "Extending Eventually Consistent Cloud Databases for Enforcing Numeric Invariants" (2015), with vectors for numbers
 //! and signed entries for messages.
 
+use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, Vector};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -83,6 +84,18 @@ impl Pool {
     /// Every replica that has an account, with its free rights.
     pub fn accounts(&self) -> impl Iterator<Item = (ReplicaId, Amount)> + '_ {
         self.accounts.iter().map(|(replica, account)| (*replica, account.total()))
+    }
+
+    /// The accounts that a change of a pool has changed: whose, free rights before, and now.
+    pub(crate) fn changed_accounts(before: Option<&Self>, now: Option<&Self>) -> Vec<(ReplicaId, Amount, Amount)> {
+        let accounts = |pool: Option<&Self>| pool.map(|pool| pool.accounts.clone()).unwrap_or_default();
+        let (before, now) = (accounts(before), accounts(now));
+        let changed = before.diff(&now).map(|item| match item {
+            DiffItem::Add(replica, now) => (*replica, Amount::default(), now.total()),
+            DiffItem::Remove(replica, before) => (*replica, before.total(), Amount::default()),
+            DiffItem::Update { old: (replica, before), new: (_, now) } => (*replica, before.total(), now.total()),
+        });
+        changed.collect()
     }
 
     /// Puts rights into an account: new ones, or such as come back.

@@ -644,7 +644,7 @@ impl Replica {
     }
 
     fn accept(&mut self, bytes: &[u8]) -> Result<Received, Rejection> {
-        let entry = Entry::decode(bytes)?;
+        let entry = Entry::decode_shared(bytes)?;
         let header = &entry.header;
         let id = entry.id();
         if header.cloud != self.identity.cloud {
@@ -688,7 +688,7 @@ impl Replica {
     }
 
     /// Applies an entry that its author signed, and that comes next.
-    fn judge(&mut self, entry: Entry, chain: &Chain) -> Result<Received, Rejection> {
+    fn judge(&mut self, entry: Arc<Entry>, chain: &Chain) -> Result<Received, Rejection> {
         let (header, id) = (&entry.header, entry.id());
         if id.author == self.me && !self.is_replaying() {
             self.put_up(Fence::OldStore(id));
@@ -721,7 +721,7 @@ impl Replica {
         debug_assert!(view.ledger().is_conserved(), "rights do not add up after {entry:?}");
         self.view = view;
         self.pending.documents.extend(changed);
-        self.took(Arc::new(entry), frontier);
+        self.took(entry, frontier);
         Ok(Received::Applied)
     }
 
