@@ -14,6 +14,8 @@
 //! "Extending Eventually Consistent Cloud Databases for Enforcing Numeric Invariants" (2015), with vectors for numbers
 //! and signed entries for messages.
 
+use std::sync::Arc;
+
 use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, Vector};
 use serde::{Deserialize, Serialize};
@@ -198,8 +200,9 @@ pub const MAX_FREE_INTERVALS: usize = 16_384;
 /// All pools and live claims. A persistent value: a clone is cheap and independent.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
-    pools: OrdMap<PoolId, Pool>,
-    claims: OrdMap<ClaimId, Claim>,
+    // Behind a pointer: a persistent map copies a node of dozens for every change.
+    pools: OrdMap<PoolId, Arc<Pool>>,
+    claims: OrdMap<ClaimId, Arc<Claim>>,
     votes: Option<PoolId>,
     quota_pools: OrdMap<Uuid, Vector<PoolId>>,
     host_pools: OrdMap<HostId, Vector<PoolId>>,
@@ -238,29 +241,29 @@ impl Ledger {
     /// A pool.
     #[must_use]
     pub fn pool(&self, id: PoolId) -> Option<&Pool> {
-        self.pools.get(&id)
+        self.pools.get(&id).map(|pool| &**pool)
     }
 
     /// All pools, in order of their ids.
     pub fn pools(&self) -> impl Iterator<Item = (&PoolId, &Pool)> {
-        self.pools.iter()
+        self.pools.iter().map(|(id, pool)| (id, &**pool))
     }
 
     /// A live claim.
     #[must_use]
     pub fn claim(&self, id: ClaimId) -> Option<&Claim> {
-        self.claims.get(&id)
+        self.claims.get(&id).map(|claim| &**claim)
     }
 
     /// All live claims.
     pub fn claims(&self) -> impl Iterator<Item = (&ClaimId, &Claim)> {
-        self.claims.iter()
+        self.claims.iter().map(|(id, claim)| (id, &**claim))
     }
 
     /// The pool of votes on retirements.
     #[must_use]
     pub fn votes(&self) -> Option<(PoolId, &Pool)> {
-        self.votes.and_then(|id| Some((id, self.pools.get(&id)?)))
+        self.votes.and_then(|id| Some((id, self.pool(id)?)))
     }
 
     /// The pools of a project's quota. More than one only if two sites made them apart (A2): they count together.
@@ -292,7 +295,7 @@ impl Ledger {
     pub fn claims_of(&self, record: RecordId) -> impl Iterator<Item = (ClaimId, &Claim)> {
         let ids = self.claims_by_record.range((record, LOWEST_CLAIM)..).map(|(key, ())| *key);
         let ids = ids.take_while(move |(r, _)| *r == record);
-        ids.filter_map(|(_, id)| self.claims.get(&id).map(|claim| (id, claim)))
+        ids.filter_map(|(_, id)| self.claim(id).map(|claim| (id, claim)))
     }
 
     /// The live claims on a host.
@@ -302,7 +305,7 @@ impl Ledger {
             .range((host, LOWEST_CLAIM)..)
             .map(|(key, ())| *key)
             .take_while(move |(h, _)| *h == host);
-        ids.filter_map(|(_, id)| self.claims.get(&id).map(|claim| (id, claim)))
+        ids.filter_map(|(_, id)| self.claim(id).map(|claim| (id, claim)))
     }
 
     /// The host that a claim is on, if it is on one.
@@ -380,7 +383,7 @@ impl Ledger {
 
     /// Notes that `entry` holds the agent's statement for a claim. Void for claims that are settled.
     pub fn note_gone(&mut self, claim: ClaimId, entry: EntryId) {
-        if let Some(row) = self.claims.get_mut(&claim)
+        if let Some(row) = self.claims.get_mut(&claim).map(Arc::make_mut)
             && !row.gone.contains(&entry)
         {
             row.gone.push(entry);
@@ -397,7 +400,7 @@ impl Ledger {
             Subject::Group { group, host } => insert_sorted(self.group_pools.entry((*group, *host)).or_default(), id),
             Subject::Addresses { of } => insert_sorted(self.address_pools.entry(*of).or_default(), id),
         }
-        self.pools.insert(id, pool);
+        self.pools.insert(id, Arc::new(pool));
     }
 
     /// Puts a stored claim back. Its pool must be there.
@@ -406,7 +409,7 @@ impl Ledger {
             self.claims_by_host.insert((host, id), ());
         }
         self.claims_by_record.insert((claim.record, id), ());
-        self.claims.insert(id, claim);
+        self.claims.insert(id, Arc::new(claim));
     }
 
     /// Takes free rights from the author's account, after the grants that its frontier covers.
@@ -478,7 +481,7 @@ impl Ledger {
 
     fn pool_mut(&mut self, judged: Judged<'_>, id: PoolId) -> Result<&mut Pool, BadLedgerOp> {
         let seen = judged.frontier.holds(id.entry);
-        self.pools.get_mut(&id).filter(|_| seen).ok_or(BadLedgerOp::UnknownPool(id))
+        self.pools.get_mut(&id).filter(|_| seen).map(Arc::make_mut).ok_or(BadLedgerOp::UnknownPool(id))
     }
 }
 
@@ -501,10 +504,10 @@ fn mint(root: ReplicaId, subject: Subject, amount: Amount) -> Pool {
 }
 
 fn pools_of<'a>(
-    pools: &'a OrdMap<PoolId, Pool>,
+    pools: &'a OrdMap<PoolId, Arc<Pool>>,
     ids: Option<&'a Vector<PoolId>>,
 ) -> impl Iterator<Item = (PoolId, &'a Pool)> {
-    ids.into_iter().flatten().filter_map(|id| pools.get(id).map(|pool| (*id, pool)))
+    ids.into_iter().flatten().filter_map(|id| pools.get(id).map(|pool| (*id, &**pool)))
 }
 
 fn insert_sorted<T: Ord + Copy>(ids: &mut Vector<T>, id: T) {

@@ -169,8 +169,8 @@ pub struct View {
     pub(crate) cloud: CloudId,
     pub(crate) frontier: Frontier,
     pub(crate) records: OrdMap<RecordId, Arc<Held>>,
-    pub(crate) tombstones: OrdMap<RecordId, Vec<EntryId>>,
-    pub(crate) names: OrdMap<Name, NameState>,
+    pub(crate) tombstones: OrdMap<RecordId, Arc<Vec<EntryId>>>,
+    pub(crate) names: OrdMap<Name, Arc<NameState>>,
     pub(crate) members: OrdMap<ReplicaId, MemberState>,
     pub(crate) ledger: Ledger,
     pub(crate) retirements: Retirements,
@@ -420,13 +420,13 @@ impl View {
     }
 
     pub(crate) fn edit_name(&mut self, name: &Name, edit: impl FnOnce(&mut NameState)) {
-        let mut state = self.names.get(name).cloned().unwrap_or_default();
+        let mut state = self.names.get(name).map(|state| NameState::clone(state)).unwrap_or_default();
         self.digest_name(name, &state, false);
         edit(&mut state);
         state.bound.sort_unstable();
         state.unbound.sort_unstable();
         self.digest_name(name, &state, true);
-        self.names.insert(name.clone(), state);
+        self.names.insert(name.clone(), Arc::new(state));
         self.dirty.names.insert(name.clone());
     }
 
@@ -550,7 +550,7 @@ impl View {
     /// Puts back rows from the store: digest and indexes are made anew, and nothing is dirty.
     pub(crate) fn restore(&mut self, rows: Rows) {
         self.frontier = rows.frontier;
-        self.tombstones = rows.tombstones.into_iter().collect();
+        self.tombstones = rows.tombstones.into_iter().map(|(id, created)| (id, Arc::new(created))).collect();
         rows.members.into_iter().for_each(|state| self.set_member(state));
         rows.records.into_iter().for_each(|(id, held)| self.set_record(id, Some(held)));
         for (name, state) in rows.names {
