@@ -6,6 +6,7 @@
 //! on what the receiver holds.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -224,6 +225,7 @@ pub(crate) fn apply_member(view: &mut View, author: Author<'_>, op: &MemberOp) -
             let votes = held.unwrap_or_default().get(Dimension::Votes);
             view.set_retirement(author.entry, Row::Seal(Sealed { set: set.clone(), frontier, votes }));
         }
+        MemberOp::Held => {}
     }
     Ok(())
 }
@@ -358,7 +360,7 @@ pub(crate) fn apply_ledger(view: &mut View, author: Author<'_>, index: usize, op
 pub(crate) fn apply_created(view: &mut View, author: Author<'_>, created: &Created) -> Result<(), Invalid> {
     check_writer(view, author, created.record)?;
     let (id, by) = (created.record, author.entry);
-    if let Some(tombstone) = view.tombstones.get_mut(&id) {
+    if let Some(tombstone) = view.tombstones.get_mut(&id).map(Arc::make_mut) {
         // Its author's later entries name this creation, and may know no other (E3).
         tombstone.push(by);
         tombstone.sort_unstable();
@@ -537,7 +539,7 @@ pub(crate) fn sweep(view: &mut View, from: impl Iterator<Item = RecordId>, docum
             continue;
         }
         if !on(Mutant::TombstoneDropped) {
-            view.tombstones.insert(id, held.created.clone());
+            view.tombstones.insert(id, Arc::new(held.created.clone()));
         }
         view.set_record(id, None);
         documents.save(id, None);

@@ -49,6 +49,7 @@ pub(crate) struct Written {
 }
 
 /// A document after a change: its row, and the record if it makes one of its kind.
+#[derive(Clone)]
 pub(crate) struct Applied {
     pub(crate) row: Vec<u8>,
     pub(crate) record: Option<Record>,
@@ -85,10 +86,26 @@ pub(crate) fn edit(row: &[u8], entry: EntryId, record: &Record) -> Result<Option
 /// [`BadDocument::Load`], which says nothing about the change.
 pub(crate) fn apply(
     row: Option<&[u8]>,
+    past: (EntryId, &Frontier, &Branches),
+    kind: Kind,
+    change: Checked<'_>,
+) -> Result<Option<Applied>, BadDocument> {
+    #[cfg(feature = "memo")]
+    return crate::memo::document(row, past, kind, change.bytes, || apply_afresh(row, past, kind, change));
+    #[cfg(not(feature = "memo"))]
+    apply_afresh(row, past, kind, change)
+}
+
+fn apply_afresh(
+    row: Option<&[u8]>,
     (entry, frontier, branches): (EntryId, &Frontier, &Branches),
     kind: Kind,
-    change: Change,
+    change: Checked<'_>,
 ) -> Result<Option<Applied>, BadDocument> {
+    let change = match change.parsed {
+        Some(parsed) => parsed,
+        None => parse(change.bytes)?,
+    };
     let (mut document, mut brought) = load(row)?;
     let author = branches.author(entry.author);
     if let Some(lost) = lost_branch(&brought, author, entry.author, branches) {
@@ -174,16 +191,36 @@ pub(crate) fn renamed(row: &[u8], by: &Renaming) -> Result<Option<Vec<u8>>, BadD
     Ok(Some(encode(&row)))
 }
 
+/// A change that is one, and made by its entry's author.
+pub(crate) struct Checked<'a> {
+    bytes: &'a [u8],
+    /// None if these bytes were parsed before.
+    parsed: Option<Change>,
+}
+
 /// What can be said of a change without its document: that it is one, and made by this author.
-pub(crate) fn check_author(author: ReplicaId, bytes: &[u8]) -> Result<Change, BadDocument> {
+pub(crate) fn check_author(author: ReplicaId, bytes: &[u8]) -> Result<Checked<'_>, BadDocument> {
+    #[cfg(feature = "memo")]
+    if crate::memo::is_known_change(author.0.as_bytes(), bytes) {
+        return Ok(Checked { bytes, parsed: None });
+    }
+    let change = parse(bytes)?;
+    if *change.actor_id() != actor(author) {
+        return Err(BadDocument::Actor);
+    }
+    #[cfg(feature = "memo")]
+    crate::memo::know_change(author.0.as_bytes(), bytes);
+    Ok(Checked { bytes, parsed: Some(change) })
+}
+
+fn parse(bytes: &[u8]) -> Result<Change, BadDocument> {
     // A compressed one could be a thousand times its size once it is decoded: nobody writes those here.
     if bytes.get(CHUNK_TYPE) != Some(&PLAIN_CHANGE) {
         return Err(BadDocument::Change("it is no uncompressed change".into()));
     }
     let parsed = catch_unwind(|| Change::from_bytes(bytes.to_vec()).map_err(|error| error.to_string()));
     let parsed = parsed.unwrap_or_else(|_| Err("it breaks the decoder".into()));
-    let change = parsed.map_err(BadDocument::Change)?;
-    if *change.actor_id() == actor(author) { Ok(change) } else { Err(BadDocument::Actor) }
+    parsed.map_err(BadDocument::Change)
 }
 
 /// The operation number at which a change must start; none if it rests on one that is not in its entry's past.

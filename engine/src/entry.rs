@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use ed25519_dalek::{Signature, Signer, SigningKey, Verifier, VerifyingKey};
 use serde::{Deserialize, Serialize};
@@ -19,7 +20,7 @@ use crate::record::{Kind, RecordId};
 use crate::retire::Request;
 
 /// Version of the entry format; the first byte of every encoded entry.
-pub const FORMAT: u8 = 3;
+pub const FORMAT: u8 = 4;
 /// Largest encoded entry, header and content together: a hostile one costs no more memory than this.
 pub const MAX_ENTRY: usize = 4 << 20;
 /// Largest encoded header: the two of a fork must fit into one entry.
@@ -308,6 +309,9 @@ pub enum MemberOp {
         /// Whom: whole requests that it knows, and all that it has sealed before.
         set: BTreeSet<ReplicaId>,
     },
+    /// Nothing but what every entry says: that its author holds what its frontier names. Written by who has taken much
+    /// and written nothing, since others fold only what they know to be held by all.
+    Held,
 }
 
 /// Two entries of one author with one number, and who shall inherit from it.
@@ -496,6 +500,8 @@ impl Entry {
         let header_bytes = encode(&header);
         let hash = Hash::of(&header_bytes);
         let signature = key.sign(&signed_bytes(&hash)).to_bytes().to_vec();
+        #[cfg(feature = "memo")]
+        crate::memo::know_signed(&key.verifying_key().to_bytes(), &signed_bytes(&hash), &signature);
         let wire = Wire { header: header_bytes, signature, content: content_bytes };
         let mut bytes = vec![FORMAT];
         bytes.extend(encode(&wire));
@@ -529,6 +535,14 @@ impl Entry {
         let hash = Hash::of(&wire.header);
         let log = header.author;
         Ok(Self { header, content, log, hash, signature: wire.signature, bytes: bytes.to_vec() })
+    }
+
+    /// As [`Entry::decode`], to be shared.
+    pub(crate) fn decode_shared(bytes: &[u8]) -> Result<Arc<Self>, BadEntry> {
+        #[cfg(feature = "memo")]
+        return crate::memo::entry(bytes);
+        #[cfg(not(feature = "memo"))]
+        Self::decode(bytes).map(Arc::new)
     }
 
     /// Checks the author's signature.

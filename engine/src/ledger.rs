@@ -14,6 +14,9 @@
 //! "Extending Eventually Consistent Cloud Databases for Enforcing Numeric Invariants" (2015), with vectors for numbers
 //! and signed entries for messages.
 
+use std::sync::Arc;
+
+use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, Vector};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -51,6 +54,10 @@ impl Account {
         self.debt.saturating_sub(&self.gross())
     }
 
+    fn shown(&self) -> Shown {
+        (self.total(), self.owed())
+    }
+
     fn gross(&self) -> Amount {
         self.incoming.iter().fold(self.free.clone(), |sum, (_, amount)| sum.saturating_add(amount))
     }
@@ -80,6 +87,9 @@ impl Account {
         if pieces > MAX_FREE_INTERVALS { Err(BadLedgerOp::Fragmented(pool)) } else { Ok(()) }
     }
 }
+
+/// What an account shows: free rights, and what is owed.
+type Shown = (Amount, Amount);
 
 /// What can run out.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -115,12 +125,6 @@ impl Pool {
         self.accounts.values().fold(Amount::default(), |sum, account| sum.saturating_add(&account.owed()))
     }
 
-    /// What each replica owes, of those that owe anything.
-    pub(crate) fn debts(&self) -> impl Iterator<Item = (ReplicaId, Amount)> + '_ {
-        let owed = self.accounts.iter().map(|(replica, account)| (*replica, account.owed()));
-        owed.filter(|(_, owed)| !owed.is_zero())
-    }
-
     /// Whether there is anything in a replica's account that an heir could take.
     pub(crate) fn is_left(&self, replica: ReplicaId) -> bool {
         let left = |account: &Account| !account.gross().is_zero() || !account.debt.is_zero();
@@ -134,6 +138,18 @@ impl Pool {
             (*replica, account)
         });
         self.accounts = renamed.collect();
+    }
+
+    /// The accounts that a change of a pool has changed: whose, what it showed before, and what now.
+    pub(crate) fn changed_accounts(before: Option<&Self>, now: Option<&Self>) -> Vec<(ReplicaId, Shown, Shown)> {
+        let accounts = |pool: Option<&Self>| pool.map(|pool| pool.accounts.clone()).unwrap_or_default();
+        let (before, now) = (accounts(before), accounts(now));
+        let changed = before.diff(&now).map(|item| match item {
+            DiffItem::Add(replica, now) => (*replica, Shown::default(), now.shown()),
+            DiffItem::Remove(replica, before) => (*replica, before.shown(), Shown::default()),
+            DiffItem::Update { old: (replica, before), new: (_, now) } => (*replica, before.shown(), now.shown()),
+        });
+        changed.collect()
     }
 
     /// Puts rights into an account: new ones, or such as come back. They pay what it owes.
@@ -248,8 +264,9 @@ pub const MAX_FREE_INTERVALS: usize = 16_384;
 /// All pools and live claims. A persistent value: a clone is cheap and independent.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
-    pools: OrdMap<PoolId, Pool>,
-    claims: OrdMap<ClaimId, Claim>,
+    // Behind a pointer: a persistent map copies a node of dozens for every change.
+    pools: OrdMap<PoolId, Arc<Pool>>,
+    claims: OrdMap<ClaimId, Arc<Claim>>,
     votes: Option<PoolId>,
     quota_pools: OrdMap<Uuid, Vector<PoolId>>,
     host_pools: OrdMap<HostId, Vector<PoolId>>,
@@ -293,29 +310,29 @@ impl Ledger {
     /// A pool.
     #[must_use]
     pub fn pool(&self, id: PoolId) -> Option<&Pool> {
-        self.pools.get(&id)
+        self.pools.get(&id).map(|pool| &**pool)
     }
 
     /// All pools, in order of their ids.
     pub fn pools(&self) -> impl Iterator<Item = (&PoolId, &Pool)> {
-        self.pools.iter()
+        self.pools.iter().map(|(id, pool)| (id, &**pool))
     }
 
     /// A live claim.
     #[must_use]
     pub fn claim(&self, id: ClaimId) -> Option<&Claim> {
-        self.claims.get(&id)
+        self.claims.get(&id).map(|claim| &**claim)
     }
 
     /// All live claims.
     pub fn claims(&self) -> impl Iterator<Item = (&ClaimId, &Claim)> {
-        self.claims.iter()
+        self.claims.iter().map(|(id, claim)| (id, &**claim))
     }
 
     /// The pool of votes on retirements.
     #[must_use]
     pub fn votes(&self) -> Option<(PoolId, &Pool)> {
-        self.votes.and_then(|id| Some((id, self.pools.get(&id)?)))
+        self.votes.and_then(|id| Some((id, self.pool(id)?)))
     }
 
     /// The pools of a project's quota. More than one only if two sites made them apart (A2): they count together.
@@ -347,7 +364,7 @@ impl Ledger {
     pub fn claims_of(&self, record: RecordId) -> impl Iterator<Item = (ClaimId, &Claim)> {
         let ids = self.claims_by_record.range((record, LOWEST_CLAIM)..).map(|(key, ())| *key);
         let ids = ids.take_while(move |(r, _)| *r == record);
-        ids.filter_map(|(_, id)| self.claims.get(&id).map(|claim| (id, claim)))
+        ids.filter_map(|(_, id)| self.claim(id).map(|claim| (id, claim)))
     }
 
     /// The live claims on a host.
@@ -357,7 +374,7 @@ impl Ledger {
             .range((host, LOWEST_CLAIM)..)
             .map(|(key, ())| *key)
             .take_while(move |(h, _)| *h == host);
-        ids.filter_map(|(_, id)| self.claims.get(&id).map(|claim| (id, claim)))
+        ids.filter_map(|(_, id)| self.claim(id).map(|claim| (id, claim)))
     }
 
     /// The host that a claim is on, if it is on one.
@@ -444,7 +461,7 @@ impl Ledger {
 
     /// Notes that `entry` holds the agent's statement for a claim. Void for claims that are settled.
     pub fn note_gone(&mut self, claim: ClaimId, entry: EntryId) {
-        if let Some(row) = self.claims.get_mut(&claim)
+        if let Some(row) = self.claims.get_mut(&claim).map(Arc::make_mut)
             && !row.gone.contains(&entry)
         {
             row.gone.push(entry);
@@ -461,7 +478,7 @@ impl Ledger {
             Subject::Group { group, host } => insert_sorted(self.group_pools.entry((*group, *host)).or_default(), id),
             Subject::Addresses { of } => insert_sorted(self.address_pools.entry(*of).or_default(), id),
         }
-        self.pools.insert(id, pool);
+        self.pools.insert(id, Arc::new(pool));
     }
 
     /// Puts a stored claim back. Its pool must be there.
@@ -470,7 +487,7 @@ impl Ledger {
             self.claims_by_host.insert((host, id), ());
         }
         self.claims_by_record.insert((claim.record, id), ());
-        self.claims.insert(id, claim);
+        self.claims.insert(id, Arc::new(claim));
     }
 
     /// Takes free rights from the author's account, after the grants that its frontier covers.
@@ -555,7 +572,7 @@ impl Ledger {
 
     fn pool_mut(&mut self, judged: Judged<'_>, id: PoolId) -> Result<&mut Pool, BadLedgerOp> {
         let seen = judged.frontier.holds(id.entry);
-        self.pools.get_mut(&id).filter(|_| seen).ok_or(BadLedgerOp::UnknownPool(id))
+        self.pools.get_mut(&id).filter(|_| seen).map(Arc::make_mut).ok_or(BadLedgerOp::UnknownPool(id))
     }
 }
 
@@ -578,10 +595,10 @@ fn mint(root: ReplicaId, subject: Subject, amount: Amount) -> Pool {
 }
 
 fn pools_of<'a>(
-    pools: &'a OrdMap<PoolId, Pool>,
+    pools: &'a OrdMap<PoolId, Arc<Pool>>,
     ids: Option<&'a Vector<PoolId>>,
 ) -> impl Iterator<Item = (PoolId, &'a Pool)> {
-    ids.into_iter().flatten().filter_map(|id| pools.get(id).map(|pool| (*id, pool)))
+    ids.into_iter().flatten().filter_map(|id| pools.get(id).map(|pool| (*id, &**pool)))
 }
 
 fn insert_sorted<T: Ord + Copy>(ids: &mut Vector<T>, id: T) {

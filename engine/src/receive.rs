@@ -14,6 +14,7 @@ use crate::document;
 use crate::entry::{BadEntry, Entry, Frontier, Hash, Header, LedgerOp, MemberOp, SignedHeader, Tip};
 use crate::id::{EntryId, ReplicaId};
 use crate::record::RecordId;
+use crate::replica::fold::Kept;
 use crate::replica::{Chain, Received, Rejection, Replica, Saved, log_key};
 use crate::stage::Lack;
 use crate::store::{StoreError, Table};
@@ -34,7 +35,7 @@ enum Place {
 
 impl Replica {
     pub(crate) fn accept(&mut self, bytes: &[u8]) -> Result<Received, Rejection> {
-        let entry = Entry::decode(bytes)?;
+        let entry = Entry::decode_shared(bytes)?;
         let id = entry.id();
         if entry.header.cloud != self.identity().cloud {
             return Err(BadEntry::Cloud.into());
@@ -57,7 +58,7 @@ impl Replica {
             (Place::Next(_), None) if !restricted => {
                 let key = self.key_of(&entry.header);
                 entry.verify(&key.ok_or(Rejection::Invalid { entry: id, reason: Invalid::NotMember })?)?;
-                let taken = self.judge(entry.clone(), place);
+                let taken = self.judge(&entry, place);
                 if let Err(rejection) = &taken {
                     self.blame(id.author, rejection);
                 }
@@ -76,13 +77,13 @@ impl Replica {
     }
 
     /// What cannot be taken by itself, or not yet.
-    fn set_aside(&mut self, entry: Entry, place: Place, lack: Option<Lack>) -> Result<Received, Rejection> {
+    fn set_aside(&mut self, entry: Arc<Entry>, place: Place, lack: Option<Lack>) -> Result<Received, Rejection> {
         let id = entry.id();
         // A stranger may be admitted by what is staged: it is judged then. Nobody is blamed for what it did not sign.
         let mut blamed = None;
         if let Some(key) = self.key_of(&entry.header) {
             entry.verify(&key)?;
-            if id.author == self.me() {
+            if id.author == self.me() && !self.is_replaying() {
                 self.put_up(Fence::OldStore(id));
                 return Err(Fence::OldStore(id).into());
             }
@@ -92,7 +93,6 @@ impl Replica {
             self.blame(id.author, rejection);
         }
         let hash = entry.hash();
-        let entry = Arc::new(entry);
         self.stage.insert(entry.clone());
         let mut todo = self.stage.lacking(&entry);
         todo.push(hash);
@@ -279,7 +279,7 @@ impl Replica {
                 }
                 let stranger = Rejection::Invalid { entry: entry.id(), reason: Invalid::NotMember };
                 entry.verify(&self.key_of(&entry.header).ok_or(stranger)?)?;
-                self.judge(Entry::clone(entry), place)?;
+                self.judge(entry, place)?;
             }
             if later.len() == rest.len() {
                 return Err(later.first().map_or(BadEntry::Signature.into(), |entry| Rejection::Chain(entry.id())));
@@ -290,15 +290,15 @@ impl Replica {
     }
 
     /// Applies an entry that its author signed, and whose past is held.
-    fn judge(&mut self, mut entry: Entry, place: Place) -> Result<Received, Rejection> {
+    fn judge(&mut self, entry: &Arc<Entry>, place: Place) -> Result<Received, Rejection> {
         let id = entry.id();
-        if id.author == self.me() {
+        if id.author == self.me() && !self.is_replaying() {
             self.put_up(Fence::OldStore(id));
             return Err(Fence::OldStore(id).into());
         }
         let log = match place {
             Place::Next(log) => log,
-            Place::Fork(log) => self.split(log, &entry)?,
+            Place::Fork(log) => self.split(log, entry)?,
             Place::Held | Place::Unknown => return Err(Rejection::Chain(id)),
         };
         let before = self.chains.get(&log).cloned().unwrap_or_default().frontier;
@@ -313,14 +313,16 @@ impl Replica {
             self.include(&mut frontier, of, *tip);
         }
         self.include(&mut frontier, log, entry.tip());
-        entry.log = log;
+        let mut entry = entry.clone();
         if !self.view.branches.is_empty() {
-            resolve_names(&mut entry.header, &self.view.branches, &frontier);
+            let named = Arc::make_mut(&mut entry);
+            named.log = log;
+            resolve_names(&mut named.header, &self.view.branches, &frontier);
         }
         self.apply(entry, frontier)
     }
 
-    fn apply(&mut self, entry: Entry, frontier: Frontier) -> Result<Received, Rejection> {
+    fn apply(&mut self, entry: Arc<Entry>, frontier: Frontier) -> Result<Received, Rejection> {
         let mut view = self.view.clone();
         let mut documents = crate::tx::Overlay { base: &mut self.pending, changed: BTreeMap::new() };
         match apply::apply(&mut view, &entry, &frontier, &mut documents) {
@@ -332,7 +334,7 @@ impl Replica {
         debug_assert!(view.ledger().is_conserved(), "rights do not add up after {entry:?}");
         self.view = view;
         self.pending.documents.extend(changed);
-        self.took(Arc::new(entry), frontier);
+        self.took(entry, frontier);
         Ok(Received::Applied)
     }
 
@@ -351,18 +353,23 @@ impl Replica {
         let ends = |log| (branches.first(log), self.view.frontier().number(log));
         for log in branches.logs(author) {
             let (first, last) = ends(log);
-            if first <= number && number <= last && self.hash_at(log, number)? == Some(entry.hash()) {
+            let named = EntryId { author: log, number };
+            if first <= number && number <= last && self.is_held_as(named, entry.hash().short())? {
                 return Ok(Place::Held);
             }
         }
         for log in branches.logs(author) {
             let (first, last) = ends(log);
-            let previous = match before {
-                0 if log == author => Some(Hash::default()),
-                _ if first <= before && before <= last => self.hash_at(log, before)?,
-                _ => None,
+            let previous = entry.header.previous;
+            let follows = match before {
+                0 => log == author && previous == Hash::default(),
+                _ if before == last && first <= before => self.chains.get(&log).is_some_and(|c| c.last == previous),
+                _ if first <= before && before < last => {
+                    self.short_hash(EntryId { author: log, number: before })? == Some(previous.short())
+                }
+                _ => false,
             };
-            if previous == Some(entry.header.previous) {
+            if follows {
                 let is_followed = branches.logs(author).any(|id| branches.get(id).is_some_and(|b| b.parent == log));
                 return Ok(if before == last && !is_followed { Place::Next(log) } else { Place::Fork(log) });
             }
@@ -408,7 +415,7 @@ impl Replica {
         let branches = &self.view.branches;
         for log in branches.logs(branches.author(replica)) {
             let held = branches.first(log) <= tip.number && tip.number <= self.view.frontier().number(log);
-            if held && self.short_at(log, tip.number)? == Some(tip.hash) {
+            if held && self.is_held_as(EntryId { author: log, number: tip.number }, tip.hash)? {
                 return Ok(Some(log));
             }
         }
@@ -427,13 +434,6 @@ impl Replica {
         }
     }
 
-    fn short_at(&self, author: ReplicaId, number: u64) -> Result<Option<u64>, StoreError> {
-        if let Some(tip) = self.view.frontier().0.get(&author).filter(|tip| tip.number == number) {
-            return Ok(Some(tip.hash));
-        }
-        Ok(self.hash_at(author, number)?.map(|hash| hash.short()))
-    }
-
     fn hash_at(&self, author: ReplicaId, number: u64) -> Result<Option<Hash>, StoreError> {
         if self.view.frontier().number(author) == number {
             return Ok(self.chains.get(&author).map(|chain| chain.last));
@@ -441,7 +441,7 @@ impl Replica {
         Ok(self.entry_at(EntryId { author, number })?.map(|entry| entry.hash()))
     }
 
-    fn entry_at(&self, id: EntryId) -> Result<Option<Entry>, StoreError> {
+    pub(crate) fn entry_at(&self, id: EntryId) -> Result<Option<Entry>, StoreError> {
         if let Some(entry) = self.pending.entries.iter().find(|entry| entry.held_as() == id) {
             return Ok(Some(Entry::clone(entry)));
         }
@@ -458,7 +458,9 @@ impl Replica {
     /// Ends a log before an entry that another follows; both go on as branches. Returns the new one's name.
     fn split(&mut self, log: ReplicaId, entry: &Entry) -> Result<ReplicaId, Rejection> {
         let EntryId { author, number: first } = entry.id();
-        let chain = Chain { last: entry.header.previous, frontier: Arc::new(self.frontier_at(log, first - 1)?) };
+        let frontier = Arc::new(self.frontier_at(log, first - 1)?);
+        let kept = Kept::after(first - 1, std::iter::empty());
+        let chain = Chain { last: entry.header.previous, frontier, kept, ..Chain::default() };
         let branch = Branch { author, parent: log, first };
         if self.view.frontier().number(log) >= first {
             let held = self.hash_at(log, first)?.ok_or(Rejection::Chain(entry.id()))?;
@@ -467,7 +469,11 @@ impl Replica {
             let mut branches = self.view.branches.clone();
             branches.insert(to, branch);
             self.rename(branches, &Renaming { log, first, to, before })?;
-            self.chains.insert(log, chain.clone());
+            let moved = self.chains.get(&to).map(|chain| chain.kept).unwrap_or_default();
+            if let Some(rest) = self.chains.get_mut(&log) {
+                (rest.last, rest.frontier) = (chain.last, chain.frontier.clone());
+                rest.kept = rest.kept.without(&moved);
+            }
         }
         let name = Branches::name(author, &entry.hash());
         self.view.branches.insert(name, branch);
@@ -477,11 +483,13 @@ impl Replica {
     }
 
     /// The full frontier of an entry that is held.
-    fn frontier_at(&self, log: ReplicaId, number: u64) -> Result<Frontier, StoreError> {
+    pub(crate) fn frontier_at(&self, log: ReplicaId, number: u64) -> Result<Frontier, StoreError> {
         let mut frontier = Frontier::default();
         for part in self.view.branches.line(log) {
             let end = if part == log { number } else { self.view.frontier().number(part) };
-            for number in self.view.branches.first(part)..=end {
+            let chain = self.chains.get(&part).cloned().unwrap_or_default();
+            frontier.0.extend(&chain.floor.0);
+            for number in self.view.branches.first(part).max(chain.kept.dropped() + 1)..=end {
                 let Some(entry) = self.entry_at(EntryId { author: part, number })? else { continue };
                 for (replica, tip) in &entry.header.seen {
                     if let Some(of) = self.resolve(*replica, *tip)? {
@@ -495,14 +503,15 @@ impl Replica {
     }
 
     fn rename(&mut self, branches: Branches, by: &Renaming) -> Result<(), Rejection> {
+        let mut entries = Vec::new();
         for number in by.first..=self.view.frontier().number(by.log) {
             let (from, to) = (EntryId { author: by.log, number }, EntryId { author: by.to, number });
-            if self.pending.entries.iter().any(|entry| entry.held_as() == from) {
-                continue;
+            let Some(entry) = self.entry_at(from)? else { continue };
+            if !self.pending.entries.iter().any(|entry| entry.held_as() == from) {
+                self.pending.moved.insert(from, None);
+                self.pending.moved.insert(to, Some(entry.bytes().to_vec()));
             }
-            let entry = self.entry_at(from)?;
-            self.pending.moved.insert(from, None);
-            self.pending.moved.insert(to, entry.map(|entry| entry.bytes().to_vec()));
+            entries.push(entry);
         }
         for entry in &mut self.pending.entries {
             if entry.log == by.log && entry.header.number >= by.first {
@@ -510,17 +519,15 @@ impl Replica {
             }
         }
         self.rename_documents(by)?;
-        let moved = self.chains.get(&by.log).cloned();
         let chains = self.chains.iter().map(|(log, chain)| {
             let mut frontier = Frontier::clone(&chain.frontier);
             frontier.rename(by);
-            (*log, Chain { last: chain.last, frontier: Arc::new(frontier) })
+            (*log, Chain { frontier: Arc::new(frontier), ..chain.clone() })
         });
         self.chains = chains.collect();
-        if let Some(Chain { last, .. }) = moved
-            && let Some(chain) = self.chains.get(&by.log).cloned()
-        {
-            self.chains.insert(by.to, Chain { last, ..chain });
+        if let Some(chain) = self.chains.get(&by.log).cloned() {
+            let kept = Kept::after(by.first - 1, entries.iter().map(|entry| entry.bytes()));
+            self.chains.insert(by.to, Chain { kept, floor: Arc::default(), ..chain });
         }
         self.view.rename(branches, by);
         Ok(())

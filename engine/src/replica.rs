@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::apply::{self, Documents};
 pub use crate::apply::{Invalid, founded_by};
-use crate::branch::{Branch, Branches};
+use crate::branch::Branches;
 use crate::entry::{
     BadEntry, Entry, Fork, Frontier, Hash, Header, Member, MemberOp, SignedHeader, Subject, Tip, encode,
 };
@@ -26,6 +26,12 @@ use crate::stage::Stage;
 use crate::store::{Batch, FORMAT, Reader, Store, StoreError, Table};
 use crate::tx::{Fence, Refusal, Tx};
 use crate::view::{Dirty, Rows, View};
+
+pub(crate) mod fold;
+mod replace;
+
+pub use fold::LOG_BYTES;
+pub use replace::ReplaceError;
 
 /// Who a replica is.
 #[derive(Clone)]
@@ -150,6 +156,10 @@ pub(crate) struct Chain {
     pub(crate) last: Hash,
     /// The full frontier of that entry, itself included.
     pub(crate) frontier: Arc<Frontier>,
+    /// What is left of it.
+    pub(crate) kept: fold::Kept,
+    /// The full frontier of the last entry that is there no more.
+    pub(crate) floor: Arc<Frontier>,
 }
 
 /// What a flush has made durable. From now on it may be seen.
@@ -182,6 +192,11 @@ pub struct Replica {
     pub(crate) stage: Stage,
     /// Two entries with one number, of authors who are not being retired yet.
     pub(crate) proofs: BTreeMap<ReplicaId, (SignedHeader, SignedHeader)>,
+    folding: fold::Folding,
+    /// A snapshot has taken the place of the state since the last flush: what was there before.
+    replaced: Option<Flushed>,
+    /// Entries that a snapshot lacked are being applied, this replica's own among them.
+    replaying: bool,
 }
 
 /// What the next flush writes, besides the view's dirty rows; and how documents are read meanwhile.
@@ -189,10 +204,25 @@ pub(crate) struct Pending {
     pub(crate) reader: Box<dyn Reader>,
     pub(crate) documents: BTreeMap<RecordId, Option<Vec<u8>>>,
     pub(crate) entries: Vec<Arc<Entry>>,
+    /// Entries that had to be replayed on a snapshot, and need not any more.
+    replayed: Vec<EntryId>,
     /// Entries of logs that forked: gone from where they were, or put where they belong.
     pub(crate) moved: BTreeMap<EntryId, Option<Vec<u8>>>,
     /// A fork has become known: every row is written anew, since what is named by entries has other names.
     pub(crate) rewrite: bool,
+}
+
+impl Pending {
+    fn over(reader: Box<dyn Reader>) -> Self {
+        Self {
+            reader,
+            documents: BTreeMap::new(),
+            entries: Vec::new(),
+            replayed: Vec::new(),
+            moved: BTreeMap::new(),
+            rewrite: false,
+        }
+    }
 }
 
 /// What a group of entries that are taken together may change, as it was before.
@@ -296,7 +326,12 @@ impl Replica {
         if view.member(identity.replica()).is_none_or(|state| state.member.public_key != identity.public_key()) {
             return Err(OpenError::NotMember);
         }
-        Ok(Self::over(identity, view, chains, store)?)
+        let mut replica = Self::over(identity, view, chains, store)?;
+        // The process may have ended while a snapshot took the place of its state.
+        if replica.replay()? {
+            replica.flush()?;
+        }
+        Ok(replica)
     }
 
     fn over(
@@ -306,13 +341,7 @@ impl Replica {
         store: Box<dyn Store>,
     ) -> Result<Self, StoreError> {
         let me = identity.replica();
-        let pending = Pending {
-            reader: store.reader()?,
-            documents: BTreeMap::new(),
-            entries: Vec::new(),
-            moved: BTreeMap::new(),
-            rewrite: false,
-        };
+        let pending = Pending::over(store.reader()?);
         Ok(Self {
             identity,
             me,
@@ -324,6 +353,9 @@ impl Replica {
             fence: None,
             stage: Stage::default(),
             proofs: BTreeMap::new(),
+            folding: fold::Folding::default(),
+            replaced: None,
+            replaying: false,
         })
     }
 
@@ -395,6 +427,7 @@ impl Replica {
         if self.fence().is_some() {
             return Ok(false);
         }
+        self.fold_now_and_then(flushed)?;
         let members = flushed.is_none_or(|flushed| flushed.members);
         // What a retired replica held and was owed: all of it once it is retired, then what changes. Before anything else
         // is sealed, since what is inherited counts.
@@ -407,7 +440,8 @@ impl Replica {
         let claims = flushed.filter(|flushed| !flushed.members).map(|flushed| self.concerned(flushed));
         let released = self.release_settled(now, claims.as_deref())?;
         let burnt = self.burn_surplus(now, flushed.filter(|flushed| !flushed.members))?;
-        Ok(told || sealed || inherited || released > 0 || burnt)
+        let wrote = told || sealed || inherited || released > 0 || burnt;
+        Ok(wrote || self.say_held(now)?)
     }
 
     /// Writes down the proof that a member forked, which asks all to retire it (M3). Its heir is a replica of its site, since its
@@ -569,7 +603,7 @@ impl Replica {
     /// # Errors
     /// [`StoreError`]; then the replica must be opened anew from its store, and nothing of this batch may be shown.
     pub fn flush(&mut self) -> Result<Flushed, StoreError> {
-        if self.pending.entries.is_empty() {
+        if self.pending.entries.is_empty() && self.replaced.is_none() {
             return Ok(Flushed::default());
         }
         let dirty = std::mem::take(&mut self.view.dirty);
@@ -577,13 +611,18 @@ impl Replica {
         self.store.commit(&batch)?;
         self.pending.reader = self.store.reader()?;
         self.pending.documents.clear();
+        self.pending.replayed.clear();
         self.pending.moved.clear();
         self.pending.rewrite = false;
         let entries = std::mem::take(&mut self.pending.entries);
         let members = !dirty.members.is_empty() || !dirty.retirements.is_empty();
         let records = dirty.records.into_iter().collect();
         let (claims, pools) = (dirty.claims.into_iter().collect(), dirty.pools.into_iter().collect());
-        Ok(Flushed { entries, records, claims, pools, members })
+        let flushed = Flushed { entries, records, claims, pools, members };
+        Ok(match self.replaced.take() {
+            Some(before) => self.all_changed(before, flushed),
+            None => flushed,
+        })
     }
 
     /// A reader of what is durable: logs for others, snapshots.
@@ -659,7 +698,10 @@ impl Replica {
     }
 
     pub(crate) fn took(&mut self, entry: Arc<Entry>, frontier: Frontier) {
-        let chain = Chain { last: entry.hash(), frontier: Arc::new(frontier) };
+        let mut chain = self.chains.get(&entry.log).cloned().unwrap_or_default();
+        chain.kept.took(&entry);
+        (chain.last, chain.frontier) = (entry.hash(), Arc::new(frontier));
+        self.folding.took(entry.log == self.me, entry.bytes().len());
         self.chains.insert(entry.log, chain);
         self.pending.entries.push(entry);
     }
@@ -672,6 +714,9 @@ impl Replica {
         }
         for (id, moved) in &self.pending.moved {
             put_or_delete(&mut batch, Table::Log, log_key(*id), moved.clone());
+        }
+        for entry in &self.pending.replayed {
+            batch.delete(Table::Replay, log_key(*entry));
         }
         for (id, saved) in &self.pending.documents {
             put_or_delete(&mut batch, Table::Document, encode(id), saved.clone());
@@ -712,8 +757,7 @@ impl Replica {
 
     fn put_chain(&self, batch: &mut Batch, log: ReplicaId) {
         if let Some(chain) = self.chains.get(&log) {
-            let row = (chain.last, &*chain.frontier, self.view.branches.get(log));
-            batch.put(Table::Author, encode(&log), encode(&row));
+            batch.put(Table::Author, encode(&log), chain.row(self.view.branches.get(log)));
         }
     }
 
@@ -758,7 +802,7 @@ pub fn log_key(id: EntryId) -> Vec<u8> {
     key
 }
 
-/// Up to `limit` entries of `author` from `from` on, as they travel, at most about `bytes` in all (but at least one).
+/// Up to `limit` entries of the author of `from`, from there on or from where its log begins, as they travel, at most about `bytes` in all (but at least one).
 ///
 /// # Errors
 /// [`StoreError`].
@@ -785,10 +829,10 @@ fn put_or_delete(batch: &mut Batch, table: Table, key: Vec<u8>, value: Option<Ve
 }
 
 fn load_chains(reader: &dyn Reader) -> Result<(imbl::OrdMap<ReplicaId, Chain>, Branches), OpenError> {
-    let rows: Vec<(ReplicaId, (Hash, Frontier, Option<Branch>))> = load(reader, Table::Author)?;
+    let rows: Vec<(ReplicaId, fold::ChainRow)> = load(reader, Table::Author)?;
     let (mut chains, mut branches) = (imbl::OrdMap::new(), Branches::default());
-    for (log, (last, frontier, branch)) in rows {
-        chains.insert(log, Chain { last, frontier: Arc::new(frontier) });
+    for (log, (last, frontier, kept, floor, branch)) in rows {
+        chains.insert(log, Chain { last, frontier: Arc::new(frontier), kept, floor: Arc::new(floor) });
         if let Some(branch) = branch {
             branches.put_back(log, branch);
         }

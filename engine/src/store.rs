@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use redb::{ReadableDatabase, TableDefinition};
 
 /// Version of the store's format, written in [`Table::Meta`].
-pub const FORMAT: u64 = 4;
+pub const FORMAT: u64 = 5;
 
 /// The tables. Each has its own key and value encoding, see [`crate::replica`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -41,11 +41,15 @@ pub enum Table {
     Claim,
     /// Requests to retire replicas, and seals.
     Retirement,
+    /// Of entries that are in the log no more: the first bytes of their hashes, while an entry that comes may name them.
+    Dropped,
+    /// Entries that a snapshot lacked and that are to be replayed on it. Never part of a snapshot.
+    Replay,
 }
 
 impl Table {
     /// All tables.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Meta,
         Self::Log,
         Self::Author,
@@ -57,11 +61,13 @@ impl Table {
         Self::Pool,
         Self::Claim,
         Self::Retirement,
+        Self::Dropped,
+        Self::Replay,
     ];
 
     /// The tables that a snapshot for a new replica carries: everything but what is this replica's own.
     pub fn in_snapshot() -> impl Iterator<Item = Self> {
-        Self::ALL.into_iter().filter(|table| *table != Self::Meta)
+        Self::ALL.into_iter().filter(|table| !matches!(table, Self::Meta | Self::Replay))
     }
 
     /// Its name on disk and in snapshots.
@@ -79,6 +85,8 @@ impl Table {
             Self::Pool => "pool",
             Self::Claim => "claim",
             Self::Retirement => "retirement",
+            Self::Dropped => "dropped",
+            Self::Replay => "replay",
         }
     }
 

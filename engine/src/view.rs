@@ -15,7 +15,7 @@ use crate::agent::Observation;
 use crate::branch::{Branches, Rename, Renaming};
 use crate::entry::{Frontier, Member, Name, Tip, encode};
 use crate::id::{ClaimId, CloudId, EntryId, HostId, PoolId, ReplicaId, SiteName};
-use crate::ledger::{Claim, Ledger, Touched};
+use crate::ledger::{Claim, Ledger, Pool, Touched};
 use crate::record::{
     Address, AddressPool, Aggregate, Assignment, Flavor, Host, Image, Keypair, Kind, Project, Record, RecordId,
     Revocation, Server, ServerGroup, Site, User,
@@ -170,8 +170,8 @@ pub struct View {
     pub(crate) cloud: CloudId,
     pub(crate) frontier: Frontier,
     pub(crate) records: OrdMap<RecordId, Arc<Held>>,
-    pub(crate) tombstones: OrdMap<RecordId, Vec<EntryId>>,
-    pub(crate) names: OrdMap<Name, NameState>,
+    pub(crate) tombstones: OrdMap<RecordId, Arc<Vec<EntryId>>>,
+    pub(crate) names: OrdMap<Name, Arc<NameState>>,
     pub(crate) members: OrdMap<ReplicaId, MemberState>,
     pub(crate) ledger: Ledger,
     pub(crate) retirements: Retirements,
@@ -429,13 +429,13 @@ impl View {
     }
 
     pub(crate) fn edit_name(&mut self, name: &Name, edit: impl FnOnce(&mut NameState)) {
-        let mut state = self.names.get(name).cloned().unwrap_or_default();
+        let mut state = self.names.get(name).map(|state| NameState::clone(state)).unwrap_or_default();
         self.digest_name(name, &state, false);
         edit(&mut state);
         state.bound.sort_unstable();
         state.unbound.sort_unstable();
         self.digest_name(name, &state, true);
-        self.names.insert(name.clone(), state);
+        self.names.insert(name.clone(), Arc::new(state));
         self.dirty.names.insert(name.clone());
     }
 
@@ -478,46 +478,54 @@ impl View {
         touches: Option<Touched>,
         edit: impl FnOnce(&mut Ledger) -> Result<Touched, E>,
     ) -> Result<(), E> {
-        let before = self.with_pool(touches);
-        for item in &before {
-            self.digest_ledger(*item, false);
-        }
+        let before = self.rows_of(touches);
+        let pool = before.0.and_then(|id| self.ledger.pool(id)).cloned();
+        let claim = before.1.and_then(|id| self.ledger.claim(id)).cloned();
         let after = edit(&mut self.ledger)?;
-        for item in before.into_iter().chain(self.with_pool(Some(after))).collect::<BTreeSet<_>>() {
-            self.digest_ledger(item, true);
-            match item {
-                Touched::Pool(id) => drop(self.dirty.pools.insert(id)),
-                Touched::Claim(id) => drop(self.dirty.claims.insert(id)),
-            }
+        let after = self.rows_of(Some(after));
+        if let Some(id) = before.0.or(after.0) {
+            self.digest_pool(id, pool.as_ref());
+            self.dirty.pools.insert(id);
+        }
+        if let Some(id) = before.1.or(after.1) {
+            self.digest_claim(id, claim.as_ref());
+            self.dirty.claims.insert(id);
         }
         Ok(())
     }
 
-    /// A claim's change changes its pool too.
-    fn with_pool(&self, touched: Option<Touched>) -> BTreeSet<Touched> {
-        let pool = touched.and_then(|item| match item {
-            Touched::Claim(id) => self.ledger.claim(id).map(|claim| Touched::Pool(claim.pool)),
-            Touched::Pool(_) => None,
-        });
-        pool.into_iter().chain(touched).collect()
+    /// The rows of what is touched: a claim's change changes its pool too.
+    fn rows_of(&self, touched: Option<Touched>) -> (Option<PoolId>, Option<ClaimId>) {
+        match touched {
+            Some(Touched::Pool(id)) => (Some(id), None),
+            Some(Touched::Claim(id)) => (self.ledger.claim(id).map(|claim| claim.pool), Some(id)),
+            None => (None, None),
+        }
     }
 
-    fn digest_ledger(&mut self, item: Touched, add: bool) {
-        match item {
-            Touched::Pool(id) => {
-                if let Some(pool) = self.ledger.pool(id) {
-                    let accounts: Vec<_> = pool.accounts().filter(|(_, free)| !free.is_zero()).collect();
-                    let debts: Vec<_> = pool.debts().collect();
-                    let amounts = (&pool.minted, &pool.burnt, &pool.claimed);
-                    let bytes = encode(&("pool", id, &pool.subject, amounts, accounts, debts));
-                    self.digest.add(&bytes, add);
+    /// Takes a pool's change into the digest. Each account is an item of its own, so that a claim costs the same however
+    /// many replicas hold rights.
+    fn digest_pool(&mut self, id: PoolId, before: Option<&Pool>) {
+        let now = self.ledger.pool(id).cloned();
+        for (pool, add) in [(before, false), (now.as_ref(), true)] {
+            if let Some(Pool { subject, minted, burnt, claimed, .. }) = pool {
+                self.digest_item(&("pool", id, subject, minted, burnt, claimed), add);
+            }
+        }
+        for (replica, before, now) in Pool::changed_accounts(before, now.as_ref()) {
+            for ((free, owed), add) in [(before, false), (now, true)] {
+                if !free.is_zero() || !owed.is_zero() {
+                    self.digest_item(&("account", id, replica, free, owed), add);
                 }
             }
-            Touched::Claim(id) => {
-                if let Some(claim) = self.ledger.claim(id) {
-                    let bytes = encode(&("claim", id, claim));
-                    self.digest.add(&bytes, add);
-                }
+        }
+    }
+
+    fn digest_claim(&mut self, id: ClaimId, before: Option<&Claim>) {
+        let now = self.ledger.claim(id).cloned();
+        for (claim, add) in [(before, false), (now.as_ref(), true)] {
+            if let Some(claim) = claim {
+                self.digest_item(&("claim", id, claim), add);
             }
         }
     }
@@ -552,7 +560,7 @@ impl View {
     pub(crate) fn restore(&mut self, rows: Rows) {
         self.frontier = rows.frontier;
         self.branches = rows.branches;
-        self.tombstones = rows.tombstones.into_iter().collect();
+        self.tombstones = rows.tombstones.into_iter().map(|(id, created)| (id, Arc::new(created))).collect();
         rows.members.into_iter().for_each(|state| self.set_member(state));
         rows.records.into_iter().for_each(|(id, held)| self.set_record(id, Some(held)));
         for (name, state) in rows.names {
@@ -560,11 +568,11 @@ impl View {
         }
         for (id, pool) in rows.pools {
             self.ledger.insert_pool(id, pool);
-            self.digest_ledger(Touched::Pool(id), true);
+            self.digest_pool(id, None);
         }
         for (id, claim) in rows.claims {
             self.ledger.insert_claim(id, claim);
-            self.digest_ledger(Touched::Claim(id), true);
+            self.digest_claim(id, None);
         }
         rows.retirements.into_iter().for_each(|(entry, row)| self.set_retirement(entry, row));
         self.retired = Arc::new(self.retirements.effective(&self.frontier, &self.members, &self.branches));
@@ -579,10 +587,10 @@ impl View {
         let mut rows = Rows {
             frontier: std::mem::take(&mut self.frontier),
             branches,
-            tombstones: self.tombstones.iter().map(|(id, created)| (*id, created.clone())).collect(),
+            tombstones: self.tombstones.iter().map(|(id, created)| (*id, Vec::clone(created))).collect(),
             members: self.members.values().cloned().collect(),
             records: self.records.iter().map(|(id, held)| (*id, Held::clone(held))).collect(),
-            names: self.names.iter().map(|(name, state)| (name.clone(), state.clone())).collect(),
+            names: self.names.iter().map(|(name, state)| (name.clone(), NameState::clone(state))).collect(),
             pools: self.ledger.pools().map(|(id, pool)| (*id, pool.clone())).collect(),
             claims: self.ledger.claims().map(|(id, claim)| (*id, claim.clone())).collect(),
             retirements: self.retirements.rows(),
@@ -602,7 +610,7 @@ pub(crate) struct Rows {
     pub(crate) members: Vec<MemberState>,
     pub(crate) records: Vec<(RecordId, Held)>,
     pub(crate) names: Vec<(Name, NameState)>,
-    pub(crate) pools: Vec<(PoolId, crate::ledger::Pool)>,
+    pub(crate) pools: Vec<(PoolId, Pool)>,
     pub(crate) claims: Vec<(ClaimId, Claim)>,
     pub(crate) retirements: Vec<(EntryId, Row)>,
 }

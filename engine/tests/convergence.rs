@@ -10,7 +10,7 @@ mod common;
 
 use common::{Cloud, key, member};
 use luc_engine::agent::{DomainState, Observation, Statement};
-use luc_engine::entry::{HostIdentity, Subject};
+use luc_engine::entry::{HostIdentity, MemberOp, Subject};
 use luc_engine::id::{ClaimId, HostId, PoolId};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::{Kind, Project, RecordId, Server, User};
@@ -72,6 +72,10 @@ enum Step {
         at: usize,
     },
     Join,
+    /// A replica says what it holds, and folds its log.
+    Fold {
+        at: usize,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -88,7 +92,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => at.clone().prop_map(|at| Step::Flush { at }),
         8 => (at.clone(), at.clone(), 0_usize..40, 1_usize..20, any::<bool>())
             .prop_map(|(from, to, skip, count, reverse)| Step::Deliver { from, to, skip, count, reverse }),
-        1 => at.prop_map(|at| Step::Restart { at }),
+        1 => at.clone().prop_map(|at| Step::Restart { at }),
+        3 => at.prop_map(|at| Step::Fold { at }),
         1 => Just(Step::Join),
     ]
 }
@@ -105,10 +110,13 @@ struct World {
     next: u128,
     /// What agents have promised never to start, and so must never be claimed to be running again.
     counter: u64,
+    folds: bool,
+    /// How many entries were folded.
+    folded: usize,
 }
 
 impl World {
-    fn new() -> Self {
+    fn new(folds: bool) -> Self {
         let mut cloud = Cloud::new(2);
         let project = Uuid::from_u128(1);
         let identities: Vec<HostIdentity> =
@@ -128,7 +136,7 @@ impl World {
             .unwrap();
         cloud.exchange_all();
         let hosts = identities.into_iter().map(|identity| identity.host).zip(pools.1).collect();
-        Self { cloud, project, quota: pools.0, hosts, next: 1_000, counter: 0 }
+        Self { cloud, project, quota: pools.0, hosts, next: 1_000, counter: 0, folds, folded: 0 }
     }
 
     fn run(&mut self, step: Step) {
@@ -205,6 +213,15 @@ impl World {
                 }
             }
             Step::Restart { at } => self.cloud.restart(at % count),
+            Step::Fold { at } => {
+                let replica = &mut self.cloud.replicas[at % count];
+                replica.transact::<_, Refusal>(now, |tx| tx.membership(MemberOp::Held)).unwrap();
+                replica.flush().unwrap();
+                self.cloud.log(at % count);
+                if self.folds {
+                    self.folded += self.cloud.replicas[at % count].fold().unwrap();
+                }
+            }
             Step::Join => {
                 if count < 5 {
                     self.cloud.join(u8::try_from(count).unwrap());
@@ -296,11 +313,19 @@ proptest! {
     fn replicas_with_equal_frontiers_agree_and_nothing_is_promised_twice(
         steps in proptest::collection::vec(step(), 1..60)
     ) {
-        let mut world = World::new();
-        steps.into_iter().for_each(|step| world.run(step));
+        let mut world = World::new(true);
+        steps.iter().for_each(|step| world.run(step.clone()));
         world.cloud.exchange_all();
         world.invariants();
         let first = world.cloud.replicas[0].view().clone();
+        if world.folded > 0 {
+            // The same, but nobody folds: everything that shows is the same.
+            let mut whole = World::new(false);
+            steps.into_iter().for_each(|step| whole.run(step));
+            whole.cloud.exchange_all();
+            prop_assert_eq!(whole.cloud.replicas[0].view().frontier(), first.frontier());
+            prop_assert_eq!(whole.cloud.replicas[0].view().digest(), first.digest());
+        }
         for at in 0..world.cloud.replicas.len() {
             let view = world.cloud.replicas[at].view().clone();
             prop_assert_eq!(view.frontier(), first.frontier());

@@ -1,13 +1,16 @@
 //! Rights follow demand: when to ask for more before it is needed. Pure: no clock, randomness, socket or runtime.
 //!
-//! What was claimed here of a pool in the last seconds is what will be claimed in the next. Below that (the **low water
-//! mark**) more is asked for, up to twice as much (the **high water mark**), of the richest holder that can be reached, and
-//! at most half of what that has: a site that is cut off goes on with the rest. Between the marks nothing moves, a pool
-//! is asked for at most once in a while, and a holder keeps what it needs itself: so rights do not go to and fro in
-//! small change. Of addresses it is their number that is in demand.
+//! What was claimed here of a pool in the last seconds is what will be claimed in the next. And whoever is cut off must
+//! live on what it has: of a quota, a site that claims wants at least half of what it would have, were all free rights
+//! shared evenly among those that can be reached. Below the greater of both (the **low water mark**) more is asked for,
+//! up to twice as much (the **high water mark**), of the richest holder that can be reached, and at most half of what
+//! that has: a site that is cut off goes on with the rest. Between the marks nothing moves, a pool is asked for at most
+//! once in a while, and a holder keeps what it needs itself: so rights do not go to and fro in small change. Of addresses
+//! it is their number that is in demand.
 
 use std::collections::BTreeMap;
 
+use luc_engine::entry::Subject;
 use luc_engine::id::{Millis, PoolId, ReplicaId};
 use luc_engine::ledger::{Amount, Pool};
 use luc_engine::tx::Shortage;
@@ -61,7 +64,8 @@ impl Demand {
         reachable: impl Fn(ReplicaId) -> bool,
     ) -> Option<(ReplicaId, Amount)> {
         let recent = self.pools.get_mut(&id)?;
-        let (demand, mine) = (recent.at(now), pool.free(me).counted());
+        let mine = pool.free(me).counted();
+        let demand = recent.at(now).max(&even_share(pool, |id| id == me || reachable(id)).divided_by(2));
         if mine.covers(&demand) || now.saturating_sub(recent.asked) < PAUSE {
             return None;
         }
@@ -76,6 +80,19 @@ impl Demand {
         recent.asked = now;
         Some((holder, amount))
     }
+}
+
+/// What each of those who can be reached would have free of a quota, were it shared evenly. Of other pools nothing: a
+/// host's site keeps most of it, and what only one can hold is not spread.
+fn even_share(pool: &Pool, near: impl Fn(ReplicaId) -> bool) -> Amount {
+    if !matches!(pool.subject, Subject::Quota { .. }) {
+        return Amount::default();
+    }
+    let (mut sum, mut count) = (Amount::default(), 0);
+    for (_, free) in pool.accounts().filter(|(replica, _)| near(*replica)) {
+        (sum, count) = (sum.saturating_add(&free), count + 1);
+    }
+    sum.divided_by(count)
 }
 
 /// Whom to ask for what is `missing` of a shortage, one after the other: who has enough before who has not, the richest

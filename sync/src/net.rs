@@ -16,6 +16,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use luc_engine::entry::{Entry, Frontier, LedgerOp, Tip};
 use luc_engine::id::{EntryId, ReplicaId};
+use luc_engine::store::{MemoryStore, Store};
 use luc_engine::tx::Fence;
 use parking_lot::Mutex;
 use quinn::{Connection, Endpoint, VarInt};
@@ -30,7 +31,7 @@ use crate::node::{Node, now};
 use crate::proto::{Input, Output, Proto, waits_for};
 pub use crate::reach::Reach;
 use crate::rpc::call;
-use crate::snapshot::Snapshots;
+use crate::snapshot::{Snapshots, take_snapshot};
 use crate::transport::{JOIN, MEMBER, client_config, server_config};
 use crate::wire::{self, Msg, Request, Status};
 
@@ -55,6 +56,8 @@ const HANDSHAKES: usize = 1024;
 pub(crate) const FIRST_FRAME: Duration = Duration::from_secs(10);
 /// How long a peer may take to show an entry that it says it holds.
 const PROOF_LIMIT: Duration = Duration::from_secs(2);
+/// How long after a snapshot that was of no use another is taken.
+const SNAPSHOT_AGAIN: Duration = Duration::from_secs(30);
 /// Bytes of log in one batch of anti-entropy.
 const LOG_BATCH: usize = 1 << 20;
 
@@ -122,6 +125,8 @@ pub(crate) struct Inner {
     reading: Mutex<BTreeMap<ReplicaId, NextRead>>,
     /// An entry of this replica's that others say they hold is being asked for.
     pub(crate) proving: AtomicBool,
+    /// A snapshot is being taken in place of the state.
+    replacing: AtomicBool,
     /// Connections of each member, by its key.
     connections: Mutex<BTreeMap<[u8; 32], usize>>,
     handshakes: Arc<Semaphore>,
@@ -184,6 +189,7 @@ impl Net {
             arriving: AtomicUsize::new(0),
             reading: Mutex::default(),
             proving: AtomicBool::new(false),
+            replacing: AtomicBool::new(false),
             connections: Mutex::default(),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
             joining: Arc::new(Semaphore::new(JOINING)),
@@ -359,6 +365,12 @@ impl Net {
                 }
                 None
             }
+            Output::TakeSnapshot(peer) => {
+                if !self.inner.replacing.swap(true, Ordering::AcqRel) {
+                    tokio::spawn(self.clone().replace_state(peer));
+                }
+                None
+            }
             Output::ReadLog { peer, from } => {
                 // A peer that asks faster than the log is read gets its newest wish next.
                 let mut reading = self.inner.reading.lock();
@@ -393,15 +405,40 @@ impl Net {
     async fn read_for(self, peer: ReplicaId, from: Vec<EntryId>) {
         let mut next = Some(from);
         while let Some(from) = next {
-            let (entries, more) = self.inner.node.read_log(from, LOG_BATCH).await.unwrap_or_default();
-            let entries = entries.into_iter().map(|entry| (entry.held_as(), entry.tip(), entry.bytes().to_vec()));
-            let _ = self.inner.inputs.send(Input::LogRead { peer, entries: entries.collect(), more }).await;
+            let read = self.inner.node.read_log(from, LOG_BATCH).await.unwrap_or_default();
+            let entries = read.entries.into_iter().map(|entry| (entry.held_as(), entry.tip(), entry.bytes().to_vec()));
+            let (entries, more, dropped) = (entries.collect(), read.more, read.dropped);
+            let _ = self.inner.inputs.send(Input::LogRead { peer, entries, more, dropped }).await;
             let mut reading = self.inner.reading.lock();
             next = reading.get_mut(&peer).and_then(Option::take);
             if next.is_none() {
                 reading.remove(&peer);
             }
         }
+    }
+
+    /// What this replica lacks is in nobody's log any more: takes a peer's snapshot in place of its state. If that fails,
+    /// the peer says again what it has dropped.
+    async fn replace_state(self, peer: ReplicaId) {
+        tracing::warn!(%peer, "away for longer than logs are kept: a snapshot takes the place of this replica's state");
+        let taken = self.take_state(peer).await;
+        match taken {
+            Ok(()) => tracing::info!(%peer, "the snapshot has taken the place of this replica's state"),
+            Err(error) => {
+                tracing::error!(%peer, error, "the snapshot did not take the place of this replica's state");
+                tokio::time::sleep(SNAPSHOT_AGAIN).await;
+            }
+        }
+        self.inner.replacing.store(false, Ordering::Release);
+    }
+
+    async fn take_state(&self, peer: ReplicaId) -> Result<(), String> {
+        let addresses = self.inner.node.view().member(peer).map(|state| state.member.addresses.clone());
+        let mut store = MemoryStore::default();
+        let taken = take_snapshot(&self.inner.credentials, &addresses.unwrap_or_default(), &mut store).await;
+        taken.map_err(|error| error.to_string())?;
+        let reader = store.reader().map_err(|error| error.to_string())?;
+        self.inner.node.replace(reader).await.map_err(|error| error.to_string())
     }
 
     /// Others say that they hold an entry of this replica's that it lacks. Saying so is easy; an entry that it has signed

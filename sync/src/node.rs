@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use luc_engine::branch::Branches;
 use luc_engine::entry::{Entry, Frontier, Tip};
 use luc_engine::id::{EntryId, Millis, ReplicaId, SiteName};
-use luc_engine::replica::{Flushed, Received, Rejection, Replica, read_log};
+use luc_engine::replica::{Flushed, Received, Rejection, ReplaceError, Replica, read_log};
 use luc_engine::store::{Reader, StoreError};
 use luc_engine::tx::{Fence, Refusal, Tx};
 use luc_engine::view::View;
@@ -51,6 +52,17 @@ struct Inner {
     counters: Counters,
     failure: watch::Sender<Option<String>>,
     fence: watch::Sender<Option<Fence>>,
+}
+
+/// What was read of the log.
+#[derive(Debug, Default)]
+pub struct LogPart {
+    /// Oldest first by their authors' clocks.
+    pub entries: Vec<Entry>,
+    /// Whether there are more than fit.
+    pub more: bool,
+    /// The first place that was asked for and is in the log no more.
+    pub dropped: Option<EntryId>,
 }
 
 /// What the thread has done since it started.
@@ -215,14 +227,29 @@ impl Node {
         answer.await.unwrap_or(Err(StoreError::Poisoned))
     }
 
-    /// Entries from these places on, oldest first by their authors' clocks, about `limit` bytes in all; and whether
-    /// there are more.
+    /// Puts a snapshot in place of the state, and replays on it what it lacks of the log; when this returns, that is
+    /// durable and visible here.
+    ///
+    /// # Errors
+    /// [`ReplaceError`]; the state is as before.
+    pub async fn replace(&self, snapshot: Box<dyn Reader>) -> Result<(), ReplaceError> {
+        let (reply, answer) = oneshot::channel();
+        let job = move |worker: &mut Worker| {
+            let replaced = worker.replica.replace(&*snapshot);
+            after(reply, replaced, |error| Err(error.clone().into()))
+        };
+        self.run(Box::new(job)).await?;
+        answer.await.unwrap_or(Err(StoreError::Poisoned.into()))
+    }
+
+    /// Entries from these places on, about `limit` bytes in all.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn read_log(&self, from: Vec<EntryId>, limit: usize) -> Result<(Vec<Entry>, bool), StoreError> {
+    pub async fn read_log(&self, from: Vec<EntryId>, limit: usize) -> Result<LogPart, StoreError> {
         let reader = self.reader().await?;
-        tokio::task::spawn_blocking(move || read_entries(&*reader, &from, limit))
+        let branches = self.view().branches().clone();
+        tokio::task::spawn_blocking(move || read_entries(&*reader, &branches, &from, limit))
             .await
             .unwrap_or(Err(StoreError::Poisoned))
     }
@@ -257,25 +284,34 @@ impl Node {
 ///
 /// # Errors
 /// [`StoreError`].
-pub fn read_entries(reader: &dyn Reader, from: &[EntryId], limit: usize) -> Result<(Vec<Entry>, bool), StoreError> {
-    let mut entries = Vec::new();
-    let mut more = false;
+pub fn read_entries(
+    reader: &dyn Reader,
+    branches: &Branches,
+    from: &[EntryId],
+    limit: usize,
+) -> Result<LogPart, StoreError> {
+    let LogPart { mut entries, mut more, mut dropped } = LogPart::default();
     let share = (limit / from.len().max(1)).max(1);
     for start in from {
-        let (mut next, mut size) = (*start, 0);
+        let number = start.number.max(branches.first(start.author));
+        let (mut next, mut size) = (EntryId { number, ..*start }, 0);
         while let Some(bytes) = read_log(reader, next, 1, 1)?.pop() {
             if size > 0 && size + bytes.len() > share {
                 more = true;
                 break;
             }
-            size += bytes.len();
             let Ok(entry) = Entry::decode(&bytes) else { break };
-            next.number = entry.header.number.saturating_add(1);
+            if entry.header.number != next.number {
+                dropped.get_or_insert(next);
+                break;
+            }
+            size += bytes.len();
+            next.number += 1;
             entries.push(entry.in_log(start.author));
         }
     }
     entries.sort_by_key(|entry| (entry.header.time, entry.held_as()));
-    Ok((entries, more))
+    Ok(LogPart { entries, more, dropped })
 }
 
 /// A reply that is given after the flush: nobody hears of what is not durable.
@@ -372,7 +408,7 @@ impl Inner {
         if self.quarantine.load().len() != replica.quarantine().len() {
             self.quarantine.store(Arc::new(replica.quarantine().clone()));
         }
-        if flushed.entries.is_empty() {
+        if flushed.entries.is_empty() && !flushed.members {
             return flushed;
         }
         self.counters.flushes.fetch_add(1, Ordering::Relaxed);

@@ -21,6 +21,8 @@ use crate::wire::{Msg, Status};
 const HEARTBEAT: Millis = 1_000;
 /// After how long a batch that was never answered is given up, milliseconds.
 const STALLED: Millis = 5_000;
+/// How often a peer says, once a heartbeat, that it has dropped an entry before its snapshot is taken: others may send it.
+const PATIENCE: u32 = 3;
 /// No author has written so many entries: who says so lies.
 const MOST_ENTRIES: u64 = 1 << 48;
 /// In place of a hash that is not at hand.
@@ -47,6 +49,8 @@ pub enum Input {
         entries: Vec<(EntryId, Tip, Vec<u8>)>,
         /// Whether there were more than fit.
         more: bool,
+        /// The first place that was asked for and is in the log no more.
+        dropped: Option<EntryId>,
     },
     /// Entries of a peer have been dealt with and what was taken is durable.
     Received {
@@ -81,6 +85,9 @@ pub enum Output {
     /// A peer says that it holds an entry of this replica's, or another form of it, that is not held here: if it can show
     /// it, the store is an old copy (`PROTOCOL.md`, M4).
     OldStore(EntryId),
+    /// A peer has dropped entries from its log that are not held here, and nobody has sent them meanwhile: take its
+    /// snapshot in place of what is here, and replay on it what it lacks (`PROTOCOL.md`, M5).
+    TakeSnapshot(ReplicaId),
     /// Read a bounded batch of the log from these places on, then say [`Input::LogRead`].
     ReadLog {
         /// For whom.
@@ -104,6 +111,8 @@ pub struct Peer {
     /// When the batch that it is catching up with was sent, if it is.
     catching_up: Option<Millis>,
     told: Millis,
+    /// The first entry that is not held here and that it has dropped from its log, and how often it has said so.
+    dropped: Option<(EntryId, u32)>,
     /// It has said what it holds.
     known: bool,
 }
@@ -144,7 +153,14 @@ impl Proto {
             }
             Input::Message(peer, message) => self.message(peer, message, now, mine, &mut out),
             Input::Flushed(entries) => self.push(&entries, &mut out),
-            Input::LogRead { peer, entries, more } => self.log_read(peer, entries, more, now, mine, &mut out),
+            Input::LogRead { peer, dropped: Some(entry), .. } => {
+                // What else was read rests on that, perhaps, and what it lacks it may get from somebody else.
+                if let Some(state) = self.peers.get_mut(&peer) {
+                    state.catching_up = None;
+                    out.push(Output::Send(peer, Msg::Dropped(entry)));
+                }
+            }
+            Input::LogRead { peer, entries, more, .. } => self.log_read(peer, entries, more, now, mine, &mut out),
             Input::Received { peer, answer, again } => {
                 if answer && self.peers.contains_key(&peer) {
                     out.push(Output::Send(peer, Msg::Frontier { held: without(mine, &again), answer: true }));
@@ -179,6 +195,17 @@ impl Proto {
         state.heard = now;
         match message {
             Msg::Heartbeat(status) => state.status = status,
+            Msg::Dropped(entry) => {
+                let times = match state.dropped {
+                    _ if mine.holds(entry) => 0,
+                    Some((same, times)) if same == entry => times + 1,
+                    _ => 1,
+                };
+                state.dropped = (times > 0 && times < PATIENCE).then_some((entry, times));
+                if times >= PATIENCE {
+                    out.push(Output::TakeSnapshot(peer));
+                }
+            }
             Msg::Entries { entries, more } => out.push(Output::Receive { peer, entries, answer: more }),
             Msg::Frontier { mut held, answer } => {
                 held.0.retain(|_, tip| tip.number < MOST_ENTRIES);

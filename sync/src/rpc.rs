@@ -237,7 +237,7 @@ impl Net {
             }
             Request::Entry(id) => match peer {
                 Some(_) => {
-                    let read = self.node().read_log(vec![id], 1).await.unwrap_or_default().0;
+                    let read = self.node().read_log(vec![id], 1).await.unwrap_or_default().entries;
                     let held = read.into_iter().find(|entry| entry.id() == id);
                     wire::write(&mut send, &held.map(|entry| serde_bytes::ByteBuf::from(entry.bytes()))).await
                 }
@@ -289,7 +289,7 @@ impl Net {
             Ok(granted) => {
                 let view = self.node().view();
                 let from = lacking(view.frontier(), &frontier, to);
-                let entries = self.node().read_log(from, GRANT_LOG).await.unwrap_or_default().0;
+                let entries = self.node().read_log(from, GRANT_LOG).await.unwrap_or_default().entries;
                 let entries = entries.iter().map(|entry| entry.bytes().to_vec()).collect();
                 RightsAnswer { granted, entries, refused: None }
             }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Version of all frames.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 /// Largest frame, bytes: one entry at its limit, with room for the rest of its batch.
 pub const MAX_FRAME: usize = 6 << 20;
 
@@ -54,6 +54,8 @@ pub enum Msg {
         /// Whether the receiver shall answer with its frontier.
         more: bool,
     },
+    /// The receiver lacks this entry, and it is in the sender's log no more.
+    Dropped(EntryId),
     /// Soft state, every second: never enters the log.
     Heartbeat(Status),
 }
@@ -64,6 +66,7 @@ impl Msg {
     pub fn weight(&self) -> usize {
         match self {
             Self::Entries { entries, .. } => entries.iter().map(|entry| entry.len() + 64).sum(),
+            Self::Dropped(_) => 64,
             Self::Frontier { held, .. } => held.0.len() * 64 + 64,
             Self::Heartbeat(status) => (status.hosts.len() + status.connected.len()) * 128 + 128,
         }

@@ -48,7 +48,7 @@ fn pool(one: u64, other: u64) -> (PoolId, Pool) {
 
 #[test]
 fn nothing_is_asked_for_while_there_is_enough_for_a_while() {
-    let (id_of_pool, pool) = pool(100, 100);
+    let (id_of_pool, pool) = pool(44, 10);
     let mut demand = Demand::default();
     assert_eq!(demand.ask(id_of_pool, &pool, id(0), 0, |_| true), None, "nobody has claimed");
     demand.claimed(id_of_pool, &amount(20), 1_000);
@@ -78,4 +78,18 @@ fn the_richest_that_can_be_reached_is_asked_for_at_most_half_and_not_for_small_c
     assert_eq!(ask(90, &|holder| holder == id(2)), Some((id(2), amount(15))));
     assert_eq!(ask(90, &|_| false), None);
     assert_eq!(ask(1_000, &|_| true), None, "30 would not last");
+}
+
+#[test]
+fn of_a_quota_a_site_that_claims_wants_half_an_even_share_at_least() {
+    let (id_of_pool, mut pool) = pool(100, 60);
+    let ask = |pool: &Pool, reachable: &dyn Fn(ReplicaId) -> bool| {
+        let mut demand = Demand::default();
+        demand.claimed(id_of_pool, &amount(1), 500);
+        demand.ask(id_of_pool, pool, id(0), 500, reachable)
+    };
+    assert_eq!(ask(&pool, &|_| true), Some((id(1), amount(40))), "an even share is 60, and 20 are here");
+    assert_eq!(ask(&pool, &|holder| holder == id(2)), None, "of what can be reached an even share is 40");
+    pool.subject = Subject::Votes;
+    assert_eq!(ask(&pool, &|_| true), None, "only quotas are spread");
 }

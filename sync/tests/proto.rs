@@ -102,6 +102,7 @@ impl World {
                         todo.push(Input::Flushed(new));
                     }
                     Output::OldStore(entry) => panic!("{at} lost {entry}"),
+                    Output::TakeSnapshot(peer) => panic!("{peer} has dropped nothing"),
                     Output::ReadLog { peer, from } => {
                         let log = &self.nodes[at].log;
                         let all = from.iter().flat_map(|first| {
@@ -112,7 +113,7 @@ impl World {
                             all.map(|(id, entry)| (*id, entry.tip(), entry.bytes().to_vec())).collect();
                         let more = entries.len() > BATCH;
                         entries.truncate(BATCH);
-                        todo.push(Input::LogRead { peer, entries, more });
+                        todo.push(Input::LogRead { peer, entries, more, dropped: None });
                     }
                 }
             }

@@ -3,12 +3,13 @@
 
 pub mod world;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use ed25519_dalek::SigningKey;
 use luc_engine::entry::{Content, ContentOp, Entry, Frontier, Hash, Header, HostIdentity, Member, MemberOp, Scope};
 use luc_engine::id::{CloudId, EntryId, ReplicaId, SiteName};
-use luc_engine::replica::{Identity, Received, Replica, founded_by};
+use luc_engine::replica::{Identity, Received, Replica, founded_by, read_log};
 use luc_engine::store::{Batch, MemoryStore, Store, Table};
 use luc_engine::tx::Refusal;
 
@@ -42,6 +43,8 @@ pub struct Cloud {
     pub replicas: Vec<Replica>,
     pub disks: Vec<MemoryStore>,
     pub clock: u64,
+    /// Every entry that was ever on a disk: replicas fold their logs, and tests hand out old entries all the same.
+    pub archive: RefCell<BTreeMap<EntryId, Vec<u8>>>,
 }
 
 impl Cloud {
@@ -50,7 +53,7 @@ impl Cloud {
         let disk = MemoryStore::default();
         let identity = Identity { cloud: cloud(), key: key(0) };
         let founder = Replica::found(identity, Box::new(disk.clone()), member(0), 1).unwrap();
-        let mut cloud = Self { replicas: vec![founder], disks: vec![disk], clock: 1 };
+        let mut cloud = Self { replicas: vec![founder], disks: vec![disk], clock: 1, archive: RefCell::default() };
         for n in 1..=others {
             cloud.join(n);
         }
@@ -100,18 +103,23 @@ impl Cloud {
         self.replicas[at] = Replica::open(identity, Box::new(self.disks[at].clone())).unwrap();
     }
 
-    /// Every entry that is on one replica's disk, by author and number.
+    /// Every entry that one replica holds on its disk, by author and number, whether it is in its log or folded.
     pub fn log(&self, at: usize) -> BTreeMap<EntryId, Vec<u8>> {
         let reader = self.disks[at].reader().unwrap();
+        let mut archive = self.archive.borrow_mut();
         let mut entries = BTreeMap::new();
-        let mut add = |key: &[u8], bytes: &[u8]| {
-            let (author, number) = key.split_at(16);
-            let author = ReplicaId(uuid::Uuid::from_slice(author).unwrap());
-            let id = EntryId { author, number: u64::from_be_bytes(number.try_into().unwrap()) };
-            entries.insert(id, bytes.to_vec());
-            true
-        };
-        reader.scan(Table::Log, &[], &mut add).unwrap();
+        let logs = self.replicas[at].view().frontier().0.keys().copied();
+        for author in logs {
+            let first = self.replicas[at].view().branches().first(author);
+            let mut next = EntryId { author, number: first };
+            while let Some(bytes) = read_log(&*reader, next, 1, 1).unwrap().pop() {
+                next.number = Entry::decode(&bytes).unwrap().header.number;
+                archive.insert(next, bytes);
+                next.number += 1;
+            }
+            let held = archive.range(EntryId { author, number: first }..next);
+            entries.extend(held.map(|(id, bytes)| (*id, bytes.clone())));
+        }
         entries
     }
 

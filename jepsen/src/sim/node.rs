@@ -311,6 +311,8 @@ impl World {
                 self.job(at, Job::ReadLog { peer, from });
                 None
             }
+            // Nobody is away for so long here that logs are dropped.
+            Output::TakeSnapshot(_) => None,
             Output::OldStore(entry) => {
                 self.job(at, Job::PutUp(Fence::OldStore(entry)));
                 None
@@ -555,20 +557,20 @@ impl World {
             After::Received { peer, answer, again } => self.core(at, Input::Received { peer, answer, again }),
             After::ReadLog { peer, from } => {
                 let entries = self.read(at, &from, LOG_BATCH);
-                let (entries, more) = entries.unwrap_or_default();
+                let luc_sync::node::LogPart { entries, more, dropped } = entries.unwrap_or_default();
                 if more {
                     self.sometimes.saw(State::CaughtUp);
                 }
                 let entries = entries.into_iter().map(|entry| (entry.held_as(), entry.tip(), entry.bytes().to_vec()));
                 let entries = entries.collect();
-                self.core(at, Input::LogRead { peer, entries, more });
+                self.core(at, Input::LogRead { peer, entries, more, dropped });
             }
             After::Granted { ask, turn, to, granted, frontier } => {
                 let asker = self.nodes.get(to).map(|node| node.replica);
                 let Some((process, asker)) = self.process(at).zip(asker) else { return };
                 let from =
                     if granted.is_zero() { Vec::new() } else { lacking(process.view.frontier(), &frontier, asker) };
-                let entries = self.read(at, &from, GRANT_LOG).unwrap_or_default().0;
+                let entries = self.read(at, &from, GRANT_LOG).unwrap_or_default().entries;
                 let entries: Vec<Vec<u8>> = entries.iter().map(|entry| entry.bytes().to_vec()).collect();
                 if entries.len() > 1 {
                     self.sometimes.saw(State::AnswerWithPast);
@@ -589,8 +591,9 @@ impl World {
         }
     }
 
-    fn read(&mut self, at: usize, from: &[EntryId], limit: usize) -> Option<(Vec<Entry>, bool)> {
-        let reader = self.process(at)?.replica.reader().ok()?;
-        read_entries(&*reader, from, limit).ok()
+    fn read(&mut self, at: usize, from: &[EntryId], limit: usize) -> Option<luc_sync::node::LogPart> {
+        let replica = &self.process(at)?.replica;
+        let reader = replica.reader().ok()?;
+        read_entries(&*reader, replica.view().branches(), from, limit).ok()
     }
 }

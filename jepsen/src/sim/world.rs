@@ -234,8 +234,9 @@ impl World {
         // The founding entry was flushed before anybody could see it: it is read from the disk.
         let first = luc_engine::id::EntryId { author: founder.identity().replica(), number: 1 };
         let reader = founder.reader().map_err(|error| error.to_string())?;
-        let (entries, _) = luc_sync::node::read_entries(&*reader, &[first], 1 << 20).map_err(|e| e.to_string())?;
-        for entry in entries {
+        let part = luc_sync::node::read_entries(&*reader, founder.view().branches(), &[first], 1 << 20);
+        let part = part.map_err(|e| e.to_string())?;
+        for entry in part.entries {
             let checked = self.rules.applied(0, &std::sync::Arc::new(entry));
             self.check(checked);
         }
@@ -392,7 +393,7 @@ impl World {
     fn arrived(&mut self, from: usize, to: usize, message: Msg) {
         let Some(peer) = self.nodes.get(from).map(|node| node.replica) else { return };
         let kind = match &message {
-            Msg::Frontier { .. } => 0,
+            Msg::Frontier { .. } | Msg::Dropped(_) => 0,
             Msg::Entries { entries, .. } => u64::try_from(entries.len()).unwrap_or(0),
             Msg::Heartbeat(_) => u64::MAX,
         };

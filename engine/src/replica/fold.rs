@@ -1,0 +1,336 @@
+//! Folding the log: what everybody holds leaves it (`PROTOCOL.md`, M5).
+//!
+//! **Who holds what is read from entries alone.** An entry's frontier is its author's signed word that its disk holds
+//! what it names, given after everything that the author had written before; so the lowest of the frontiers of the
+//! members' last entries is held by all of them, and by whomever they had admitted by then. Heard frontiers would move
+//! sooner, but are forgotten by a restart and bind nobody. A member that takes much and writes nothing says so in an
+//! entry of its own ([`MemberOp::Held`]). One that says that it holds more than it does hurts only itself.
+//!
+//! **Beyond a size** the log is dropped though members lack it, those first who lack most, as long as those who are left
+//! have more than half of the votes (or half, with the founder): so of two halves of a split at most one drops what the
+//! other lacks, and whoever then takes a snapshot has all of its own log to replay on it ([`Replica::replace`]).
+//!
+//! What is dropped leaves the first bytes of its hash behind, until no entry to come can name it: a frontier never
+//! falls, so that is when everybody who may still write has named a later one. Each author's newest entry stays whole:
+//! it is what a replica is shown that has lost it (M4).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Chain, Flushed, Replica, log_key};
+use crate::branch::Branch;
+use crate::entry::{Entry, Frontier, Hash, MemberOp, encode};
+use crate::id::{EntryId, Millis, ReplicaId};
+use crate::retire::VOTES;
+use crate::store::{Batch, Reader, StoreError, Table};
+use crate::tx::Refusal;
+
+/// Bytes of log beyond which what absent members lack is dropped too, unless a replica is told another number.
+pub const LOG_BYTES: u64 = 256 << 20;
+/// Entries after which the log is looked at again; and fewer, if it is too large.
+const EVERY: usize = 512;
+const OFTEN: usize = 32;
+/// Entries that one commit drops at most.
+const MOST: usize = 8192;
+/// Entries of others after which a member says what it holds, and for every member so many more: all of them say it, and
+/// that must not be a reason to say it again.
+const UNSAID: u64 = 1024;
+const UNSAID_EACH: u64 = 4;
+
+/// What is left of an author's log here.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    /// No entry to come names an entry before this one.
+    folded: u64,
+    /// The first bytes of that one's hash.
+    folded_hash: u64,
+    /// The last entry that is in the log no more.
+    dropped: u64,
+    /// Bytes of the entries that are.
+    bytes: u64,
+}
+
+impl Kept {
+    pub(super) fn took(&mut self, entry: &Entry) {
+        self.bytes += u64::try_from(entry.bytes().len()).unwrap_or(0);
+    }
+
+    /// Of a branch that begins after this entry, with these in its log.
+    pub(crate) fn after<'a>(number: u64, entries: impl Iterator<Item = &'a [u8]>) -> Self {
+        let bytes = entries.map(|entry| u64::try_from(entry.len()).unwrap_or(0)).sum();
+        Self { dropped: number, bytes, ..Self::default() }
+    }
+
+    /// What is left when a branch has these entries.
+    pub(crate) fn without(&self, branch: &Self) -> Self {
+        Self { bytes: self.bytes.saturating_sub(branch.bytes), ..*self }
+    }
+
+    /// The last entry that is in the log no more.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Whether every entry behind this number is in the log.
+    pub(super) fn reaches(&self, number: u64) -> bool {
+        self.dropped <= number
+    }
+}
+
+/// When to fold next.
+#[derive(Debug)]
+pub(super) struct Folding {
+    limit: u64,
+    /// Entries since the log was looked at.
+    since: usize,
+    /// Bytes of others' entries since this replica wrote.
+    unsaid: u64,
+}
+
+impl Default for Folding {
+    fn default() -> Self {
+        Self { limit: LOG_BYTES, since: 0, unsaid: 0 }
+    }
+}
+
+impl Folding {
+    pub(super) fn took(&mut self, own: bool, bytes: usize) {
+        let bytes = u64::try_from(bytes).unwrap_or(0);
+        self.unsaid = if own { 0 } else { self.unsaid.saturating_add(bytes) };
+    }
+}
+
+impl Chain {
+    /// As it is stored.
+    pub(super) fn row(&self, branch: Option<&Branch>) -> Vec<u8> {
+        encode(&(self.last, &*self.frontier, self.kept, &*self.floor, branch))
+    }
+}
+
+/// See [`Chain::row`].
+pub(super) type ChainRow = (Hash, Frontier, Kept, Frontier, Option<Branch>);
+
+impl Replica {
+    /// From now on the log is dropped beyond so many bytes, though absent members lack it.
+    pub fn limit_log(&mut self, bytes: u64) {
+        self.folding.limit = bytes;
+    }
+
+    /// Bytes in the log, as entries travel.
+    #[must_use]
+    pub fn log_bytes(&self) -> u64 {
+        self.chains.values().map(|chain| chain.kept.bytes).sum()
+    }
+
+    /// What every member that takes part has said, in entries held here, that it holds: by author, the number.
+    #[must_use]
+    pub fn stable(&self) -> BTreeMap<ReplicaId, u64> {
+        self.said_by(&self.who_takes_part())
+    }
+
+    /// Drops from the log, and from what is kept of it, what nobody needs any more. Says how many entries went. Nothing
+    /// happens while something is not flushed.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then the replica must be opened anew from its store.
+    pub fn fold(&mut self) -> Result<usize, StoreError> {
+        if !self.pending.entries.is_empty() || self.replaced.is_some() {
+            return Ok(0);
+        }
+        let reader = self.store.reader()?;
+        let nameable = self.said_by(&self.who_may_write());
+        let kept = self.chains.iter().map(|(author, chain)| (*author, chain.kept)).collect();
+        let mut dropping = Dropping { reader: &*reader, nameable: &nameable, kept, batch: Batch::default(), count: 0 };
+        let mut holders = self.who_takes_part();
+        dropping.drop_all(self, &self.said_by(&holders))?;
+        while dropping.bytes() > self.folding.limit && dropping.count < MOST {
+            let Some(farthest) = self.farthest_behind(&holders) else { break };
+            holders.remove(&farthest);
+            if !self.is_majority(&holders) {
+                break;
+            }
+            dropping.drop_all(self, &self.said_by(&holders))?;
+        }
+        dropping.forget_hashes(self)?;
+        let Dropping { kept, mut batch, count, .. } = dropping;
+        if batch.is_empty() {
+            return Ok(0);
+        }
+        for (author, kept) in kept {
+            let moved = self.chains.get(&author).is_some_and(|chain| chain.kept.dropped < kept.dropped);
+            // Read while its entries are still there.
+            let floor = if moved { Some(self.frontier_at(author, kept.dropped)?) } else { None };
+            if let Some(chain) = self.chains.get_mut(&author) {
+                chain.kept = kept;
+                chain.floor = floor.map_or_else(|| chain.floor.clone(), Arc::new);
+                batch.put(Table::Author, encode(&author), chain.row(self.view.branches.get(author)));
+            }
+        }
+        self.store.commit(&batch)?;
+        self.pending.reader = self.store.reader()?;
+        Ok(count)
+    }
+
+    pub(super) fn fold_now_and_then(&mut self, flushed: Option<&Flushed>) -> Result<(), StoreError> {
+        self.folding.since = flushed.map_or(EVERY, |flushed| self.folding.since + flushed.entries.len());
+        let is_large = || self.log_bytes() > self.folding.limit;
+        if self.folding.since >= EVERY || (self.folding.since >= OFTEN && is_large()) {
+            self.folding.since = 0;
+            self.fold()?;
+        }
+        Ok(())
+    }
+
+    /// Says in an entry what is held here, if the last one is too old to tell. Says whether it did.
+    pub(super) fn say_held(&mut self, now: Millis) -> Result<bool, Refusal> {
+        let members = u64::try_from(self.view.living().count()).unwrap_or(u64::MAX);
+        let few = members.saturating_mul(UNSAID_EACH);
+        let unsaid = match self.chains.get(&self.me) {
+            Some(chain) => chain.frontier.missing(&self.view.frontier),
+            // A newcomer, of whom nobody knows yet what it holds.
+            None => u64::MAX,
+        };
+        let is_much = self.folding.unsaid > self.folding.limit / 8 && unsaid > few + UNSAID / 32;
+        if unsaid <= few + UNSAID && !is_much {
+            return Ok(false);
+        }
+        self.transact::<_, Refusal>(now, |tx| tx.membership(MemberOp::Held))?;
+        Ok(true)
+    }
+
+    /// Whether the entry that is held here by this number has this hash. Of one that no honest author can name any more
+    /// the answer is yes.
+    pub(crate) fn is_held_as(&self, id: EntryId, hash: u64) -> Result<bool, StoreError> {
+        let is_folded = || self.chains.get(&id.author).is_some_and(|chain| id.number < chain.kept.folded);
+        Ok(self.short_hash(id)?.map_or_else(is_folded, |held| held == hash))
+    }
+
+    /// The first bytes of the hash of an entry that is held, as far as that is kept.
+    pub(crate) fn short_hash(&self, id: EntryId) -> Result<Option<u64>, StoreError> {
+        if let Some(tip) = self.view.frontier.0.get(&id.author).filter(|tip| tip.number == id.number) {
+            return Ok(Some(tip.hash));
+        }
+        if let Some(entry) = self.pending.entries.iter().find(|entry| entry.held_as() == id) {
+            return Ok(Some(entry.hash().short()));
+        }
+        let kept = self.chains.get(&id.author).map(|chain| chain.kept).unwrap_or_default();
+        if id.number == kept.folded {
+            return Ok(Some(kept.folded_hash));
+        }
+        if id.number <= kept.dropped {
+            let bytes = self.pending.reader.get(Table::Dropped, &log_key(id))?;
+            return Ok(bytes.and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes));
+        }
+        Ok(self.entry_at(id)?.map(|entry| entry.hash().short()))
+    }
+
+    /// Everybody whose entries may still come.
+    fn who_may_write(&self) -> BTreeSet<ReplicaId> {
+        self.view.living().map(|(id, _)| *id).collect()
+    }
+
+    /// Less those who are being retired, or are turned away.
+    fn who_takes_part(&self) -> BTreeSet<ReplicaId> {
+        let going = self.view.retirements.named(&self.view.frontier);
+        let stays = self.view.living().filter(|(id, state)| !state.revoked && !going.contains(id));
+        stays.map(|(id, _)| *id).collect()
+    }
+
+    /// What a member has said that it holds.
+    fn said(&self, member: ReplicaId) -> Option<&Frontier> {
+        if member == self.me {
+            return Some(&self.view.frontier);
+        }
+        self.chains.get(&member).map(|chain| &*chain.frontier)
+    }
+
+    fn said_by(&self, members: &BTreeSet<ReplicaId>) -> BTreeMap<ReplicaId, u64> {
+        let of = |author: ReplicaId| {
+            let said = members.iter().map(|member| self.said(*member).map_or(0, |said| said.number(author)));
+            (author, said.min().unwrap_or(0))
+        };
+        self.chains.keys().copied().map(of).collect()
+    }
+
+    fn farthest_behind(&self, members: &BTreeSet<ReplicaId>) -> Option<ReplicaId> {
+        let behind = |member: &ReplicaId| match self.said(*member) {
+            Some(said) => said.missing(&self.view.frontier),
+            None => u64::MAX,
+        };
+        members.iter().copied().filter(|member| *member != self.me).max_by_key(behind)
+    }
+
+    /// Whether no others can be as many: two such sets of members have one in common.
+    fn is_majority(&self, members: &BTreeSet<ReplicaId>) -> bool {
+        let votes: u64 = members.iter().map(|member| self.votes(*member)).sum();
+        let founder = self.view.ledger().votes().map(|(id, _)| id.entry.author);
+        let has_founder = founder.is_some_and(|founder| members.contains(&founder));
+        votes > VOTES / 2 || (votes == VOTES / 2 && has_founder)
+    }
+}
+
+/// One look at the log.
+struct Dropping<'a> {
+    reader: &'a dyn Reader,
+    /// By author, what entries to come name at least.
+    nameable: &'a BTreeMap<ReplicaId, u64>,
+    kept: BTreeMap<ReplicaId, Kept>,
+    batch: Batch,
+    count: usize,
+}
+
+impl Dropping<'_> {
+    fn bytes(&self) -> u64 {
+        self.kept.values().map(|kept| kept.bytes).sum()
+    }
+
+    fn drop_all(&mut self, replica: &Replica, up_to: &BTreeMap<ReplicaId, u64>) -> Result<(), StoreError> {
+        for (author, number) in up_to {
+            let newest = replica.view.frontier.number(*author);
+            // The last one that they all hold stays: there a branch could leave that some of them have (M3).
+            self.drop_of(*author, newest.min(*number).saturating_sub(1))?;
+        }
+        Ok(())
+    }
+
+    fn drop_of(&mut self, author: ReplicaId, to: u64) -> Result<(), StoreError> {
+        let Some(kept) = self.kept.get_mut(&author).filter(|kept| kept.dropped < to) else { return Ok(()) };
+        let nameable = self.nameable.get(&author).copied().unwrap_or(0);
+        let (batch, count) = (&mut self.batch, &mut self.count);
+        let last = log_key(EntryId { author, number: to });
+        let first = EntryId { author, number: kept.dropped + 1 };
+        self.reader.scan(Table::Log, &log_key(first), &mut |key, value| {
+            if key > last.as_slice() || *count >= MOST {
+                return false;
+            }
+            kept.dropped += 1;
+            kept.bytes = kept.bytes.saturating_sub(u64::try_from(value.len()).unwrap_or(0));
+            *count += 1;
+            batch.delete(Table::Log, key.to_vec());
+            if kept.dropped > nameable
+                && let Ok(entry) = Entry::decode(value)
+            {
+                batch.put(Table::Dropped, key.to_vec(), entry.hash().short().to_be_bytes().to_vec());
+            }
+            true
+        })
+    }
+
+    fn forget_hashes(&mut self, replica: &Replica) -> Result<(), StoreError> {
+        for (author, kept) in &mut self.kept {
+            let to = self.nameable.get(author).copied().unwrap_or(0).min(kept.dropped);
+            if to <= kept.folded {
+                continue;
+            }
+            // What is left of it is read as it was before this batch.
+            let Some(hash) = replica.short_hash(EntryId { author: *author, number: to })? else { continue };
+            for number in kept.folded + 1..=to {
+                self.batch.delete(Table::Dropped, log_key(EntryId { author: *author, number }));
+            }
+            (kept.folded, kept.folded_hash) = (to, hash);
+        }
+        Ok(())
+    }
+}

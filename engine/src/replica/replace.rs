@@ -1,0 +1,197 @@
+//! Taking a snapshot in place of the state, by a replica that lacks what others have dropped (`PROTOCOL.md`, E4, M5).
+//!
+//! States are never merged: the snapshot **replaces** what is here, and the entries that it lacks, whoever wrote them,
+//! are **replayed** on it. They go into a table of their own in the commit that replaces the state, and leave it in the
+//! commit that holds their effects: whenever the process ends, nothing that was acknowledged is lost.
+
+use super::{
+    Chain, Flushed, OpenError, Pending, Received, Rejection, Replica, load_chains, load_rows, log_key, read_log,
+};
+use crate::entry::Entry;
+use crate::id::{EntryId, ReplicaId};
+use crate::stage::Stage;
+use crate::store::{Batch, Reader, StoreError, Table};
+use crate::view::View;
+
+/// Why a snapshot did not take the place of the state. The replica is as before.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplaceError {
+    /// The snapshot is none of this cloud's, or knows no member with this replica's key.
+    #[error("the snapshot is of no use here: {0}")]
+    Snapshot(#[source] OpenError),
+    /// Entries that the snapshot lacks are in the log here no more: they would be lost.
+    #[error("the snapshot lacks entries of {0} that were dropped from the log here too")]
+    Dropped(ReplicaId),
+    /// Another form of an entry is held here.
+    #[error("the snapshot has entry {0} in another form than is held here")]
+    Fork(EntryId),
+    /// The snapshot does not show the newest entry of an author, signed by it.
+    #[error("the snapshot says that it holds entry {0}, and does not show it")]
+    Unproved(EntryId),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Entries in a table, by their keys.
+type Logged = Vec<(EntryId, Vec<u8>)>;
+
+impl Replica {
+    /// Puts a snapshot in place of the state, and replays what it lacks of the log. All of it shows after the next
+    /// [`Replica::flush`], which says that everything has changed.
+    ///
+    /// # Errors
+    /// [`ReplaceError`]; the replica is as before. After [`ReplaceError::Store`] it must be opened anew.
+    pub fn replace(&mut self, snapshot: &dyn Reader) -> Result<(), ReplaceError> {
+        let (view, chains) = self.read_state(snapshot).map_err(ReplaceError::Snapshot)?;
+        self.check_tips(snapshot, &view, &chains)?;
+        let flushed = self.flush()?;
+        let before = self.all_changed(flushed, Flushed::default());
+        let rest = self.lacking(&view, &chains)?;
+        let mut batch = Batch::default();
+        let old = self.store.reader()?;
+        for table in Table::in_snapshot() {
+            old.scan(table, &[], &mut |key, _| {
+                batch.delete(table, key.to_vec());
+                true
+            })?;
+            snapshot.scan(table, &[], &mut |key, value| {
+                batch.put(table, key.to_vec(), value.to_vec());
+                true
+            })?;
+        }
+        for (id, bytes) in rest {
+            batch.put(Table::Replay, log_key(id), bytes);
+        }
+        self.store.commit(&batch)?;
+        self.view = view;
+        self.chains = chains;
+        self.pending = Pending::over(self.store.reader()?);
+        self.quarantine.clear();
+        self.stage = Stage::default();
+        self.proofs.clear();
+        self.replay()?;
+        self.replaced = Some(before);
+        Ok(())
+    }
+
+    /// Applies the entries that a snapshot lacked. Says whether there were any.
+    pub(super) fn replay(&mut self) -> Result<bool, StoreError> {
+        let mut rest = self.to_replay()?;
+        let any = !rest.is_empty();
+        self.replaying = true;
+        loop {
+            let before = rest.len();
+            let done = &mut Vec::new();
+            rest.retain(|(id, bytes)| match self.receive(bytes) {
+                // A replica that was retired meanwhile takes nothing; what it held stays on its disk.
+                Received::Waiting(_) | Received::Refused(Rejection::Fenced(_) | Rejection::Store(_)) => true,
+                // What is refused otherwise is void by now: its author was retired meanwhile.
+                Received::Applied | Received::Known | Received::Refused(_) => {
+                    done.push(*id);
+                    false
+                }
+            });
+            self.pending.replayed.append(done);
+            if rest.len() == before {
+                break;
+            }
+        }
+        self.replaying = false;
+        Ok(any)
+    }
+
+    /// Whether its own entries are being applied once more.
+    pub(crate) fn is_replaying(&self) -> bool {
+        self.replaying
+    }
+
+    /// What has changed, in one, where a state has taken the place of another.
+    pub(super) fn all_changed(&self, mut before: Flushed, after: Flushed) -> Flushed {
+        before.entries.extend(after.entries);
+        let view = &self.view;
+        before.records.extend(view.records.keys().copied());
+        before.claims.extend(view.ledger.claims().map(|(id, _)| *id));
+        before.pools.extend(view.ledger.pools().map(|(id, _)| *id));
+        before.records.sort_unstable();
+        before.records.dedup();
+        before.claims.sort_unstable();
+        before.claims.dedup();
+        before.pools.sort_unstable();
+        before.pools.dedup();
+        before.members = true;
+        before
+    }
+
+    fn read_state(&self, reader: &dyn Reader) -> Result<(View, imbl::OrdMap<ReplicaId, Chain>), OpenError> {
+        let (chains, branches) = load_chains(reader)?;
+        let mut view = View::new(self.identity.cloud);
+        view.restore(load_rows(reader, &chains, branches)?);
+        let me = view.member(self.me).filter(|state| state.member.public_key == self.identity.public_key());
+        if me.is_some() { Ok((view, chains)) } else { Err(OpenError::NotMember) }
+    }
+
+    /// Whoever gives the snapshot shows that everybody whom it names did write what it says to hold.
+    fn check_tips(
+        &self,
+        snapshot: &dyn Reader,
+        view: &View,
+        chains: &imbl::OrdMap<ReplicaId, Chain>,
+    ) -> Result<(), ReplaceError> {
+        for (log, tip) in &view.frontier.0 {
+            let id = EntryId { author: *log, number: tip.number };
+            let bytes = snapshot.get(Table::Log, &log_key(id))?;
+            let author = view.branches.author(*log);
+            let member = self.view.member(author).or_else(|| view.member(author));
+            let last = chains.get(log).map(|chain| chain.last);
+            let entry = bytes.and_then(|bytes| Entry::decode(&bytes).ok());
+            let is_it = |entry: &Entry| entry.id() == EntryId { author, ..id } && Some(entry.hash()) == last;
+            let entry = entry.filter(is_it);
+            let is_signed = entry.zip(member).is_some_and(|(entry, m)| entry.verify(&m.member.public_key).is_ok());
+            if !is_signed {
+                return Err(ReplaceError::Unproved(id));
+            }
+        }
+        Ok(())
+    }
+
+    /// The entries that a snapshot lacks.
+    fn lacking(&self, view: &View, chains: &imbl::OrdMap<ReplicaId, Chain>) -> Result<Logged, ReplaceError> {
+        let mut all = Vec::new();
+        for (author, tip) in &self.view.frontier.0 {
+            let there = view.frontier.0.get(author).copied();
+            let from = there.map_or(0, |tip| tip.number);
+            if let Some(there) = there.filter(|there| there.number <= tip.number) {
+                let named = EntryId { author: *author, number: there.number };
+                if !self.is_held_as(named, there.hash)? {
+                    return Err(ReplaceError::Fork(named));
+                }
+            } else if *author == self.me && there.is_some() {
+                return Err(ReplaceError::Fork(EntryId { author: *author, number: from }));
+            }
+            let is_whole = self.chains.get(author).is_some_and(|chain| chain.kept.reaches(from));
+            if from < tip.number && !is_whole {
+                return Err(ReplaceError::Dropped(*author));
+            }
+            let mut last = chains.get(author).map(|chain| chain.last).unwrap_or_default();
+            for number in from + 1..=tip.number {
+                let id = EntryId { author: *author, number };
+                let bytes = read_log(&*self.pending.reader, id, 1, 1)?.pop().ok_or(ReplaceError::Dropped(*author))?;
+                let entry =
+                    Entry::decode(&bytes).ok().filter(|entry| entry.id() == id && entry.header.previous == last);
+                last = entry.ok_or(ReplaceError::Fork(id))?.hash();
+                all.push((id, bytes));
+            }
+        }
+        Ok(all)
+    }
+
+    fn to_replay(&self) -> Result<Logged, StoreError> {
+        let mut all = Vec::new();
+        self.store.reader()?.scan(Table::Replay, &[], &mut |_, value| {
+            all.extend(Entry::decode(value).ok().map(|entry| (entry.id(), value.to_vec())));
+            true
+        })?;
+        Ok(all)
+    }
+}
