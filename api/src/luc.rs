@@ -176,7 +176,7 @@ fn host_list(app: &App) -> Vec<Value> {
                 "id": id.to_string(), "name": host.name, "site": host.site, "hypervisor": host.hypervisor_type,
                 "state": host_words(app, &view, id), "heard_ms_ago": status.as_ref().and_then(|status| status.age),
                 "disabled": host.disabled, "capacity": amount(&capacity), "claimed": amount(&claimed),
-                "running": heartbeat.map(|beat| beat.running), "orphans": heartbeat.map(|beat| &beat.orphans),
+                "running": heartbeat.map(|beat| beat.running), "orphans": heartbeat.map(|beat| beat.orphans.iter().map(|orphan| orphan.server.to_string()).collect::<Vec<_>>()),
                 "transfers": heartbeat.map(|beat| &beat.transfers), "load_hundredths": heartbeat.map(|beat| beat.load_hundredths),
             })
         })

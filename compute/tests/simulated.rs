@@ -94,7 +94,9 @@ impl Running {
                         self.seen.insert(new.server, *new);
                     }
                     FromAgent::Stated(statement) => self.statements.push(statement),
-                    FromAgent::Heartbeat(heartbeat) => self.orphans = heartbeat.orphans,
+                    FromAgent::Heartbeat(heartbeat) => {
+                        self.orphans = heartbeat.orphans.iter().map(|orphan| orphan.server).collect()
+                    }
                     _ => {}
                 }
             }

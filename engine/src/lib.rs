@@ -7,7 +7,7 @@ mod apply;
 pub mod document;
 pub mod entry;
 pub mod filters;
-mod hosts;
+pub mod hosts;
 pub mod id;
 pub mod interval;
 pub mod ledger;

@@ -123,7 +123,7 @@ async fn attach(handle: LinkHandle, node: Node) {
     loop {
         let (to, from) = handle.attach().await;
         match agents::serve(node.clone(), from, to, None).await {
-            Ok(()) | Err(agents::AgentError::Gone | agents::AgentError::NoHello) => {}
+            Ok(()) | Err(agents::AgentError::Gone | agents::AgentError::NoHello | agents::AgentError::Again) => {}
             Err(agents::AgentError::Refused(Refusal::Fenced(fence))) => {
                 tracing::error!(%fence, "servers run on, but nobody gives orders to the agent of this machine");
                 return;
