@@ -262,6 +262,7 @@ async fn metrics(State(app): State<App>) -> Response {
         u8::from(app.node().failure().is_some()).to_string(),
     );
     line("luc_entries", "gauge", "Entries held.", entries(&app).to_string());
+    line("luc_log_bytes", "gauge", "Bytes of entries in the log.", load(&counters.log_bytes).to_string());
     let (ahead, short) = app.net().rights_asked();
     line("luc_rights_asked_ahead_total", "counter", "Requests for rights before they were needed.", ahead.to_string());
     line("luc_rights_asked_short_total", "counter", "Requests for rights that were short.", short.to_string());

@@ -45,6 +45,7 @@ async fn run(config: &Config) -> Result<()> {
     let mut store = RedbStore::open(&path)?;
     let in_place = Replica::settle(&mut store, &super::place::of(&path)?)?;
     let mut replica = Replica::open(identity, Box::new(store))?;
+    replica.limit_log(config.replica.log_max_bytes);
     if !in_place {
         replica.put_up(Fence::Copy);
     }
