@@ -176,7 +176,7 @@ fn host_list(app: &App) -> Vec<Value> {
                 "id": id.to_string(), "name": host.name, "site": host.site, "hypervisor": host.hypervisor_type,
                 "state": host_words(app, &view, id), "heard_ms_ago": status.as_ref().and_then(|status| status.age),
                 "disabled": host.disabled, "capacity": amount(&capacity), "claimed": amount(&claimed),
-                "running": heartbeat.map(|beat| beat.running), "orphans": heartbeat.map(|beat| &beat.orphans),
+                "running": heartbeat.map(|beat| beat.running), "orphans": heartbeat.map(|beat| beat.orphans.iter().map(|orphan| orphan.server.to_string()).collect::<Vec<_>>()),
                 "transfers": heartbeat.map(|beat| &beat.transfers), "load_hundredths": heartbeat.map(|beat| beat.load_hundredths),
             })
         })
@@ -262,6 +262,7 @@ async fn metrics(State(app): State<App>) -> Response {
         u8::from(app.node().failure().is_some()).to_string(),
     );
     line("luc_entries", "gauge", "Entries held.", entries(&app).to_string());
+    line("luc_log_bytes", "gauge", "Bytes of entries in the log.", load(&counters.log_bytes).to_string());
     let (ahead, short) = app.net().rights_asked();
     line("luc_rights_asked_ahead_total", "counter", "Requests for rights before they were needed.", ahead.to_string());
     line("luc_rights_asked_short_total", "counter", "Requests for rights that were short.", short.to_string());

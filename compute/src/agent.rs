@@ -163,6 +163,8 @@ struct Driver {
     bound: Bound,
     /// The pool that was named in the last introduction.
     said: Option<PoolId>,
+    /// The pool that this host is to serve instead of one that was declared dead, as soon as nothing runs.
+    coming: Option<PoolId>,
     started: Instant,
     /// Numbers connections to libvirt: what an older one says is of no interest.
     connection: u64,
@@ -224,6 +226,7 @@ impl Driver {
             facts,
             bound: loaded.bound,
             said: None,
+            coming: None,
             started: Instant::now(),
             connection: 0,
             connected: true,
@@ -250,6 +253,7 @@ impl Driver {
         let mut consoles = tokio::time::interval(CONSOLES);
         let mut linked = true;
         loop {
+            self.come_back();
             self.advance();
             self.pump();
             let wake = self.world.next_wake().map(|at| Duration::from_millis(at.saturating_sub(self.now())));
@@ -298,10 +302,12 @@ impl Driver {
             LinkEvent::Connected(number, replica) if number > self.link_number => {
                 self.link_number = number;
                 self.replica = Some(replica);
+                self.coming = None;
                 self.introduce();
             }
             LinkEvent::Lost(number) if number == self.link_number => {
                 self.replica = None;
+                self.coming = None;
                 self.outbox = Outbox::default();
             }
             LinkEvent::Message(number, message) if number == self.link_number => self.message(message),
@@ -321,9 +327,33 @@ impl Driver {
     /// A replica names the host's pool. The first one is taken, and another only in place of the one that this host
     /// serves; either way the replica hears which it is, once that is on the disk.
     fn told_pool(&mut self, pool: PoolId, instead_of: Option<PoolId>) {
+        if self.bound.pool == instead_of && self.bound.dead {
+            self.coming = Some(pool);
+            return;
+        }
         if self.bound.pool == instead_of {
             self.bound.pool = Some(pool);
         }
+        self.write_bound();
+    }
+
+    /// The host was declared dead. It comes back with another pool, once that is told and nothing runs any more.
+    fn told_dead(&mut self, pool: PoolId) {
+        if self.bound.pool.is_none_or(|own| own == pool) {
+            tracing::error!(%pool, "this host was declared dead: its servers are stopped");
+            self.bound = Bound { pool: Some(pool), dead: true };
+            self.write_bound();
+        }
+    }
+
+    fn come_back(&mut self) {
+        if self.coming.is_some() && self.world.bound().dead && self.world.is_quiet() {
+            self.bound = Bound { pool: self.coming.take(), dead: false };
+            self.write_bound();
+        }
+    }
+
+    fn write_bound(&mut self) {
         self.writes.push(Write::Bound(self.bound));
         self.after.push(After::Bind(self.bound));
     }
@@ -331,6 +361,7 @@ impl Driver {
     fn message(&mut self, message: ToAgent) {
         match message {
             ToAgent::Pool { pool, instead_of } => self.told_pool(pool, instead_of),
+            ToAgent::Dead(pool) => self.told_dead(pool),
             ToAgent::Orders(orders) => {
                 let restate = self.world.orders(orders);
                 restate.into_iter().for_each(|claim| self.restate(claim));

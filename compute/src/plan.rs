@@ -203,7 +203,8 @@ pub struct Situation<'a> {
     pub image: &'a ImageState,
     /// The host has room for it.
     pub room: bool,
-    /// It must not run here, whatever the order says: its claim is not on the pool that this host serves.
+    /// It must not run here, whatever the order says: its claim is not on the pool that this host serves, or the host was
+    /// declared dead.
     pub fenced: bool,
     /// What its guest was asked.
     pub asked: Option<&'a Asked>,
@@ -347,6 +348,7 @@ pub fn plan(s: &Situation<'_>) -> Plan {
     }
     match s.order.map(|order| (order, &order.wanted)) {
         Some((order, Wanted::Present { .. })) if s.fenced => fence(s, order),
+        None if s.fenced => halt(s),
         None => Plan::default(),
         Some((order, Wanted::Absent)) => {
             let mut memory = s.memory.cloned().unwrap_or_else(|| fresh_memory(order, Amount::default(), None));
@@ -375,7 +377,19 @@ fn remove(s: &Situation<'_>, memory: Memory, claim: ClaimId) -> Plan {
     }
 }
 
-const FENCED: &str = "its right to be on this host does not count: the host serves another pool";
+const FENCED: &str = "its right to be on this host does not count: the host was declared dead, or serves another pool";
+
+/// On a host that was declared dead, what runs is stopped though nothing is heard: another host may run it by now.
+fn halt(s: &Situation<'_>) -> Plan {
+    match s.domain {
+        Seen::Here(domain) if !is_off(domain.state) => {
+            let fresh = || blank_memory(domain.claim, domain.epoch);
+            let memory = s.memory.cloned().unwrap_or_else(fresh);
+            finish(s, memory, Goal::Gone, Step::act(Action::Destroy, Task::Powering))
+        }
+        _ => Plan::default(),
+    }
+}
 
 /// What must not run here is stopped, and kept: only its user decides that its data can go. Where there is nothing, the claim
 /// is refused for ever.
@@ -419,18 +433,28 @@ impl Step {
 
 fn fresh_memory(order: &Order, amount: Amount, server: Option<&Server>) -> Memory {
     Memory {
-        epoch: order.epoch,
-        claim: order.claim,
         amount,
+        base: server.and_then(|server| server.image.as_ref()).map(base_name),
+        // Reboots asked for before it came here were done elsewhere, or are done by its first start.
+        soft_reboots: server.map_or(0, |server| server.soft_reboots),
+        hard_reboots: server.map_or(0, |server| server.hard_reboots),
+        ..blank_memory(order.claim, order.epoch)
+    }
+}
+
+fn blank_memory(claim: ClaimId, epoch: u64) -> Memory {
+    Memory {
+        epoch,
+        claim,
+        amount: Amount::default(),
         removing: None,
         fulfilled: None,
         ended: false,
         stopping: false,
         built: false,
-        base: server.and_then(|server| server.image.as_ref()).map(base_name),
-        // Reboots asked for before it came here were done elsewhere, or are done by its first start.
-        soft_reboots: server.map_or(0, |server| server.soft_reboots),
-        hard_reboots: server.map_or(0, |server| server.hard_reboots),
+        base: None,
+        soft_reboots: 0,
+        hard_reboots: 0,
         launched_at: None,
         observed: None,
     }

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use luc_engine::agent::{DomainState, Observation, Order, Wanted};
+use luc_engine::agent::{DomainState, Observation, Order, Orphan, Wanted};
 use luc_engine::id::{ClaimId, Millis, PoolId};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::Power;
@@ -41,6 +41,16 @@ pub struct Refused {
 pub struct Bound {
     /// The pool; none before any replica was met.
     pub pool: Option<PoolId>,
+    /// It was declared dead (S5): nothing starts, and nothing goes on running.
+    #[serde(default)]
+    pub dead: bool,
+}
+
+impl Bound {
+    /// Whether nothing may run under an order.
+    fn fences(self, order: &Order) -> bool {
+        self.dead || self.pool != Some(order.pool)
+    }
 }
 
 /// How a step ended.
@@ -196,7 +206,7 @@ impl World {
             Seen::Here(domain) => floor.max(domain.epoch),
             _ => floor,
         };
-        let fenced = self.bound.pool != Some(order.pool);
+        let fenced = self.bound.fences(&order);
         if fenced && self.bound.pool.is_none() {
             // Nobody can have spent a right to a host that serves no pool yet.
             return None;
@@ -428,7 +438,7 @@ impl World {
         let Some(entry) = self.servers.get_mut(&server) else { return false };
         let Some((_, goal)) = &entry.busy else { return entry.image == ImageState::Fetching };
         let removing = entry.memory.as_ref().is_some_and(|memory| memory.removing.is_some());
-        let wanted = *goal == entry.goal() && (removing || entry.order.is_some());
+        let wanted = *goal == entry.goal() && (removing || entry.order.is_some() || self.bound.dead);
         if !wanted {
             entry.busy = None;
             self.ready.insert(server);
@@ -478,7 +488,7 @@ impl World {
                 files: entry.files,
                 image: &entry.image,
                 room: !entry.no_room,
-                fenced: entry.order.as_ref().is_some_and(|order| self.bound.pool != Some(order.pool)),
+                fenced: entry.order.as_ref().map_or(self.bound.dead, |order| self.bound.fences(order)),
                 asked: entry.asked.as_ref(),
                 done: entry.done,
                 failure: entry.failure.as_ref(),
@@ -534,12 +544,28 @@ impl World {
 
     /// Domains of this cloud that no order names, and that are not being removed.
     #[must_use]
-    pub fn orphans(&self) -> Vec<Uuid> {
-        let orphan = |entry: &Entry| {
+    pub fn orphans(&self) -> Vec<Orphan> {
+        let orphan = |(server, entry): (&Uuid, &Entry)| {
+            let Seen::Here(domain) = &entry.domain else { return None };
+            let (mut claim, mut epoch) = (domain.claim, domain.epoch);
+            if let Some(memory) = &entry.memory {
+                (claim, epoch) = (memory.claim, memory.epoch);
+            }
             let removing = entry.memory.as_ref().is_some_and(|memory| memory.removing.is_some());
-            entry.order.is_none() && !removing && matches!(entry.domain, Seen::Here(_))
+            (entry.order.is_none() && !removing).then_some(Orphan { server: *server, claim, epoch })
         };
-        self.servers.iter().filter(|(_, entry)| orphan(entry)).map(|(id, _)| *id).collect()
+        self.servers.iter().filter_map(orphan).collect()
+    }
+
+    /// Whether it is known that no domain of this cloud runs, nor is about to.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        let off = |entry: &Entry| match &entry.domain {
+            Seen::Unknown => false,
+            Seen::Missing | Seen::Foreign => true,
+            Seen::Here(domain) => !matches!(domain.state, DomainState::Running | DomainState::Paused),
+        };
+        self.seeing && self.servers.values().all(|entry| entry.busy.is_none() && off(entry))
     }
 
     /// How many domains of this cloud run.

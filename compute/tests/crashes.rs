@@ -180,7 +180,7 @@ impl Host {
         let mut world = World::new(
             rules(self.disks),
             capacity,
-            Bound { pool: Some(pool()) },
+            Bound { pool: Some(pool()), dead: false },
             self.memories.clone(),
             self.refused.clone(),
             &self.files,

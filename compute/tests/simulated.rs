@@ -94,7 +94,9 @@ impl Running {
                         self.seen.insert(new.server, *new);
                     }
                     FromAgent::Stated(statement) => self.statements.push(statement),
-                    FromAgent::Heartbeat(heartbeat) => self.orphans = heartbeat.orphans,
+                    FromAgent::Heartbeat(heartbeat) => {
+                        self.orphans = heartbeat.orphans.iter().map(|orphan| orphan.server).collect()
+                    }
                     _ => {}
                 }
             }
@@ -339,9 +341,12 @@ async fn an_agent_serves_one_pool_for_ever_and_refuses_claims_on_others() {
     agent.stop().await;
 
     // After its death it says the same pool, and takes no other.
-    let agent = host.start(Vec::new()).await;
+    let mut agent = host.start(vec![present(own, 1, record(Power::Running, 0))]).await;
     assert_eq!(agent.facts.pool, Some(pool(0)));
     agent.to.send(ToAgent::Pool { pool: pool(1), instead_of: None }).await.unwrap();
+    // What it writes down for this comes after what it would have written down for that.
+    agent.order(present(own, 1, record(Power::Paused, 1))).await;
+    agent.until_state(own, DomainState::Paused).await;
     agent.stop().await;
     let mut agent = host.start(Vec::new()).await;
     assert_eq!(agent.facts.pool, Some(pool(0)));

@@ -31,6 +31,9 @@ pub enum ToAgent {
         /// The pool that it replaces; an agent that serves another than this keeps it.
         instead_of: Option<PoolId>,
     },
+    /// The pool that the host serves was declared dead (S5): from now on, whatever is ordered, nothing is started for it, and
+    /// what runs is stopped. Its data stays until an order says that it shall go.
+    Dead(PoolId),
     /// The replica's entry holding this statement is durable: the agent need not send it again.
     StatementHeld(ClaimId),
     /// Ask for the last `lines` of a server's console (all that is kept if none).
@@ -223,9 +226,20 @@ pub struct Heartbeat {
     /// Whether libvirt answers.
     pub hypervisor_up: bool,
     /// Domains with this cloud's metadata that no order names: reported, never touched.
-    pub orphans: Vec<Uuid>,
+    pub orphans: Vec<Orphan>,
     /// Image transfers under way: blob, bytes done, bytes in all.
     pub transfers: Vec<(String, u64, u64)>,
+}
+
+/// What an agent has of a server that no order names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Orphan {
+    /// The server.
+    pub server: Uuid,
+    /// The claim that it was last ordered under.
+    pub claim: ClaimId,
+    /// Placement epoch of that order.
+    pub epoch: u64,
 }
 
 /// An agent's promise, kept on its disk before it is given: the domain of `server` is gone from this host and will

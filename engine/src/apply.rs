@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::agent::{Observation, Statement};
 use crate::document::{self, BadDocument};
 use crate::entry::{ContentOp, Created, Entry, Fork, Frontier, LedgerOp, Member, MemberOp, Name, Subject, Tip};
+use crate::hosts;
 use crate::id::{ClaimId, CloudId, EntryId, HostId, PoolId, ReplicaId};
 use crate::ledger::{Amount, BadLedgerOp, Dimension, Judged, Touched};
 use crate::mutant::{Mutant, on};
@@ -143,7 +144,8 @@ pub(crate) fn apply(
     for record in &header.deleted {
         apply_deleted(view, author, *record)?;
     }
-    sweep(view, header.deleted.iter().copied().chain(released(header)), documents);
+    let buried = hosts::buried(view, header);
+    sweep(view, header.deleted.iter().copied().chain(released(header)).chain(buried), documents);
     view.advance(entry.log, entry.tip());
     Ok(())
 }
@@ -337,14 +339,21 @@ pub(crate) fn apply_ledger(view: &mut View, author: Author<'_>, index: usize, op
             Subject::Addresses { .. } | Subject::Votes => {}
         }
     }
+    if let LedgerOp::DeclareDead { pool, .. } = op
+        && let Some(Subject::Host(host)) = view.ledger.pool(*pool).map(|pool| &pool.subject)
+        && !hosts::may_declare_dead(view, author, host)
+    {
+        return Err(refused(author, "declare another site's host dead"));
+    }
     check_votes(view, author, op)?;
     let number = u32::try_from(index).unwrap_or(u32::MAX);
     let touches = match op {
         LedgerOp::Mint { .. } => None,
         LedgerOp::Grow { pool, .. } | LedgerOp::Burn { pool, .. } => Some(Touched::Pool(*pool)),
-        LedgerOp::Grant { pool, .. } | LedgerOp::Claim { pool, .. } | LedgerOp::Inherit { pool, .. } => {
-            Some(Touched::Pool(*pool))
-        }
+        LedgerOp::Grant { pool, .. }
+        | LedgerOp::Claim { pool, .. }
+        | LedgerOp::Inherit { pool, .. }
+        | LedgerOp::DeclareDead { pool, .. } => Some(Touched::Pool(*pool)),
         LedgerOp::Release { claim } => Some(Touched::Claim(*claim)),
     };
     let members = view.members.clone();
@@ -593,14 +602,16 @@ fn refused(author: Author<'_>, what: &str) -> Invalid {
     Invalid::Authority { site: author.member.site.to_string(), what: what.into() }
 }
 
-/// The claims that `holder` can release: of records that are deleted, and stated gone if they are on hosts; with the claims of
+/// The claims that `holder` can release: of records that are deleted, and stated gone if they are on hosts that live; with the claims of
 /// the same record on quotas and addresses (A3).
 pub(crate) fn releasable(view: &View, holder: ReplicaId, server: RecordId) -> Vec<ClaimId> {
     let mine = |id: &ClaimId| view.retired().acts_for(holder, id.entry.author);
     let mine: Vec<_> = view.ledger.claims_of(server).filter(|(id, _)| mine(id)).collect();
     let on_host = |claim| view.ledger.host_of(claim).is_some();
     let deleted = view.records.get(&server).is_none_or(|held| held.deleted);
-    let word = |claim: &crate::ledger::Claim| !claim.gone.is_empty() || on(Mutant::ReleaseWithoutWord);
+    let word = |claim: &crate::ledger::Claim| {
+        !claim.gone.is_empty() || view.ledger.is_on_dead_host(claim) || on(Mutant::ReleaseWithoutWord)
+    };
     let settled = mine.iter().all(|(_, claim)| !on_host(claim) || word(claim));
     if deleted && settled { mine.into_iter().map(|(id, _)| id).collect() } else { Vec::new() }
 }

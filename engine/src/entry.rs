@@ -20,7 +20,7 @@ use crate::record::{Kind, RecordId};
 use crate::retire::Request;
 
 /// Version of the entry format; the first byte of every encoded entry.
-pub const FORMAT: u8 = 4;
+pub const FORMAT: u8 = 5;
 /// Largest encoded entry, header and content together: a hostile one costs no more memory than this.
 pub const MAX_ENTRY: usize = 4 << 20;
 /// Largest encoded header: the two of a fork must fit into one entry.
@@ -274,6 +274,16 @@ pub enum LedgerOp {
     Release {
         /// The claim.
         claim: ClaimId,
+    },
+    /// Declares a host dead, by an operator's word that its machine is off and will never again run what it ran (S5). From then on nothing is
+    /// claimed of the pool, and claims on it are released without the agent's word.
+    DeclareDead {
+        /// The pool that the host's agent serves.
+        pool: PoolId,
+        /// When, by the author's clock. For people.
+        at: Millis,
+        /// The user who said so. For people.
+        by: Uuid,
     },
     /// Takes over the free rights of a retired replica. Its heir only.
     Inherit {

@@ -24,6 +24,7 @@ use uuid::Uuid;
 pub use crate::amount::{Amount, BadAmount, Dimension};
 use crate::branch::{Rename, Renaming};
 use crate::entry::{Frontier, LedgerOp, Subject};
+use crate::hosts::Death;
 use crate::id::{ClaimId, EntryId, HostId, PoolId, ReplicaId};
 use crate::mutant::{Mutant, on};
 use crate::record::RecordId;
@@ -105,9 +106,17 @@ pub struct Pool {
     /// Somebody who forked has spent of it.
     is_forked: bool,
     accounts: OrdMap<ReplicaId, Account>,
+    /// Declarations that the host is dead (S5), in order of their entries; more than one only if two were made apart.
+    #[serde(default)]
+    pub dead: Vec<Death>,
 }
 
 impl Pool {
+    /// Whether its host was declared dead in a past.
+    pub(crate) fn is_dead_at(&self, past: &Frontier) -> bool {
+        self.dead.iter().any(|death| past.holds(death.entry))
+    }
+
     /// Minted and not burnt.
     #[must_use]
     pub fn capacity(&self) -> Amount {
@@ -138,6 +147,8 @@ impl Pool {
             (*replica, account)
         });
         self.accounts = renamed.collect();
+        self.dead.iter_mut().for_each(|death| death.entry.rename(by));
+        self.dead.sort_unstable();
     }
 
     /// The accounts that a change of a pool has changed: whose, what it showed before, and what now.
@@ -250,9 +261,15 @@ pub enum BadLedgerOp {
     /// Only its holder releases a claim, once.
     #[error("claim {0} is not the author's, or was released before")]
     NotHolder(ClaimId),
-    /// A host claim is released with its agent's statement only (A3).
-    #[error("claim {0} has no statement of its host's agent in the entry's past")]
+    /// A host claim is released with its agent's statement only, or once its host was declared dead (A3).
+    #[error("claim {0} has no statement of its host's agent in the entry's past, and its host was not declared dead")]
     NoEvidence(ClaimId),
+    /// Nothing is claimed of a host that was declared dead (S5).
+    #[error("the host of pool {0} was declared dead in the entry's past")]
+    Dead(PoolId),
+    /// Only hosts die.
+    #[error("pool {0} is not a host's")]
+    NotHost(PoolId),
 }
 
 /// Most intervals in one operation: what a hostile one costs is bounded.
@@ -377,6 +394,12 @@ impl Ledger {
         ids.filter_map(|(_, id)| self.claim(id).map(|claim| (id, claim)))
     }
 
+    /// Whether a claim is on a host that was declared dead.
+    #[must_use]
+    pub fn is_on_dead_host(&self, claim: &Claim) -> bool {
+        self.pools.get(&claim.pool).is_some_and(|pool| !pool.dead.is_empty())
+    }
+
     /// The host that a claim is on, if it is on one.
     #[must_use]
     pub fn host_of(&self, claim: &Claim) -> Option<HostId> {
@@ -448,11 +471,24 @@ impl Ledger {
             }
             LedgerOp::Claim { pool: id, amount, record, epoch } => {
                 let pool = self.spend(judged, *id, amount)?;
+                if pool.is_dead_at(judged.frontier) {
+                    return Err(BadLedgerOp::Dead(*id));
+                }
                 pool.claimed = pool.claimed.saturating_add(amount);
                 let claim = ClaimId { entry: judged.entry, index };
                 let row = Claim { pool: *id, amount: amount.clone(), record: *record, epoch: *epoch, gone: Vec::new() };
                 self.insert_claim(claim, row);
                 Ok(Touched::Claim(claim))
+            }
+            LedgerOp::DeclareDead { pool: id, at, by } => {
+                let pool = self.pool_mut(judged, *id)?;
+                if !matches!(pool.subject, Subject::Host(_)) {
+                    return Err(BadLedgerOp::NotHost(*id));
+                }
+                pool.dead.push(Death { entry: judged.entry, at: *at, by: *by });
+                pool.dead.sort_unstable();
+                pool.dead.dedup();
+                Ok(Touched::Pool(*id))
             }
             LedgerOp::Inherit { pool, from } => self.inherit(judged, *pool, *from).map(|()| Touched::Pool(*pool)),
             LedgerOp::Release { claim } => self.release(judged, *claim).map(|()| Touched::Claim(*claim)),
@@ -525,7 +561,9 @@ impl Ledger {
             return Err(BadLedgerOp::NotHolder(id));
         };
         let host = self.host_of(&claim);
-        let has_evidence = |claim: &Claim| claim.gone.iter().any(|entry| judged.frontier.holds(*entry));
+        let is_dead = |claim: &Claim| self.pools.get(&claim.pool).is_some_and(|pool| pool.is_dead_at(judged.frontier));
+        let stated = |claim: &Claim| claim.gone.iter().any(|entry| judged.frontier.holds(*entry));
+        let has_evidence = |claim: &Claim| stated(claim) || is_dead(claim);
         // The right to be on a host goes with the claim on it: of the same entry, so that all judges see the same.
         let in_group = self.pools.get(&claim.pool).is_some_and(|pool| matches!(pool.subject, Subject::Group { .. }));
         let stays = |(other, claim): (ClaimId, &Claim)| {
@@ -591,7 +629,8 @@ fn check_kind(id: PoolId, subject: &Subject, amount: &Amount) -> Result<(), BadL
 fn mint(root: ReplicaId, subject: Subject, amount: Amount) -> Pool {
     let account = Account { free: amount.clone(), ..Account::default() };
     let accounts = OrdMap::unit(root, account);
-    Pool { subject, minted: amount, burnt: Amount::default(), claimed: Amount::default(), is_forked: false, accounts }
+    let (burnt, claimed) = (Amount::default(), Amount::default());
+    Pool { subject, minted: amount, burnt, claimed, is_forked: false, accounts, dead: Vec::new() }
 }
 
 fn pools_of<'a>(

@@ -8,7 +8,7 @@ pub mod branch;
 pub mod document;
 pub mod entry;
 pub mod filters;
-mod hosts;
+pub mod hosts;
 pub mod id;
 pub mod interval;
 pub mod ledger;

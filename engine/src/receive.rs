@@ -601,6 +601,7 @@ fn resolve_names(header: &mut Header, branches: &Branches, past: &Frontier) {
             | LedgerOp::Burn { pool, .. }
             | LedgerOp::Grant { pool, .. }
             | LedgerOp::Claim { pool, .. }
+            | LedgerOp::DeclareDead { pool, .. }
             | LedgerOp::Inherit { pool, .. } => pool.entry = branches.resolve(pool.entry, past),
             LedgerOp::Release { claim } => claim.entry = branches.resolve(claim.entry, past),
         }

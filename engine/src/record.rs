@@ -127,6 +127,15 @@ pub struct Host {
     #[serde(default)]
     #[autosurgeon(missing = "String::new")]
     pub pool: String,
+    /// The pool of a dead host whose operator has said that the machine may come back, with another pool. Empty if none.
+    #[serde(default)]
+    #[autosurgeon(missing = "String::new")]
+    pub revived: String,
+    /// The operator's word that it is down, whatever is heard of it: it takes no new server (Nova's `forced_down`). Its servers
+    /// keep what they hold, since this proves nothing: see [`crate::hosts`] for a host that is dead.
+    #[serde(default)]
+    #[autosurgeon(missing = "Default::default")]
+    pub forced_down: bool,
 }
 
 impl Host {

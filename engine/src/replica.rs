@@ -493,7 +493,12 @@ impl Replica {
         let is_gone = |id: &&RecordId| self.view.held(**id).is_none_or(|held| held.deleted);
         let gone = flushed.records.iter().filter(|id| matches!(id.kind, Kind::Server | Kind::Address)).filter(is_gone);
         let of_gone = gone.flat_map(|id| self.view.ledger().claims_of(*id).map(|(claim, _)| claim));
-        flushed.claims.iter().copied().chain(of_gone).collect()
+        // Of a host that was declared dead, all that were still waiting for its agent's word.
+        let ledger = self.view.ledger();
+        let dead = flushed.pools.iter().filter(|id| ledger.pool(**id).is_some_and(|pool| !pool.dead.is_empty()));
+        let buried = dead.flat_map(|id| hosts::claimants(&self.view, *id));
+        let buried = buried.flat_map(|record| ledger.claims_of(record).map(|(claim, _)| claim));
+        flushed.claims.iter().copied().chain(of_gone).chain(buried).collect()
     }
 
     /// Takes up the requests that are held, and seals whom they name: those that can succeed. One that cannot, since those

@@ -301,7 +301,7 @@ impl<'a> Search<'a> {
         if host.disabled {
             return Verdict::Disabled;
         }
-        if !is_up(id) {
+        if host.forced_down || self.view.death(id).is_some() || !is_up(id) {
             return Verdict::Down;
         }
         if !image_fits(&self.request.image, host) {

@@ -410,6 +410,17 @@ impl<'a> Tx<'a> {
         self.ledger_op(LedgerOp::Release { claim }).map(|_| ())
     }
 
+    /// Declares a host dead, whose pool this is, by the word of a user (S5). What waited only for its agent's word is gone.
+    ///
+    /// # Errors
+    /// [`Refusal::Invalid`] if this replica may not: see [`crate::hosts`].
+    pub fn declare_dead(&mut self, pool: PoolId, by: Uuid) -> Result<(), Refusal> {
+        self.ledger_op(LedgerOp::DeclareDead { pool, at: self.now, by })?;
+        let records = crate::hosts::claimants(&self.view, pool);
+        apply::sweep(&mut self.view, records.into_iter(), &mut self.documents);
+        Ok(())
+    }
+
     /// Takes over the free rights of a retired replica whose heir this one is.
     ///
     /// # Errors

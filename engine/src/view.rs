@@ -350,7 +350,14 @@ impl View {
         let on_hosts = self.ledger.claims_of(RecordId { kind: Kind::Server, id: server });
         let on_hosts = on_hosts.filter_map(|(id, claim)| {
             let host = self.ledger.host_of(claim)?;
-            Some(Placement { claim: id, host, epoch: claim.epoch, amount: &claim.amount, gone: !claim.gone.is_empty() })
+            Some(Placement {
+                claim: id,
+                host,
+                epoch: claim.epoch,
+                amount: &claim.amount,
+                gone: !claim.gone.is_empty(),
+                dead: self.ledger.is_on_dead_host(claim),
+            })
         });
         on_hosts.max_by_key(|placement| (placement.epoch, placement.claim))
     }
@@ -396,6 +403,8 @@ pub struct Placement<'a> {
     pub amount: &'a crate::ledger::Amount,
     /// The agent has stated that its domain is gone for good.
     pub gone: bool,
+    /// The host was declared dead.
+    pub dead: bool,
 }
 
 /// Changing a view. Every change goes through these, so that digest, indexes and dirty rows follow.
@@ -508,8 +517,8 @@ impl View {
     fn digest_pool(&mut self, id: PoolId, before: Option<&Pool>) {
         let now = self.ledger.pool(id).cloned();
         for (pool, add) in [(before, false), (now.as_ref(), true)] {
-            if let Some(Pool { subject, minted, burnt, claimed, .. }) = pool {
-                self.digest_item(&("pool", id, subject, minted, burnt, claimed), add);
+            if let Some(Pool { subject, minted, burnt, claimed, dead, .. }) = pool {
+                self.digest_item(&("pool", id, subject, minted, burnt, claimed, dead), add);
             }
         }
         for (replica, before, now) in Pool::changed_accounts(before, now.as_ref()) {
@@ -552,7 +561,9 @@ impl View {
     /// Whether something keeps a deleted record: a record that refers to it, or a claim whose host's agent has not
     /// said that the domain is gone.
     pub(crate) fn is_kept(&self, id: RecordId) -> bool {
-        let runs = |(_, claim): (ClaimId, &Claim)| claim.gone.is_empty() && self.ledger.host_of(claim).is_some();
+        let runs = |(_, claim): (ClaimId, &Claim)| {
+            claim.gone.is_empty() && self.ledger.host_of(claim).is_some() && !self.ledger.is_on_dead_host(claim)
+        };
         self.referrers.contains_key(&id) || self.ledger.claims_of(id).any(runs)
     }
 

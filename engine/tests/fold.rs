@@ -14,7 +14,7 @@ use common::{Cloud, Rogue, cloud, key, member, snapshot};
 use luc_engine::entry::{Frontier, MemberOp};
 use luc_engine::id::EntryId;
 use luc_engine::record::{Kind, Project, RecordId};
-use luc_engine::replica::{Identity, Received, Rejection, ReplaceError, Replica};
+use luc_engine::replica::{Identity, Received, ReplaceError, Replica};
 use luc_engine::store::{Batch, MemoryStore, Reader, Store, StoreError};
 use luc_engine::tx::Refusal;
 use luc_engine::view::Digest;

@@ -291,7 +291,7 @@ fn the_format_of_entries_does_not_change_unnoticed() {
     let again = Entry::decode(entry.bytes()).unwrap();
     assert_eq!((again.header, again.content), (entry.header, entry.content));
 }
-const PINNED: &str = "9af57fc3ee0c787b6982c388f1fa732d1b9d4bf99f2b90f00245a6b22b843552";
+const PINNED: &str = "161300c971ee258d79b310ffec6a3ef4309d13a68cd0e0d2febe21c2092c732d";
 
 proptest! {
     #[test]

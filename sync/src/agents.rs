@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use luc_engine::agent::{DomainState, FromAgent, Heartbeat, HostFacts, Observation, Order, ToAgent, Wanted};
+use luc_engine::agent::{DomainState, FromAgent, Heartbeat, HostFacts, Observation, Order, Orphan, ToAgent, Wanted};
 use luc_engine::entry::{Frontier, HostIdentity, Subject, Tip};
-use luc_engine::id::{HostId, PoolId, ReplicaId};
+use luc_engine::id::{ClaimId, HostId, PoolId, ReplicaId};
 use luc_engine::ledger::{Amount, Claim, Dimension, Pool};
 use luc_engine::record::{Host, Kind, Project, Record, RecordId, host_record};
 use luc_engine::replica::Flushed;
@@ -47,6 +48,29 @@ struct Attached {
     orders: Mutex<BTreeMap<Uuid, Order>>,
     wake: Notify,
     console: mpsc::Sender<Question>,
+    /// As the agent was told when it introduced itself.
+    standing: Standing,
+    /// Not so any more: it is to introduce itself again.
+    again: AtomicBool,
+}
+
+/// Whether a host lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    Lives,
+    Dead,
+    /// Dead, and to come back with another pool.
+    Revived,
+}
+
+impl Standing {
+    fn of(view: &View, host: HostId) -> Self {
+        match view.death(host) {
+            None => Self::Lives,
+            Some(_) if dead_pool(view, host).is_some() => Self::Dead,
+            Some(_) => Self::Revived,
+        }
+    }
 }
 
 /// Why an agent was turned away.
@@ -67,6 +91,9 @@ pub enum AgentError {
     /// The host could not be written down.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// Its host was declared dead, or is to come back, since it introduced itself.
+    #[error("the agent is to introduce itself again")]
+    Again,
     /// The agent went away.
     #[error("the agent went away")]
     Gone,
@@ -78,6 +105,17 @@ impl Agents {
         let attached = self.attached.lock();
         if attached.is_empty() {
             return;
+        }
+        let records = flushed.records.iter().filter(|id| id.kind == Kind::Host).map(|id| HostId(id.id));
+        let pools = flushed.pools.iter().filter_map(|id| match &view.ledger().pool(*id)?.subject {
+            Subject::Host(host) => Some(host.host),
+            _ => None,
+        });
+        for host in records.chain(pools) {
+            if let Some(told) = attached.get(&host).filter(|told| told.standing != Standing::of(view, host)) {
+                told.again.store(true, Ordering::Relaxed);
+                told.wake.notify_one();
+            }
         }
         for (host, order) in orders(view, flushed, &|host| attached.contains_key(&host)) {
             if let Some(host) = attached.get(&host) {
@@ -141,11 +179,17 @@ pub async fn serve(
     let facts = greet(&node, &mut from, &to, certified).await?;
     let host = facts.identity.host;
     let (console, mut questions) = mpsc::channel(64);
-    let attached = Arc::new(Attached { orders: Mutex::default(), wake: Notify::new(), console });
+    let standing = Standing::of(&node.view(), host);
+    let again = AtomicBool::new(false);
+    let attached = Arc::new(Attached { orders: Mutex::default(), wake: Notify::new(), console, standing, again });
     // From here on, changes gather as orders; the full list below may repeat some, which does no harm.
     node.agents().attached.lock().insert(host, attached.clone());
     let _detach = Detach { node: node.clone(), host, attached: attached.clone() };
     let view = node.view();
+    // A change that came before it was attached was told to nobody.
+    if Standing::of(&view, host) != standing {
+        return Err(AgentError::Again);
+    }
     let mut all: Vec<Order> = view.ledger().claims_on(host).filter_map(|(id, claim)| order(&view, id, claim)).collect();
     drop(view);
     // A host with thousands of servers gets the rest one by one: a frame has a limit.
@@ -170,6 +214,9 @@ pub async fn serve(
                 }
             }
             () = attached.wake.notified() => {
+                if attached.again.load(Ordering::Relaxed) {
+                    return Err(AgentError::Again);
+                }
                 let orders = std::mem::take(&mut *attached.orders.lock());
                 for order in orders.into_values() {
                     to.send(ToAgent::Order(Box::new(order))).await.map_err(|_| AgentError::Gone)?;
@@ -217,6 +264,9 @@ async fn heard(
             FromAgent::Observed(_) => {}
             FromAgent::Stated(statement) => stated.push(statement),
             FromAgent::Heartbeat(heartbeat) => {
+                for order in remains(&node.view(), host, &heartbeat.orphans) {
+                    to.send(ToAgent::Order(Box::new(order))).await.map_err(|_| AgentError::Gone)?;
+                }
                 node.agents().heard.lock().insert(host, (Instant::now(), heartbeat));
             }
             FromAgent::ConsoleOutput { request, output } => {
@@ -244,6 +294,22 @@ async fn heard(
         to.send(ToAgent::StatementHeld(claim)).await.map_err(|_| AgentError::Gone)?;
     }
     Ok(())
+}
+
+/// What is left on a host that was dead once, of servers that were deleted or placed elsewhere meanwhile: their claims were
+/// released without the agent's word, so that no order names them any more.
+#[must_use]
+pub fn remains(view: &View, host: HostId, orphans: &[Orphan]) -> Vec<Order> {
+    let dead = view.ledger().host_pools(host).find(|(_, pool)| !pool.dead.is_empty()).map(|(id, _)| id);
+    let Some(pool) = dead else { return Vec::new() };
+    // A claim that is absent and was seen is settled (A4); one that was not seen may live.
+    let is_settled = |claim: ClaimId| view.frontier().holds(claim.entry) && view.ledger().claim(claim).is_none();
+    let settled = orphans.iter().filter(|orphan| is_settled(orphan.claim));
+    let order = |orphan: &Orphan| {
+        let Orphan { server, claim, epoch } = *orphan;
+        Order { server, claim, pool, epoch, wanted: Wanted::Absent }
+    };
+    settled.map(order).collect()
 }
 
 /// The orders that follow from a flush, for the hosts whose agents are attached.
@@ -282,7 +348,7 @@ pub fn observe(tx: &mut Tx<'_>, observation: Observation) -> Result<(), Refusal>
 
 /// The order that a claim stands for; none once it is settled.
 #[must_use]
-pub fn order(view: &View, id: luc_engine::id::ClaimId, claim: &Claim) -> Option<Order> {
+pub fn order(view: &View, id: ClaimId, claim: &Claim) -> Option<Order> {
     if !claim.gone.is_empty() {
         return None;
     }
@@ -313,6 +379,8 @@ pub enum Met {
     },
     /// The entry that minted its pool is not here yet. No other is minted: it would promise the host twice.
     Awaited(PoolId),
+    /// It serves a pool that was declared dead (S5): it is to start nothing, and to stop what runs.
+    Dead(PoolId),
 }
 
 /// Deals with an agent's introduction (S3). The first replica that meets it mints its host's pool; the agent decides by what it says
@@ -323,24 +391,44 @@ pub enum Met {
 pub fn meet(tx: &mut Tx<'_>, facts: HostFacts) -> Result<Met, Refusal> {
     let view = tx.view();
     match facts.pool {
+        Some(pool) if view.ledger().pool(pool).is_some_and(|pool| !pool.dead.is_empty()) => match view.is_revived(pool)
+        {
+            true => tell(tx, facts, Some(pool)),
+            false => Ok(Met::Dead(pool)),
+        },
         Some(pool) if view.ledger().pool(pool).is_some() => {
             write_host(tx, facts, pool)?;
             Ok(Met::Served)
         }
         Some(pool) if !view.is_void(pool) => Ok(Met::Awaited(pool)),
-        instead_of => {
-            let known = view.host_pool(facts.identity.host).map(|(id, _)| id);
-            let unserved = || view.ledger().host_pools(facts.identity.host).map(|(id, _)| id).next();
-            let pool = match known.or_else(unserved) {
-                Some(pool) => pool,
-                None => tx.mint(Subject::Host(facts.identity.clone()), capacity(&facts))?,
-            };
-            Ok(Met::Told { pool, instead_of })
-        }
+        instead_of => match dead_pool(view, facts.identity.host) {
+            Some(dead) => Ok(Met::Dead(dead)),
+            None => tell(tx, facts, instead_of),
+        },
     }
 }
 
-/// Greets an agent until it serves a pool that is here, however long that takes. Gives the host as it introduced itself last.
+/// The pool of a host that is dead, and is not to come back.
+fn dead_pool(view: &View, host: HostId) -> Option<PoolId> {
+    let dead = view.host_pool(host).filter(|(_, pool)| !pool.dead.is_empty()).map(|(id, _)| id);
+    dead.filter(|id| !view.is_revived(*id))
+}
+
+/// Names a host's pool to its agent: the one that it is known to serve, or one that nobody serves yet, or a new one.
+fn tell(tx: &mut Tx<'_>, facts: HostFacts, instead_of: Option<PoolId>) -> Result<Met, Refusal> {
+    let (view, host) = (tx.view(), facts.identity.host);
+    let served = view.host_pool(host).filter(|(_, pool)| pool.dead.is_empty()).map(|(id, _)| id);
+    let is_whole = |pool: &Pool| pool.dead.is_empty() && pool.burnt.is_zero();
+    let unserved = || view.ledger().host_pools(host).filter(|(_, pool)| is_whole(pool)).map(|(id, _)| id).next();
+    let pool = match served.or_else(unserved) {
+        Some(pool) => pool,
+        None => tx.mint(Subject::Host(facts.identity.clone()), capacity(&facts))?,
+    };
+    Ok(Met::Told { pool, instead_of })
+}
+
+/// Greets an agent until it serves a pool that is here, however long that takes, or knows that its host is dead. Gives the host as
+/// it introduced itself last.
 async fn greet(
     node: &Node,
     from: &mut mpsc::Receiver<FromAgent>,
@@ -354,7 +442,15 @@ async fn greet(
         let introduced = facts.clone();
         match node.transact::<_, Refusal, _>(move |tx| meet(tx, introduced)).await? {
             Met::Served => return Ok(facts),
+            Met::Dead(pool) => {
+                to.send(ToAgent::Dead(pool)).await.map_err(|_| AgentError::Gone)?;
+                return Ok(facts);
+            }
             Met::Told { pool, instead_of } => {
+                let is_dead = |id: &PoolId| node.view().ledger().pool(*id).is_some_and(|pool| !pool.dead.is_empty());
+                if let Some(dead) = instead_of.filter(is_dead) {
+                    to.send(ToAgent::Dead(dead)).await.map_err(|_| AgentError::Gone)?;
+                }
                 to.send(ToAgent::Pool { pool, instead_of }).await.map_err(|_| AgentError::Gone)?;
                 // What it saw and promised is told again after its next introduction.
                 facts = loop {
@@ -433,8 +529,10 @@ fn write_host(tx: &mut Tx<'_>, facts: HostFacts, pool: PoolId) -> Result<(), Ref
         return tx.create(id.0, host, &[]).map(|_| ());
     }
     tx.update::<Host, Refusal>(id.0, |old| {
-        let (disabled, reason) = (old.disabled, std::mem::take(&mut old.disabled_reason));
-        *old = Host { disabled, disabled_reason: reason, ..host };
+        // What operators wish stays.
+        let (disabled, forced_down) = (old.disabled, old.forced_down);
+        let (disabled_reason, revived) = (std::mem::take(&mut old.disabled_reason), std::mem::take(&mut old.revived));
+        *old = Host { disabled, disabled_reason, forced_down, revived, ..host };
         Ok(())
     })
 }

@@ -74,6 +74,8 @@ pub struct Counters {
     pub entries: AtomicU64,
     /// Time spent in commits, microseconds.
     pub flush_micros: AtomicU64,
+    /// Bytes of entries in the log, now.
+    pub log_bytes: AtomicU64,
 }
 
 /// What the thread owns.
@@ -350,6 +352,7 @@ impl Worker {
                     let flushed = inner.publish(&self.replica, flushed, micros);
                     inner.note_fence(self.replica.fence());
                     tended = self.replica.tend(now(), Some(&flushed));
+                    inner.counters.log_bytes.store(self.replica.log_bytes(), Ordering::Relaxed);
                     replies.into_iter().for_each(|reply| reply(Ok(())));
                 }
                 Err(error) => {

@@ -49,6 +49,8 @@ pub struct Cloud {
     pub wan: Wan,
     /// The sites, the founder first.
     pub sites: Vec<Site>,
+    /// What goes at the end of each site's configuration.
+    more: String,
 }
 
 /// One site: a replica with an agent.
@@ -71,8 +73,17 @@ impl Cloud {
     /// # Errors
     /// Whatever keeps a site from starting.
     pub fn start(names: &[&str]) -> Result<Self> {
+        Self::start_with(names, "")
+    }
+
+    /// A cloud with these sites, all up, and this at the end of their configurations.
+    ///
+    /// # Errors
+    /// Whatever keeps a site from starting.
+    pub fn start_with(names: &[&str], more: &str) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let mut cloud = Self { dir: tempfile::tempdir()?, runtime, wan: Wan::default(), sites: Vec::new() };
+        let (dir, more) = (tempfile::tempdir()?, more.to_owned());
+        let mut cloud = Self { dir, runtime, wan: Wan::default(), sites: Vec::new(), more };
         for name in names {
             cloud.add(name)?;
         }
@@ -84,7 +95,7 @@ impl Cloud {
     /// # Errors
     /// Whatever keeps it from starting.
     pub fn add(&mut self, name: &str) -> Result<&Site> {
-        let site = self.prepare(name, "")?;
+        let site = self.prepare(name, &self.more)?;
         match self.sites.first() {
             None => {
                 let password = self.dir.path().join("password");

@@ -23,6 +23,10 @@ advertise = []
 # Replicas of the site, host:port. Required for `luc agent`, unused by `luc serve`.
 replicas = []
 
+[replica]
+# Bytes of the log that are kept for members that are away. One that was away for longer takes a snapshot.
+log_max_bytes = 268435456
+
 [api]
 # Address of the OpenStack APIs (TCP, HTTP). Put TLS in front of it where the network is not yours.
 listen = "0.0.0.0:8774"
@@ -69,6 +73,9 @@ format = "text"
 level = "info"
 "#;
 
+/// Below that a log is no use to anybody: what a member missed in a moment is more.
+const LEAST_LOG: u64 = 64 << 10;
+
 /// The file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -81,11 +88,19 @@ pub(super) struct Config {
     #[serde(default)]
     pub(super) replicas: Vec<String>,
     #[serde(default)]
+    pub(super) replica: Replica,
+    #[serde(default)]
     pub(super) api: Api,
     #[serde(default)]
     pub(super) agent: Agent,
     #[serde(default)]
     pub(super) log: Log,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Replica {
+    pub(super) log_max_bytes: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -134,6 +149,12 @@ enum LogFormat {
 
 fn default_listen() -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], 4786))
+}
+
+impl Default for Replica {
+    fn default() -> Self {
+        Self { log_max_bytes: luc_engine::replica::LOG_BYTES }
+    }
 }
 
 impl Default for Api {
@@ -213,6 +234,9 @@ impl Config {
             if value == 0 {
                 bail!("{key} must be at least 1");
             }
+        }
+        if self.replica.log_max_bytes < LEAST_LOG {
+            bail!("replica.log_max_bytes must be at least {LEAST_LOG}");
         }
         let url = &self.api.public_url;
         if !url.is_empty() && !url.starts_with("http://") && !url.starts_with("https://") {
@@ -299,6 +323,7 @@ mod tests {
     #[test]
     fn the_template_is_valid_and_holds_the_defaults() {
         let template: Config = toml::from_str(TEMPLATE).expect("the template parses");
+        assert_eq!(format!("{:?}", template.replica), format!("{:?}", Replica::default()));
         assert_eq!(format!("{:?}", template.api), format!("{:?}", Api::default()));
         assert_eq!(format!("{:?}", template.agent), format!("{:?}", Agent::default()));
         assert_eq!(format!("{:?}", template.log), format!("{:?}", Log::default()));
@@ -316,6 +341,7 @@ mod tests {
             ("data_dir = \"/x\"\nadvertise = [\"paris\"]", "advertise"),
             ("data_dir = \"/x\"\n[agent]\nvirt_type = \"xen\"", "virt_type"),
             ("data_dir = \"/x\"\n[agent]\ncpu_overcommit = 0", "cpu_overcommit"),
+            ("data_dir = \"/x\"\n[replica]\nlog_max_bytes = 1", "replica.log_max_bytes"),
             ("", "data_dir"),
         ];
         for (text, key) in cases {

@@ -45,6 +45,7 @@ async fn run(config: &Config) -> Result<()> {
     let mut store = RedbStore::open(&path)?;
     let in_place = Replica::settle(&mut store, &super::place::of(&path)?)?;
     let mut replica = Replica::open(identity, Box::new(store))?;
+    replica.limit_log(config.replica.log_max_bytes);
     if !in_place {
         replica.put_up(Fence::Copy);
     }
@@ -123,7 +124,7 @@ async fn attach(handle: LinkHandle, node: Node) {
     loop {
         let (to, from) = handle.attach().await;
         match agents::serve(node.clone(), from, to, None).await {
-            Ok(()) | Err(agents::AgentError::Gone | agents::AgentError::NoHello) => {}
+            Ok(()) | Err(agents::AgentError::Gone | agents::AgentError::NoHello | agents::AgentError::Again) => {}
             Err(agents::AgentError::Refused(Refusal::Fenced(fence))) => {
                 tracing::error!(%fence, "servers run on, but nobody gives orders to the agent of this machine");
                 return;

@@ -194,6 +194,8 @@ impl World {
     pub(super) fn met(&mut self, at: usize, agent: usize, session: u64, met: Met, host: HostId) {
         match met {
             Met::Served => self.hello(at, agent, session, host),
+            // Nobody declares hosts dead here.
+            Met::Dead(_) => {}
             Met::Told { pool, .. } => self.tell_agent(agent, session, Talk::Pool(pool)),
             Met::Awaited(_) => self.at(RETRY, Event::ToReplica { node: at, agent, session, talk: Talk::Hello }),
         }

@@ -304,7 +304,7 @@ impl Rules {
                 *pool
             }
             LedgerOp::Release { claim } => self.count_release(id, *claim)?,
-            LedgerOp::Grant { .. } | LedgerOp::Inherit { .. } => return Ok(()),
+            LedgerOp::Grant { .. } | LedgerOp::Inherit { .. } | LedgerOp::DeclareDead { .. } => return Ok(()),
         };
         let fits = |pool: &Pool| pool.live.iter().zip(pool.capacity).all(|(live, capacity)| *live <= capacity);
         match self.pools.get(&touched).filter(|pool| !fits(pool)) {
@@ -369,7 +369,7 @@ impl Rules {
                         add(&mut self.pools.entry(row.pool).or_default().live, row.amount, 1);
                     }
                 }
-                LedgerOp::Grant { .. } | LedgerOp::Inherit { .. } => {}
+                LedgerOp::Grant { .. } | LedgerOp::Inherit { .. } | LedgerOp::DeclareDead { .. } => {}
             }
         }
     }
@@ -613,6 +613,7 @@ fn account(tracker: &mut Tracker, claims: &BTreeMap<ClaimId, Claim>, id: EntryId
                 change(author, row.pool, row.amount, 1);
             }
         }
+        LedgerOp::DeclareDead { .. } => {}
         LedgerOp::Inherit { pool, from } => {
             let left = tracker.accounts.insert((*from, *pool), Vector::default()).unwrap_or_default();
             add(tracker.accounts.entry((author, *pool)).or_default(), left, 1);
@@ -627,7 +628,8 @@ fn pool_of(id: EntryId, index: usize, op: &LedgerOp, claims: &BTreeMap<ClaimId, 
         | LedgerOp::Burn { pool, .. }
         | LedgerOp::Grant { pool, .. }
         | LedgerOp::Claim { pool, .. }
-        | LedgerOp::Inherit { pool, .. } => Some(*pool),
+        | LedgerOp::Inherit { pool, .. }
+        | LedgerOp::DeclareDead { pool, .. } => Some(*pool),
         LedgerOp::Release { claim } => claims.get(claim).map(|claim| claim.pool),
     }
 }
