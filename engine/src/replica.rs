@@ -16,7 +16,7 @@ pub use crate::apply::{Invalid, founded_by};
 use crate::entry::{BadEntry, Entry, Frontier, Hash, Header, Member, MemberOp, Subject, Tip, encode};
 use crate::hosts;
 use crate::id::{ClaimId, CloudId, EntryId, HostId, Millis, PoolId, ReplicaId};
-use crate::ledger::{Amount, Dimension, Pool};
+use crate::ledger::{Amount, Dimension, Pool, Waiting};
 use crate::record::{Kind, RecordId};
 use crate::retire::VOTES;
 use crate::store::{Batch, FORMAT, Reader, Store, StoreError, Table};
@@ -406,8 +406,30 @@ impl Replica {
         let claims = flushed.filter(|flushed| !flushed.members).map(|flushed| self.concerned(flushed));
         let released = self.release_settled(now, claims.as_deref())?;
         let burnt = self.burn_surplus(now, flushed.filter(|flushed| !flushed.members))?;
-        let wrote = sealed || inherited || released > 0 || burnt;
+        let confirmed = self.confirm(now)?;
+        let wrote = sealed || inherited || released > 0 || burnt || confirmed;
         Ok(wrote || self.say_held(now)?)
+    }
+
+    /// Countersigns the grants of confirmed pools whose root this replica is, or acts for (A5). Not those of an author
+    /// whose chain has forked, or who is being retired: what of it counts is not settled.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing is countersigned.
+    pub fn confirm(&mut self, now: Millis) -> Result<bool, Refusal> {
+        let view = &self.view;
+        let mine = |granted: &&Waiting| view.retired().acts_for(self.me, granted.pool.entry.author);
+        let named = view.retirements().named(view.frontier());
+        let doubtful = |author: ReplicaId| {
+            self.quarantine.contains_key(&author) || (named.contains(&author) && !view.retired().contains(author))
+        };
+        let waiting = view.ledger().waiting().filter(mine).filter(|granted| !doubtful(granted.grant.author));
+        let waiting: Vec<Waiting> = waiting.take(CONFIRMED).copied().collect();
+        let any = !waiting.is_empty();
+        if any {
+            self.transact::<_, Refusal>(now, |tx| waiting.into_iter().try_for_each(|granted| tx.confirm(granted)))?;
+        }
+        Ok(any)
     }
 
     /// Burns what this replica holds free of pools that no host's agent serves (S3): of the hosts that a flush has
@@ -908,6 +930,8 @@ fn load<K: DeserializeOwned, V: DeserializeOwned>(reader: &dyn Reader, table: Ta
 
 /// Most accounts that one entry takes over: an entry has a limit.
 const INHERITED: usize = 5_000;
+/// Most grants that one entry countersigns: the rest come with the next.
+const CONFIRMED: usize = 1_000;
 
 /// The nil UUID: the parent of names that are unique in the whole cloud.
 pub const WHOLE_CLOUD: Uuid = Uuid::nil();

@@ -11,6 +11,7 @@ use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::account::Rights;
 use crate::agent::Observation;
 use crate::entry::{Frontier, Member, Name, Tip, encode};
 use crate::id::{ClaimId, CloudId, EntryId, HostId, PoolId, ReplicaId, SiteName};
@@ -508,14 +509,17 @@ impl View {
     fn digest_pool(&mut self, id: PoolId, before: Option<&Pool>) {
         let now = self.ledger.pool(id).cloned();
         for (pool, add) in [(before, false), (now.as_ref(), true)] {
-            if let Some(Pool { subject, minted, burnt, claimed, dead, .. }) = pool {
-                self.digest_item(&("pool", id, subject, minted, burnt, claimed, dead), add);
+            if let Some(Pool { subject, minted, burnt, claimed, dead, confirmed, .. }) = pool {
+                self.digest_item(&("pool", id, subject, minted, burnt, claimed, dead, confirmed), add);
             }
         }
         for (replica, before, now) in Pool::changed_accounts(before, now.as_ref()) {
-            for (free, add) in [(before, false), (now, true)] {
-                if !free.is_zero() {
-                    self.digest_item(&("account", id, replica, free), add);
+            for (Rights { total, waiting }, add) in [(before, false), (now, true)] {
+                if !total.is_zero() {
+                    self.digest_item(&("account", id, replica, total), add);
+                }
+                if !waiting.is_zero() {
+                    self.digest_item(&("waiting", id, replica, waiting), add);
                 }
             }
         }
