@@ -2,8 +2,7 @@
 //! replicas with loss, repetition, restarts and joins; what is void; and what it costs. The same for confirmed pools.
 //!
 //! Broken once each, to see these fail: a grant that leaves the giver's account as it was; a release that gives nothing
-//! back; sums of sets that have an address in common; a claim of the highest addresses; numbers taken for addresses; a grant that
-//! counts before its root's word is in the owner's past.
+//! back; sums of sets that have an address in common; a claim of the highest addresses; numbers taken for addresses.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
