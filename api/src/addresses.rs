@@ -58,16 +58,22 @@ impl From<Fault> for Missing {
 
 pub(crate) async fn create(State(app): State<App>, caller: Caller, body: Object) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
-    only(&body, &["name", "description", "cidrs"])?;
+    only(&body, &["name", "description", "cidrs", "confirmed"])?;
     let addresses = given(&body, "cidrs")?.ok_or_else(|| Fault::bad("\"cidrs\" is required."))?;
     let name = body.required("name")?.trim().to_owned();
     let description = body.text("description")?.unwrap_or_default().to_owned();
+    let confirmed = body.flag("confirmed")?.unwrap_or(false);
     let id = Uuid::new_v4();
     app.transact(move |tx| {
         let pool = AddressPool { name: name.clone(), description, created_at: now() };
         let record = tx.create(id, pool, &[])?;
         tx.bind(WHOLE_CLOUD, &name, record)?;
-        tx.mint(Subject::Addresses { of: record }, addresses.into())?;
+        let subject = Subject::Addresses { of: record };
+        if confirmed {
+            tx.mint_confirmed(subject, addresses.into())?
+        } else {
+            tx.mint(subject, addresses.into())?
+        };
         Ok(())
     })
     .await?;

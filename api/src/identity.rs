@@ -14,7 +14,7 @@ use luc_engine::record::{Assignment, Kind, NAMESPACE, Project, RecordId, Revocat
 use luc_engine::replica::WHOLE_CLOUD;
 use luc_engine::tx::Tx;
 use luc_engine::view::{RecordType, View};
-use luc_sync::join::mint_quota;
+use luc_sync::join::mint_quota_as;
 use luc_sync::node::now;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
@@ -334,6 +334,9 @@ async fn show_project(State(app): State<App>, caller: Caller, Path(id): Path<Str
 const PROJECT_FIELDS: [&str; 9] =
     ["name", "description", "enabled", "domain_id", "parent_id", "is_domain", "tags", "options", "id"];
 
+/// A property of projects whose quota's grants have to be countersigned: set when the project is created, for ever.
+const CONFIRMED: &str = "luc:confirmed";
+
 fn extra(given: &Object, known: &[&str]) -> BTreeMap<String, String> {
     let other = given.0.iter().filter(|(key, _)| !known.contains(&key.as_str()));
     other.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
@@ -360,13 +363,14 @@ async fn create_project(State(app): State<App>, caller: Caller, body: Object) ->
         extra: extra(&given, &PROJECT_FIELDS),
         ..Project::default()
     };
+    let confirmed = given.flag(CONFIRMED)?.unwrap_or(false);
     let (id, record) = (Uuid::new_v4(), project.clone());
     let [instances, vcpus, memory] = app.settings().default_quota;
     app.transact(move |tx| {
         let name = record.name.clone();
         let project = tx.create(id, record, &[])?;
         tx.bind(WHOLE_CLOUD, &name, project)?;
-        Ok(mint_quota(tx, id, &quota(instances, vcpus, memory))?)
+        Ok(mint_quota_as(tx, id, &quota(instances, vcpus, memory), confirmed)?)
     })
     .await?;
     Ok(json_reply(StatusCode::CREATED, &json!({"project": render_project(id, &project)})))
@@ -377,6 +381,9 @@ async fn update_project(State(app): State<App>, caller: Caller, Path(id): Path<S
     let id = find::<Project>(&app.view(), "project", &id)?.0;
     let given = body.inner("project")?;
     let (name, description) = (given.name("name")?.map(str::to_owned), given.text("description")?.map(str::to_owned));
+    if given.0.contains_key(CONFIRMED) {
+        return Err(Fault::bad(format!("{CONFIRMED:?} is set when a project is created, and never changes.")));
+    }
     let (enabled, more) = (given.flag("enabled")?, extra(&given, &PROJECT_FIELDS));
     app.transact(move |tx| {
         let old = tx.get::<Project>(id)?.name.clone();

@@ -99,7 +99,8 @@ fn render(view: &View, holders: &Holders, id: PoolId, pool: &Pool, claims: &Clai
         total = total.saturating_add(&free);
         let age = holders.heard(replica).map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
         rights.push(json!({
-            "replica": replica.to_string(), "site": holders.site(replica), "free": amount(&free),
+            "replica": replica.to_string(), "site": holders.site(replica), "free": amount(&pool.free(replica)),
+            "unconfirmed": amount(&pool.unconfirmed(replica)),
             "reachable": holders.is_reachable(replica), "age_ms": age, "retiring": holders.is_retiring(replica),
         }));
     }
@@ -107,7 +108,7 @@ fn render(view: &View, holders: &Holders, id: PoolId, pool: &Pool, claims: &Clai
         "id": id.to_string(), "root": id.entry.author.to_string(), "subject": subject(view, &pool.subject),
         "minted": amount(&pool.minted), "burnt": amount(&pool.burnt), "capacity": amount(&pool.capacity()),
         "claims": claims.count, "claimed": amount(&claims.sum), "free": amount(&total), "rights": rights,
-        "conserved": conserved,
+        "conserved": conserved, "confirmed": pool.confirmed,
     })
 }
 

@@ -86,14 +86,18 @@ impl Holders {
             *sum = sum.saturating_add(&free);
         }
         holders.retain(|_, free| !free.is_zero());
-        if holders.is_empty() {
+        if holders.is_empty() && short.unconfirmed.is_empty() {
             return String::new();
         }
         let verdict = self.verdict(short, &holders, asked);
         let mut holders: Vec<_> = holders.into_iter().collect();
         holders.sort_by_key(|(_, free)| std::cmp::Reverse(free.size()));
         let one = |(replica, free): &(ReplicaId, Amount)| format!("{} holds {free}", self.words(*replica, asked));
-        format!("{verdict}: {}", holders.iter().map(one).collect::<Vec<_>>().join("; "))
+        let awaited = |(root, amount): &(ReplicaId, Amount)| {
+            format!("{amount} wait to be countersigned by {}", self.words(*root, asked))
+        };
+        let all: Vec<String> = holders.iter().map(one).chain(short.unconfirmed.iter().map(awaited)).collect();
+        format!("{verdict}: {}", all.join("; "))
     }
 
     /// Why the rights that others hold do not help.

@@ -157,3 +157,31 @@ async fn bad_input_is_told_so() {
     }
     assert_eq!(cloud.get(POOLS).await.body, before, "what was refused changed nothing");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pools_can_be_made_so_that_grants_are_countersigned() {
+    let cloud = Cloud::start().await;
+    let body = json!({"name": "p", "cidrs": ["10.0.0.0/30"], "confirmed": true});
+    let made = cloud.request(Method::POST, POOLS, Some(&body)).await.body;
+    assert_eq!(made["pool"]["confirmed"], true);
+    let project = async |body: Value| {
+        let made = cloud.request(Method::POST, "/identity/v3/projects", Some(&json!({"project": body}))).await;
+        (made.status, made.body)
+    };
+    let (_, dev) = project(json!({"name": "dev", "luc:confirmed": "true"})).await;
+    let dev = dev["project"]["id"].as_str().unwrap().to_owned();
+    project(json!({"name": "test"})).await;
+    assert_eq!(project(json!({"name": "bad", "luc:confirmed": 7})).await.0, StatusCode::BAD_REQUEST);
+    // A pool that is added is like the first; and whoever wants it otherwise is told that it cannot be.
+    let quota = json!({"quota_set": {"instances": 30}});
+    cloud.request(Method::PUT, &format!("/compute/v2.1/os-quota-sets/{dev}"), Some(&quota)).await;
+    let patch = json!({"project": {"luc:confirmed": "false"}});
+    let patched = cloud.request(Method::PATCH, &format!("/identity/v3/projects/{dev}"), Some(&patch)).await;
+    assert_eq!(patched.status, StatusCode::BAD_REQUEST);
+    let pools = cloud.get(POOLS).await.body;
+    let confirmed = |name: &str| -> Vec<bool> {
+        let of = pools["pools"].as_array().unwrap().iter().filter(|pool| pool["subject"]["name"] == name);
+        of.map(|pool| pool["confirmed"].as_bool().unwrap()).collect()
+    };
+    assert_eq!((confirmed("dev"), confirmed("test"), confirmed("p")), (vec![true], vec![false], vec![true]));
+}

@@ -236,7 +236,9 @@ pub(crate) fn apply_member(view: &mut View, author: Author<'_>, op: &MemberOp) -
 fn may_mint_votes(view: &View, author: Author<'_>, op: &LedgerOp) -> bool {
     let all: Amount = [(Dimension::Votes, VOTES)].into_iter().collect();
     let is_founder = author.entry.number == 1 && founded_by(&author.member.public_key) == view.cloud;
-    is_founder && view.ledger.votes().is_none() && matches!(op, LedgerOp::Mint { amount, .. } if *amount == all)
+    is_founder
+        && view.ledger.votes().is_none()
+        && matches!(op, LedgerOp::Mint { amount, confirmed: false, .. } if *amount == all)
 }
 
 /// Votes only move, and not while they count for a seal that is not decided: they would count again where they went.
@@ -351,6 +353,7 @@ pub(crate) fn apply_ledger(view: &mut View, author: Author<'_>, index: usize, op
         LedgerOp::Mint { .. } => None,
         LedgerOp::Grow { pool, .. } | LedgerOp::Burn { pool, .. } => Some(Touched::Pool(*pool)),
         LedgerOp::Grant { pool, .. }
+        | LedgerOp::Confirm { pool, .. }
         | LedgerOp::Claim { pool, .. }
         | LedgerOp::Inherit { pool, .. }
         | LedgerOp::DeclareDead { pool, .. } => Some(Touched::Pool(*pool)),

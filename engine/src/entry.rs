@@ -226,7 +226,7 @@ fn is_signed_afresh(public_key: &[u8; 32], bytes: &[u8], signature: &[u8]) -> bo
     matches!((key, signature), (Some(key), Some(signature)) if key.verify(bytes, &signature).is_ok())
 }
 
-/// One change of a ledger (A1–A4). What is claimed and released is judged at the author's own past.
+/// One change of a ledger (A1–A5). What is claimed and released is judged at the author's own past.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum LedgerOp {
     /// Makes a pool, named by this operation. The author is its root and holds all of it.
@@ -235,6 +235,8 @@ pub enum LedgerOp {
         subject: Subject,
         /// How much.
         amount: Amount,
+        /// Grants of others than the root are spent only once the root has countersigned them (A5).
+        confirmed: bool,
     },
     /// Adds to a pool. Its root only, or the root's heir.
     Grow {
@@ -284,6 +286,18 @@ pub enum LedgerOp {
         at: Millis,
         /// The user who said so. For people.
         by: Uuid,
+    },
+    /// Countersigns a grant of a confirmed pool: from here on its receiver can spend it. The pool's root only, or the root's
+    /// heir.
+    Confirm {
+        /// The pool.
+        pool: PoolId,
+        /// To whom was granted.
+        to: ReplicaId,
+        /// The entry that granted.
+        grant: EntryId,
+        /// Which of its ledger operations.
+        index: u32,
     },
     /// Takes over the free rights of a retired replica. Its heir only.
     Inherit {

@@ -1,4 +1,4 @@
-//! Ledgers: what can run out, spent without asking anyone (`PROTOCOL.md`, A1–A4).
+//! Ledgers: what can run out, spent without asking anyone (`PROTOCOL.md`, A1–A5).
 //!
 //! A pool's rights are shares that exactly one replica may spend. Rights are minted by the pool's root, move by
 //! grants, are spent by claims and come back by releases. An **account** (one pool, one replica) is a function of its
@@ -16,11 +16,11 @@
 
 use std::sync::Arc;
 
-use imbl::ordmap::DiffItem;
-use imbl::{OrdMap, Vector};
+use imbl::{OrdMap, OrdSet, Vector};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use crate::account::{Pool, Waiting};
 pub use crate::amount::{Amount, BadAmount, Dimension};
 use crate::branch::{Rename, Renaming};
 use crate::entry::{Frontier, LedgerOp, Subject};
@@ -29,164 +29,6 @@ use crate::id::{ClaimId, EntryId, HostId, PoolId, ReplicaId};
 use crate::mutant::{Mutant, on};
 use crate::record::RecordId;
 use crate::retire::Retired;
-
-/// What one replica holds of one pool.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Account {
-    /// Free rights as of the owner's last entry that used this pool.
-    free: Amount,
-    /// What an owner who forked has spent twice, less what was paid of it (M3): no right of this account is free before
-    /// it is paid.
-    debt: Amount,
-    /// Grants to the owner that this `free` does not contain yet, by the entries that made them.
-    incoming: Vec<(EntryId, Amount)>,
-}
-
-impl Account {
-    /// Free rights, all grants included: what the owner can spend once it holds what we hold.
-    #[must_use]
-    pub fn total(&self) -> Amount {
-        self.gross().saturating_sub(&self.debt)
-    }
-
-    /// What remains owed when all free rights are paid.
-    #[must_use]
-    pub fn owed(&self) -> Amount {
-        self.debt.saturating_sub(&self.gross())
-    }
-
-    fn shown(&self) -> Shown {
-        (self.total(), self.owed())
-    }
-
-    fn gross(&self) -> Amount {
-        self.incoming.iter().fold(self.free.clone(), |sum, (_, amount)| sum.saturating_add(amount))
-    }
-
-    /// Pays what can be paid.
-    fn pay(&mut self) {
-        let paid = self.free.min(&self.debt);
-        self.free = self.free.saturating_sub(&paid);
-        self.debt = self.debt.saturating_sub(&paid);
-    }
-
-    /// Takes up the grants that the owner's frontier covers (A1). Frontiers only grow, so it does not matter at which
-    /// of the owner's entries this is done. All there is was minted, with a check: no sum overflows, and sets are disjoint.
-    /// Where a fork has granted one right twice, its receiver holds it once.
-    fn settle(&mut self, frontier: &Frontier) {
-        let (seen, unseen) =
-            std::mem::take(&mut self.incoming).into_iter().partition::<Vec<_>, _>(|(entry, _)| frontier.holds(*entry));
-        self.incoming = unseen;
-        self.free = seen.iter().fold(std::mem::take(&mut self.free), |sum, (_, amount)| sum.saturating_add(amount));
-        self.pay();
-    }
-}
-
-impl Account {
-    fn check_pieces(&self, pool: PoolId) -> Result<(), BadLedgerOp> {
-        let pieces = self.free.addresses().pieces();
-        if pieces > MAX_FREE_INTERVALS { Err(BadLedgerOp::Fragmented(pool)) } else { Ok(()) }
-    }
-}
-
-/// What an account shows: free rights, and what is owed.
-type Shown = (Amount, Amount);
-
-/// What can run out.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Pool {
-    /// What it is the capacity of.
-    pub subject: Subject,
-    /// Everything ever minted into it.
-    pub minted: Amount,
-    /// Everything ever burnt. Capacity is `minted - burnt` (A2).
-    pub burnt: Amount,
-    /// Sum of the live claims.
-    pub claimed: Amount,
-    /// Somebody who forked has spent of it.
-    is_forked: bool,
-    accounts: OrdMap<ReplicaId, Account>,
-    /// Declarations that the host is dead (S5), in order of their entries; more than one only if two were made apart.
-    #[serde(default)]
-    pub dead: Vec<Death>,
-}
-
-impl Pool {
-    /// Whether its host was declared dead in a past.
-    pub(crate) fn is_dead_at(&self, past: &Frontier) -> bool {
-        self.dead.iter().any(|death| past.holds(death.entry))
-    }
-
-    /// Minted and not burnt.
-    #[must_use]
-    pub fn capacity(&self) -> Amount {
-        self.minted.saturating_sub(&self.burnt)
-    }
-
-    /// Every replica that has an account, with its free rights.
-    pub fn accounts(&self) -> impl Iterator<Item = (ReplicaId, Amount)> + '_ {
-        self.accounts.iter().map(|(replica, account)| (*replica, account.total()))
-    }
-
-    /// What was spent twice by replicas that forked, and is not paid yet (M3).
-    #[must_use]
-    pub fn overdraft(&self) -> Amount {
-        self.accounts.values().fold(Amount::default(), |sum, account| sum.saturating_add(&account.owed()))
-    }
-
-    /// Whether there is anything in a replica's account that an heir could take.
-    pub(crate) fn is_left(&self, replica: ReplicaId) -> bool {
-        let left = |account: &Account| !account.gross().is_zero() || !account.debt.is_zero();
-        self.accounts.get(&replica).is_some_and(left)
-    }
-
-    pub(crate) fn rename(&mut self, by: &Renaming) {
-        let renamed = self.accounts.iter().map(|(replica, account)| {
-            let mut account = account.clone();
-            account.incoming.iter_mut().for_each(|(entry, _)| entry.rename(by));
-            (*replica, account)
-        });
-        self.accounts = renamed.collect();
-        self.dead.iter_mut().for_each(|death| death.entry.rename(by));
-        self.dead.sort_unstable();
-    }
-
-    /// The accounts that a change of a pool has changed: whose, what it showed before, and what now.
-    pub(crate) fn changed_accounts(before: Option<&Self>, now: Option<&Self>) -> Vec<(ReplicaId, Shown, Shown)> {
-        let accounts = |pool: Option<&Self>| pool.map(|pool| pool.accounts.clone()).unwrap_or_default();
-        let (before, now) = (accounts(before), accounts(now));
-        let changed = before.diff(&now).map(|item| match item {
-            DiffItem::Add(replica, now) => (*replica, Shown::default(), now.shown()),
-            DiffItem::Remove(replica, before) => (*replica, before.shown(), Shown::default()),
-            DiffItem::Update { old: (replica, before), new: (_, now) } => (*replica, before.shown(), now.shown()),
-        });
-        changed.collect()
-    }
-
-    /// Puts rights into an account: new ones, or such as come back. They pay what it owes.
-    fn add(&mut self, owner: ReplicaId, id: PoolId, amount: &Amount) -> Result<(), BadLedgerOp> {
-        let account = self.accounts.entry(owner).or_default();
-        let sum = account.free.checked_add(amount);
-        // Where a fork has granted one address twice, it is one when both come together.
-        let sum = sum.or_else(|| self.is_forked.then(|| account.free.saturating_add(amount)));
-        account.free = sum.ok_or(BadLedgerOp::Overflow(id))?;
-        account.pay();
-        account.check_pieces(id)
-    }
-
-    /// The free rights of one replica, of the grants to it those that `past` covers.
-    pub(crate) fn held(&self, replica: ReplicaId, past: &Frontier) -> Amount {
-        let Some(account) = self.accounts.get(&replica) else { return Amount::default() };
-        let seen = account.incoming.iter().filter(|(entry, _)| past.holds(*entry));
-        seen.fold(account.free.clone(), |sum, (_, amount)| sum.saturating_add(amount)).saturating_sub(&account.debt)
-    }
-
-    /// The free rights of one replica, as far as we know.
-    #[must_use]
-    pub fn free(&self, replica: ReplicaId) -> Amount {
-        self.accounts.get(&replica).map(Account::total).unwrap_or_default()
-    }
-}
 
 /// A right that has been spent on one record.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -217,8 +59,8 @@ pub enum BadLedgerOp {
     /// A pool that the author cannot have seen.
     #[error("pool {0} is not in the entry's past")]
     UnknownPool(PoolId),
-    /// Only the root mints.
-    #[error("only the root of pool {0} can mint into it")]
+    /// Only the root mints, and countersigns grants of a confirmed pool.
+    #[error("only the root of pool {0} can do that, and only in a confirmed pool countersign")]
     NotRoot(PoolId),
     /// The author does not hold that much (rule `authority`).
     #[error("the author holds {held} of pool {pool}, not {wanted}")]
@@ -242,6 +84,9 @@ pub enum BadLedgerOp {
     /// Too many intervals: [`MAX_INTERVALS`] in one operation, [`MAX_FREE_INTERVALS`] in the author's account.
     #[error("an operation on pool {0} is, or leaves its author's account, in too many pieces")]
     Fragmented(PoolId),
+    /// What is countersigned is in the past of who does it.
+    #[error("the grant of entry {0} is not in the entry's past")]
+    UnknownGrant(EntryId),
     /// Grants go to members only.
     #[error("a grant of pool {pool} goes to {to}, which is no member in the entry's past")]
     NotMember {
@@ -291,6 +136,8 @@ pub struct Ledger {
     address_pools: OrdMap<RecordId, Vector<PoolId>>,
     claims_by_record: OrdMap<(RecordId, ClaimId), ()>,
     claims_by_host: OrdMap<(HostId, ClaimId), ()>,
+    /// Grants in confirmed pools that nobody has countersigned.
+    waiting: OrdSet<Waiting>,
 }
 
 /// Where the claims of one record or host begin in an index.
@@ -372,6 +219,11 @@ impl Ledger {
         pools_of(&self.pools, self.address_pools.get(&of))
     }
 
+    /// The grants of confirmed pools that wait for the word of their pools' roots.
+    pub fn waiting(&self) -> impl Iterator<Item = &Waiting> {
+        self.waiting.iter()
+    }
+
     /// Every host that has a pool.
     pub fn hosts(&self) -> impl Iterator<Item = HostId> + '_ {
         self.host_pools.keys().copied()
@@ -413,20 +265,7 @@ impl Ledger {
     /// every causally closed set of entries (rule `conservation`).
     #[must_use]
     pub fn is_conserved(&self) -> bool {
-        self.pools.values().all(|pool| {
-            let free = pool.accounts.values().map(Account::gross);
-            let parts: Vec<Amount> = free.chain([pool.claimed.clone(), pool.burnt.clone()]).collect();
-            if !pool.is_forked {
-                let sum = parts.iter().try_fold(Amount::default(), |sum, part| sum.checked_add(part));
-                return sum.is_some_and(|sum| sum == pool.minted);
-            }
-            let sum = |parts: &mut dyn Iterator<Item = &Amount>| {
-                parts.fold(Amount::default(), |sum: Amount, part| sum.saturating_add(part))
-            };
-            let debts = sum(&mut pool.accounts.values().map(|account| &account.debt).chain([&pool.minted]));
-            let sum = sum(&mut parts.iter());
-            sum.iter().eq(debts.iter()) && pool.minted.addresses().covers(sum.addresses())
-        })
+        self.pools.values().all(|pool| pool.is_conserved())
     }
 
     /// Applies one operation of an entry, in its order. On an error the ledger may have been changed by earlier
@@ -437,10 +276,10 @@ impl Ledger {
     pub fn apply(&mut self, judged: Judged<'_>, index: u32, op: &LedgerOp) -> Result<Touched, BadLedgerOp> {
         let author = judged.author;
         match op {
-            LedgerOp::Mint { subject, amount } => {
+            LedgerOp::Mint { subject, amount, confirmed } => {
                 let id = PoolId { entry: judged.entry, index };
                 check_kind(id, subject, amount)?;
-                self.insert_pool(id, mint(author, subject.clone(), amount.clone()));
+                self.insert_pool(id, Pool::mint(author, subject.clone(), amount.clone(), *confirmed));
                 Ok(Touched::Pool(id))
             }
             LedgerOp::Grow { pool: id, amount } => {
@@ -462,12 +301,20 @@ impl Ledger {
                 if !(judged.is_member)(*to) || *to == author {
                     return Err(BadLedgerOp::NotMember { pool: *id, to: *to });
                 }
+                let by_root = judged.retired.acts_for(author, id.entry.author);
                 let pool = self.spend(judged, *id, amount)?;
-                pool.accounts.entry(*to).or_default().incoming.push((judged.entry, amount.clone()));
+                pool.grant(*to, judged.entry, index, amount.clone(), by_root);
                 if on(Mutant::TransferTwice) {
-                    pool.accounts.entry(*to).or_default().incoming.push((judged.entry, amount.clone()));
+                    pool.grant(*to, judged.entry, index, amount.clone(), by_root);
+                }
+                if pool.confirmed && !by_root {
+                    self.waiting.insert(Waiting { pool: *id, to: *to, grant: judged.entry, index });
                 }
                 Ok(Touched::Pool(*id))
+            }
+            LedgerOp::Confirm { pool: id, to, grant, index } => {
+                let granted = Waiting { pool: *id, to: *to, grant: *grant, index: *index };
+                self.confirm(judged, granted).map(|()| Touched::Pool(*id))
             }
             LedgerOp::Claim { pool: id, amount, record, epoch } => {
                 let pool = self.spend(judged, *id, amount)?;
@@ -514,6 +361,7 @@ impl Ledger {
             Subject::Group { group, host } => insert_sorted(self.group_pools.entry((*group, *host)).or_default(), id),
             Subject::Addresses { of } => insert_sorted(self.address_pools.entry(*of).or_default(), id),
         }
+        self.waiting.extend(pool.waiting(id));
         self.pools.insert(id, Arc::new(pool));
     }
 
@@ -533,22 +381,28 @@ impl Ledger {
         }
         let pool = self.pool_mut(judged, id)?;
         check_kind(id, &pool.subject, amount)?;
-        pool.is_forked |= judged.is_forked;
-        let account = pool.accounts.entry(judged.author).or_default();
-        account.settle(judged.frontier);
         if judged.is_forked {
-            account.debt = account.debt.saturating_add(amount);
-            account.pay();
+            pool.overdraw(judged.author, judged.frontier, amount);
             return Ok(pool);
         }
-        let unchecked = on(Mutant::RightsUnchecked).then(|| account.free.saturating_sub(amount));
-        let rest = account.free.checked_sub(amount).filter(|_| account.debt.is_zero());
-        let Some(rest) = rest.or(unchecked) else {
-            return Err(BadLedgerOp::NotHeld { pool: id, held: account.free.clone(), wanted: amount.clone() });
-        };
-        account.free = rest;
-        account.check_pieces(id)?;
+        pool.take(judged.author, judged.frontier, id, amount)?;
         Ok(pool)
+    }
+
+    /// Countersigns a grant of a confirmed pool. A grant that is not there, or settled, or confirmed before makes it void:
+    /// which of these it is depends on what is held (E3).
+    fn confirm(&mut self, judged: Judged<'_>, granted: Waiting) -> Result<(), BadLedgerOp> {
+        let acts = judged.retired.acts_for(judged.author, granted.pool.entry.author);
+        let pool = self.pool_mut(judged, granted.pool)?;
+        if !acts || !pool.confirmed {
+            return Err(BadLedgerOp::NotRoot(granted.pool));
+        }
+        if !judged.frontier.holds(granted.grant) {
+            return Err(BadLedgerOp::UnknownGrant(granted.grant));
+        }
+        pool.confirm(granted, judged.entry, judged.frontier);
+        self.waiting.remove(&granted);
+        Ok(())
     }
 
     fn release(&mut self, judged: Judged<'_>, id: ClaimId) -> Result<(), BadLedgerOp> {
@@ -578,8 +432,7 @@ impl Ledger {
         pool.claimed = pool.claimed.saturating_sub(&claim.amount);
         pool.add(judged.author, claim.pool, &claim.amount)?;
         if on(Mutant::ReleaseTwice) {
-            let account = pool.accounts.entry(judged.author).or_default();
-            account.free = account.free.saturating_add(&claim.amount);
+            pool.add(judged.author, claim.pool, &claim.amount)?;
         }
         self.claims.remove(&id);
         if let Some(host) = host {
@@ -597,14 +450,11 @@ impl Ledger {
             return Err(BadLedgerOp::NotHeir { pool: id, from });
         }
         let pool = self.pool_mut(judged, id)?;
-        let Some(left) = pool.accounts.get_mut(&from) else { return Err(BadLedgerOp::Nothing(id)) };
-        left.settle(judged.frontier);
-        let (amount, debt) = (std::mem::take(&mut left.free), std::mem::take(&mut left.debt));
+        let (amount, debt) = pool.take_all(from, judged.frontier);
         if amount.is_zero() && debt.is_zero() && !judged.is_forked {
             return Err(BadLedgerOp::Nothing(id));
         }
-        let heir = pool.accounts.entry(author).or_default();
-        heir.debt = heir.debt.saturating_add(&debt);
+        pool.owe(author, &debt);
         pool.add(author, id, &amount)
     }
 
@@ -623,14 +473,6 @@ fn check_kind(id: PoolId, subject: &Subject, amount: &Amount) -> Result<(), BadL
         return Err(BadLedgerOp::WrongKind(id));
     }
     if amount.addresses().pieces() > MAX_INTERVALS { Err(BadLedgerOp::Fragmented(id)) } else { Ok(()) }
-}
-
-/// The pool that a mint makes: its root holds all of it.
-fn mint(root: ReplicaId, subject: Subject, amount: Amount) -> Pool {
-    let account = Account { free: amount.clone(), ..Account::default() };
-    let accounts = OrdMap::unit(root, account);
-    let (burnt, claimed) = (Amount::default(), Amount::default());
-    Pool { subject, minted: amount, burnt, claimed, is_forked: false, accounts, dead: Vec::new() }
 }
 
 fn pools_of<'a>(

@@ -1,6 +1,7 @@
 //! The state of a LUC cloud. Pure: no clock, randomness, socket, thread or runtime; time and random bits come in as
 //! arguments, and I/O goes through [`store::Store`] alone.
 
+mod account;
 pub mod agent;
 pub mod amount;
 mod apply;

@@ -603,6 +603,10 @@ fn resolve_names(header: &mut Header, branches: &Branches, past: &Frontier) {
             | LedgerOp::Claim { pool, .. }
             | LedgerOp::DeclareDead { pool, .. }
             | LedgerOp::Inherit { pool, .. } => pool.entry = branches.resolve(pool.entry, past),
+            LedgerOp::Confirm { pool, grant, .. } => {
+                pool.entry = branches.resolve(pool.entry, past);
+                *grant = branches.resolve(*grant, past);
+            }
             LedgerOp::Release { claim } => claim.entry = branches.resolve(claim.entry, past),
         }
     }

@@ -19,7 +19,7 @@ use crate::entry::{
 };
 use crate::hosts;
 use crate::id::{ClaimId, CloudId, EntryId, HostId, Millis, PoolId, ReplicaId};
-use crate::ledger::{Amount, Dimension, Pool};
+use crate::ledger::{Amount, Dimension, Pool, Waiting};
 use crate::record::{Kind, RecordId};
 use crate::retire::VOTES;
 use crate::stage::Stage;
@@ -440,7 +440,8 @@ impl Replica {
         let claims = flushed.filter(|flushed| !flushed.members).map(|flushed| self.concerned(flushed));
         let released = self.release_settled(now, claims.as_deref())?;
         let burnt = self.burn_surplus(now, flushed.filter(|flushed| !flushed.members))?;
-        let wrote = told || sealed || inherited || released > 0 || burnt;
+        let confirmed = self.confirm(now)?;
+        let wrote = told || sealed || inherited || released > 0 || burnt || confirmed;
         Ok(wrote || self.say_held(now)?)
     }
 
@@ -461,6 +462,36 @@ impl Replica {
         let site = &view.member(of)?.member.site;
         let others = view.living().filter(|(id, _)| **id != of && !going.contains(id));
         others.filter(|(_, state)| state.member.site == *site).map(|(id, _)| *id).next()
+    }
+
+    /// Countersigns the grants of confirmed pools whose root this replica is, or acts for (A5). Not those of an author
+    /// who is in quarantine or being retired: what of it counts is not settled; and of one who forked only once all that it
+    /// spent twice is paid.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing is countersigned.
+    pub fn confirm(&mut self, now: Millis) -> Result<bool, Refusal> {
+        let view = &self.view;
+        let mine = |granted: &&Waiting| view.retired().acts_for(self.me, granted.pool.entry.author);
+        let named = view.retirements().named(view.frontier());
+        let doubtful = |author: ReplicaId| {
+            self.quarantine.contains_key(&author) || (named.contains(&author) && !view.retired().contains(author))
+        };
+        let is_paid = |pool| view.ledger().pool(pool).is_some_and(|pool| pool.overdraft().is_zero());
+        let is_sure = |granted: &&Waiting| {
+            let author = view.branches().author(granted.grant.author);
+            if view.branches().is_forked(author) {
+                return view.retired().contains(author) && is_paid(granted.pool);
+            }
+            !doubtful(author)
+        };
+        let waiting = view.ledger().waiting().filter(mine).filter(is_sure);
+        let waiting: Vec<Waiting> = waiting.take(CONFIRMED).copied().collect();
+        let any = !waiting.is_empty();
+        if any {
+            self.transact::<_, Refusal>(now, |tx| waiting.into_iter().try_for_each(|granted| tx.confirm(granted)))?;
+        }
+        Ok(any)
     }
 
     /// Burns what this replica holds free of pools that no host's agent serves (S3): of the hosts that a flush has
@@ -887,6 +918,8 @@ fn load<K: DeserializeOwned, V: DeserializeOwned>(reader: &dyn Reader, table: Ta
 
 /// Most accounts that one entry takes over: an entry has a limit.
 const INHERITED: usize = 5_000;
+/// Most grants that one entry countersigns: the rest come with the next.
+const CONFIRMED: usize = 1_000;
 
 /// The nil UUID: the parent of names that are unique in the whole cloud.
 pub const WHOLE_CLOUD: Uuid = Uuid::nil();

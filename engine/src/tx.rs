@@ -13,7 +13,7 @@ use crate::apply::{self, Author, Documents, Invalid};
 use crate::document::{self, BadDocument};
 use crate::entry::{Content, ContentOp, Created, Frontier, Header, LedgerOp, Member, MemberOp, Name, Scope, Subject};
 use crate::id::{ClaimId, EntryId, Millis, PoolId, ReplicaId, SiteName};
-use crate::ledger::{Amount, Pool};
+use crate::ledger::{Amount, Pool, Waiting};
 use crate::record::RecordId;
 use crate::retire::Retired;
 use crate::store::StoreError;
@@ -98,6 +98,8 @@ pub struct Shortage {
     pub free_here: Amount,
     /// Free elsewhere, as far as this replica knows: who holds how much of which pool.
     pub elsewhere: Vec<(ReplicaId, PoolId, Amount)>,
+    /// Granted to this replica, and not to be spent before the pool's root has countersigned it (A5): which root, how much.
+    pub unconfirmed: Vec<(ReplicaId, Amount)>,
 }
 
 impl Shortage {
@@ -105,7 +107,13 @@ impl Shortage {
     #[must_use]
     pub fn suffices_elsewhere(&self) -> bool {
         let all = self.elsewhere.iter().fold(self.free_here.clone(), |sum, (_, _, free)| sum.saturating_add(free));
-        all.covers(&self.wanted)
+        all.saturating_add(&self.waiting()).covers(&self.wanted)
+    }
+
+    /// What waits for the word of a root.
+    #[must_use]
+    pub fn waiting(&self) -> Amount {
+        self.unconfirmed.iter().fold(Amount::default(), |sum, (_, amount)| sum.saturating_add(amount))
     }
 }
 
@@ -114,6 +122,9 @@ impl std::fmt::Display for Shortage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { wanted, capacity, claimed, free_here, .. } = self;
         write!(f, "needs {wanted}; of {capacity}, {claimed} are in use and {free_here} are free here")?;
+        if !self.unconfirmed.is_empty() {
+            write!(f, "; {} were granted to this replica and wait to be countersigned", self.waiting())?;
+        }
         if self.suffices_elsewhere() {
             let elsewhere = self.elsewhere.iter().fold(Amount::default(), |sum, (_, _, a)| sum.saturating_add(a));
             write!(f, "; {elsewhere} are held free by other replicas")
@@ -348,8 +359,26 @@ impl<'a> Tx<'a> {
     /// # Errors
     /// [`Refusal::Invalid`] if this site may not.
     pub fn mint(&mut self, subject: Subject, amount: Amount) -> Result<PoolId, Refusal> {
-        let index = self.ledger_op(LedgerOp::Mint { subject, amount })?;
+        let index = self.ledger_op(LedgerOp::Mint { subject, amount, confirmed: false })?;
         Ok(PoolId { entry: self.entry, index })
+    }
+
+    /// Makes a pool whose grants count only once its root has countersigned them (A5), all of it held here.
+    ///
+    /// # Errors
+    /// [`Refusal::Invalid`] if this site may not.
+    pub fn mint_confirmed(&mut self, subject: Subject, amount: Amount) -> Result<PoolId, Refusal> {
+        let index = self.ledger_op(LedgerOp::Mint { subject, amount, confirmed: true })?;
+        Ok(PoolId { entry: self.entry, index })
+    }
+
+    /// Countersigns a grant of a confirmed pool that is rooted here.
+    ///
+    /// # Errors
+    /// [`Refusal::Invalid`] if this replica is not its root.
+    pub fn confirm(&mut self, granted: Waiting) -> Result<(), Refusal> {
+        let Waiting { pool, to, grant, index } = granted;
+        self.ledger_op(LedgerOp::Confirm { pool, to, grant, index }).map(|_| ())
     }
 
     /// Adds to a pool rooted here.
@@ -515,12 +544,18 @@ pub fn shortage(view: &View, me: ReplicaId, pools: &[PoolId], wanted: &Amount) -
         claimed: Amount::default(),
         free_here: Amount::default(),
         elsewhere: Vec::new(),
+        unconfirmed: Vec::new(),
     };
     for (id, pool) in pools.iter().filter_map(|id| view.ledger.pool(*id).map(|pool| (*id, pool))) {
         sum.subject.get_or_insert_with(|| pool.subject.clone());
         sum.capacity = sum.capacity.saturating_add(&pool.capacity().in_terms_of(wanted));
         sum.claimed = sum.claimed.saturating_add(&pool.claimed.in_terms_of(wanted));
         sum.free_here = sum.free_here.saturating_add(&pool.free(me).in_terms_of(wanted));
+        let waiting = pool.unconfirmed(me).in_terms_of(wanted);
+        if !waiting.is_zero() {
+            let root = id.entry.author;
+            sum.unconfirmed.push((view.retired().heir(root).unwrap_or(root), waiting));
+        }
         let elsewhere = held_by_others(id, pool, me);
         sum.elsewhere.extend(elsewhere.map(|(replica, id, free)| (replica, id, free.in_terms_of(wanted))));
     }
@@ -528,6 +563,6 @@ pub fn shortage(view: &View, me: ReplicaId, pools: &[PoolId], wanted: &Amount) -
 }
 
 fn held_by_others(id: PoolId, pool: &Pool, me: ReplicaId) -> impl Iterator<Item = (ReplicaId, PoolId, Amount)> + '_ {
-    let others = pool.accounts().filter(move |(replica, free)| *replica != me && !free.is_zero());
+    let others = pool.spendable().filter(move |(replica, free)| *replica != me && !free.is_zero());
     others.map(move |(replica, free)| (replica, id, free))
 }

@@ -11,6 +11,7 @@ use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::account::Rights;
 use crate::agent::Observation;
 use crate::branch::{Branches, Rename, Renaming};
 use crate::entry::{Frontier, Member, Name, Tip, encode};
@@ -517,14 +518,20 @@ impl View {
     fn digest_pool(&mut self, id: PoolId, before: Option<&Pool>) {
         let now = self.ledger.pool(id).cloned();
         for (pool, add) in [(before, false), (now.as_ref(), true)] {
-            if let Some(Pool { subject, minted, burnt, claimed, dead, .. }) = pool {
-                self.digest_item(&("pool", id, subject, minted, burnt, claimed, dead), add);
+            if let Some(Pool { subject, minted, burnt, claimed, dead, confirmed, .. }) = pool {
+                self.digest_item(&("pool", id, subject, minted, burnt, claimed, dead, confirmed), add);
             }
         }
         for (replica, before, now) in Pool::changed_accounts(before, now.as_ref()) {
-            for ((free, owed), add) in [(before, false), (now, true)] {
-                if !free.is_zero() || !owed.is_zero() {
-                    self.digest_item(&("account", id, replica, free, owed), add);
+            for (Rights { total, waiting, owed }, add) in [(before, false), (now, true)] {
+                if !total.is_zero() {
+                    self.digest_item(&("account", id, replica, total), add);
+                }
+                if !owed.is_zero() {
+                    self.digest_item(&("owed", id, replica, owed), add);
+                }
+                if !waiting.is_zero() {
+                    self.digest_item(&("waiting", id, replica, waiting), add);
                 }
             }
         }

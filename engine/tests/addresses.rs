@@ -1,5 +1,5 @@
 //! Address pools: the rules of accounts over sets, against a naive model, under random causal schedules of several
-//! replicas with loss, repetition, restarts and joins; what is void; and what it costs.
+//! replicas with loss, repetition, restarts and joins; what is void; and what it costs. The same for confirmed pools.
 //!
 //! Broken once each, to see these fail: a grant that leaves the giver's account as it was; a release that gives nothing
 //! back; sums of sets that have an address in common; a claim of the highest addresses; numbers taken for addresses.
@@ -40,9 +40,10 @@ fn any_of(n: u64) -> Amount {
 }
 
 /// Makes the record, and its pool.
-fn make(tx: &mut Tx<'_>, addresses: Intervals) -> Result<PoolId, Refusal> {
+fn make(tx: &mut Tx<'_>, addresses: Intervals, confirmed: bool) -> Result<PoolId, Refusal> {
     tx.create(OF.id, AddressPool { name: "p".into(), ..AddressPool::default() }, &[])?;
-    tx.mint(Subject::Addresses { of: OF }, addresses.into())
+    let subject = Subject::Addresses { of: OF };
+    if confirmed { tx.mint_confirmed(subject, addresses.into()) } else { tx.mint(subject, addresses.into()) }
 }
 
 #[derive(Clone, Debug)]
@@ -89,6 +90,8 @@ enum Step {
         count: usize,
         reverse: bool,
     },
+    /// The root does what it owes.
+    Confirm,
     Restart {
         at: usize,
     },
@@ -108,6 +111,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (at.clone(), any::<usize>()).prop_map(|(at, pick)| Step::Release { at, pick }),
         8 => (at.clone(), at.clone(), 0_usize..20, 1_usize..20, any::<bool>())
             .prop_map(|(from, to, skip, count, reverse)| Step::Deliver { from, to, skip, count, reverse }),
+        2 => Just(Step::Confirm),
         1 => at.prop_map(|at| Step::Restart { at }),
         1 => Just(Step::Join),
     ]
@@ -116,29 +120,43 @@ fn step() -> impl Strategy<Value = Step> {
 /// Where one address is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Right {
-    /// With its owner, once that has seen the grant.
+    /// With its owner, once that has seen the grant, and the root's word if it needs one.
     Free {
         owner: ReplicaId,
         by: Option<EntryId>,
+        word: Word,
     },
     Claimed(ClaimId),
     Burnt,
 }
 
+/// Whether a grant counts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Word {
+    NotNeeded,
+    Awaited,
+    Given(EntryId),
+}
+
+fn here(owner: ReplicaId) -> Right {
+    Right::Free { owner, by: None, word: Word::NotNeeded }
+}
+
 struct World {
     cloud: Cloud,
+    confirmed: bool,
     pool: PoolId,
     rights: BTreeMap<u128, Right>,
 }
 
 impl World {
-    fn new() -> Self {
+    fn new(confirmed: bool) -> Self {
         let mut cloud = Cloud::new(2);
-        let (pool, _) = cloud.replicas[0].transact(1, |tx| make(tx, run(0, FIRST))).unwrap();
+        let (pool, _) = cloud.replicas[0].transact(1, |tx| make(tx, run(0, FIRST), confirmed)).unwrap();
         cloud.exchange_all();
         let owner = cloud.replicas[0].identity().replica();
-        let rights = naive(&run(0, FIRST)).into_iter().map(|n| (n, Right::Free { owner, by: None })).collect();
-        Self { cloud, pool, rights }
+        let rights = naive(&run(0, FIRST)).into_iter().map(|n| (n, here(owner))).collect();
+        Self { cloud, confirmed, pool, rights }
     }
 
     fn me(&self, at: usize) -> ReplicaId {
@@ -149,8 +167,12 @@ impl World {
     fn spendable(&self, at: usize) -> BTreeSet<u128> {
         let (me, frontier) = (self.me(at), self.cloud.replicas[at].view().frontier());
         let mine = |right: &Right| {
-            matches!(right, Right::Free { owner, by }
-                if *owner == me && by.is_none_or(|entry| frontier.holds(entry)))
+            matches!(right, Right::Free { owner, by, word }
+            if *owner == me && by.is_none_or(|entry| frontier.holds(entry)) && match word {
+                Word::NotNeeded => true,
+                Word::Awaited => false,
+                Word::Given(entry) => frontier.holds(*entry),
+            })
         };
         self.rights.iter().filter(|(_, right)| mine(right)).map(|(n, _)| *n).collect()
     }
@@ -183,7 +205,7 @@ impl World {
                 let grown = self.write(at % count, |tx| tx.grow(pool, run(from, n).into()));
                 assert_eq!(grown.is_ok(), at % count == 0 && is_new, "{grown:?}");
                 if grown.is_ok() {
-                    self.set(&set, Right::Free { owner: self.me(0), by: None });
+                    self.set(&set, here(self.me(0)));
                 }
             }
             Step::Burn { at, from, n } => {
@@ -225,6 +247,7 @@ impl World {
                     assert!(!matches!(received, Received::Refused(_)), "{received:?}");
                 }
             }
+            Step::Confirm => self.confirm(),
             Step::Restart { at } => self.cloud.restart(at % count),
             Step::Join => {
                 if count < 4 {
@@ -243,7 +266,8 @@ impl World {
         assert_eq!(granted.is_ok(), may, "{granted:?}");
         assert!(named || !known || set.is_empty() || may, "a gift is of what is free");
         if let Ok((_, by)) = granted {
-            self.set(&set, Right::Free { owner: receiver, by });
+            let word = if self.confirmed && at > 0 { Word::Awaited } else { Word::NotNeeded };
+            self.set(&set, Right::Free { owner: receiver, by, word });
         }
     }
 
@@ -276,17 +300,37 @@ impl World {
         let released = self.write(at, |tx| tx.release(claim));
         assert_eq!(released.is_ok(), claim.entry.author == self.me(at), "{released:?}");
         if released.is_ok() {
-            let back = Right::Free { owner: self.me(at), by: None };
+            let back = here(self.me(at));
             self.rights.values_mut().filter(|right| **right == Right::Claimed(claim)).for_each(|right| *right = back);
             assert!(self.write(at, |tx| tx.release(claim)).is_err(), "a release counts once");
         }
+    }
+
+    fn confirm(&mut self) {
+        let (me, now) = (self.me(0), self.cloud.tick());
+        let root = &mut self.cloud.replicas[0];
+        let wrote = root.confirm(now).unwrap();
+        root.flush().unwrap();
+        let view = self.cloud.replicas[0].view();
+        let entry = EntryId { author: me, number: view.frontier().number(me) };
+        let mut any = false;
+        for right in self.rights.values_mut() {
+            if let Right::Free { by: Some(by), word, .. } = right
+                && *word == Word::Awaited
+                && view.frontier().holds(*by)
+            {
+                (*word, any) = (Word::Given(entry), true);
+            }
+        }
+        assert_eq!(wrote, any);
     }
 
     fn check(&self) {
         for (at, replica) in self.cloud.replicas.iter().enumerate() {
             let ledger = replica.view().ledger();
             assert!(ledger.is_conserved());
-            assert_eq!(naive(ledger.pool(self.pool).unwrap().free(self.me(at)).addresses()), self.spendable(at));
+            let pool = ledger.pool(self.pool).unwrap();
+            assert_eq!(naive(pool.free(self.me(at)).addresses()), self.spendable(at));
         }
     }
 
@@ -296,6 +340,8 @@ impl World {
 
     /// Everybody has everything: all views are the model.
     fn finish(mut self) {
+        self.cloud.exchange_all();
+        self.confirm();
         self.cloud.exchange_all();
         self.check();
         let first = self.cloud.replicas[0].view().clone();
@@ -323,8 +369,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_address_is_in_one_place(steps in proptest::collection::vec(step(), 1..60)) {
-        let mut world = World::new();
+    fn every_address_is_in_one_place(confirmed in proptest::bool::ANY, steps in proptest::collection::vec(step(), 1..60)) {
+        let mut world = World::new(confirmed);
         steps.into_iter().for_each(|step| world.run(step));
         world.finish();
     }
@@ -342,7 +388,7 @@ fn bad<T>(refused: Result<T, Refusal>) -> BadLedgerOp {
 fn what_is_void_and_why() {
     let mut cloud = Cloud::new(0);
     let replica = &mut cloud.replicas[0];
-    let (pool, _) = replica.transact(1, |tx| make(tx, run(0, 8))).unwrap();
+    let (pool, _) = replica.transact(1, |tx| make(tx, run(0, 8), false)).unwrap();
     let count: Amount = [(Dimension::Vcpus, 1)].into_iter().collect();
     let both = count.checked_add(&run(0, 1).into()).unwrap();
     let (quota, _) = replica
@@ -387,7 +433,7 @@ fn a_records_pool_is_the_one_that_was_made_with_it() {
     let (before, _) = cloud.replicas[1]
         .transact::<_, Refusal>(1, |tx| tx.mint(Subject::Addresses { of: OF }, run(0, 8).into()))
         .unwrap();
-    let (pool, _) = cloud.replicas[0].transact(1, |tx| make(tx, run(0, 8))).unwrap();
+    let (pool, _) = cloud.replicas[0].transact(1, |tx| make(tx, run(0, 8), false)).unwrap();
     cloud.exchange_all();
     let (after, _) = cloud.replicas[1]
         .transact::<_, Refusal>(2, |tx| tx.mint(Subject::Addresses { of: OF }, run(0, 8).into()))
@@ -403,7 +449,7 @@ fn a_records_pool_is_the_one_that_was_made_with_it() {
 fn cost(pool: &Intervals) -> Vec<usize> {
     let mut cloud = Cloud::new(1);
     let to = cloud.replicas[1].identity().replica();
-    let (id, _) = cloud.replicas[0].transact(1, |tx| make(tx, pool.clone())).unwrap();
+    let (id, _) = cloud.replicas[0].transact(1, |tx| make(tx, pool.clone(), false)).unwrap();
     for n in 2..6 {
         cloud.replicas[0]
             .transact::<_, Refusal>(n, |tx| {

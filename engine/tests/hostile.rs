@@ -124,22 +124,31 @@ fn every_attack_of_a_member_is_refused_by_all_alike() {
         ("releases another's claim on a quota", ledger(LedgerOp::Release { claim: quota_claim })),
         (
             "makes the pool of another site's host",
-            ledger(LedgerOp::Mint { subject: Subject::Host(host_at(0)), amount: vcpus(1) }),
+            ledger(LedgerOp::Mint { subject: Subject::Host(host_at(0)), amount: vcpus(1), confirmed: false }),
         ),
         (
             "makes a pool of its own for another site's host",
             ledger(LedgerOp::Mint {
                 subject: Subject::Host(HostIdentity { site: member(3).site, ..host_at(0) }),
                 amount: vcpus(1),
+                confirmed: false,
             }),
         ),
         (
             "takes another site's host over with an agent of its own",
-            ledger(LedgerOp::Mint { subject: Subject::Host(HostIdentity { host, ..host_at(3) }), amount: vcpus(1) }),
+            ledger(LedgerOp::Mint {
+                subject: Subject::Host(HostIdentity { host, ..host_at(3) }),
+                amount: vcpus(1),
+                confirmed: false,
+            }),
         ),
         (
             "makes a quota without being an authority",
-            ledger(LedgerOp::Mint { subject: Subject::Quota { project: Uuid::nil() }, amount: vcpus(1) }),
+            ledger(LedgerOp::Mint {
+                subject: Subject::Quota { project: Uuid::nil() },
+                amount: vcpus(1),
+                confirmed: false,
+            }),
         ),
         ("reports what another site's host sees", content(ContentOp::Observe(observation))),
         ("admits a member without being a sponsor", own(MemberOp::Join(stranger.clone()))),

@@ -36,7 +36,8 @@ impl Table {
     /// A quota pool of 10 of member 0's; 1 has been granted 3, and has seen it; 2 has been granted 2, and has not.
     fn new() -> (Self, PoolId) {
         let mut table = Self { ledger: Ledger::default(), seen: vec![Frontier::default(); 3] };
-        let mint = LedgerOp::Mint { subject: Subject::Quota { project: Uuid::nil() }, amount: vcpus(10) };
+        let mint =
+            LedgerOp::Mint { subject: Subject::Quota { project: Uuid::nil() }, amount: vcpus(10), confirmed: false };
         let Touched::Pool(pool) = table.write(0, &mint).unwrap() else { panic!("a mint makes a pool") };
         table.write(0, &LedgerOp::Grant { pool, to: who(1), amount: vcpus(3) }).unwrap();
         table.hear(1, 0);
@@ -131,7 +132,7 @@ fn what_is_void_and_why() {
 #[test]
 fn a_claim_on_a_host_is_released_with_its_agents_word_in_the_past() {
     let (mut table, _) = Table::new();
-    let mint = LedgerOp::Mint { subject: Subject::Host(host_at(0)), amount: vcpus(4) };
+    let mint = LedgerOp::Mint { subject: Subject::Host(host_at(0)), amount: vcpus(4), confirmed: false };
     let Touched::Pool(pool) = table.write(0, &mint).unwrap() else { panic!("a mint makes a pool") };
     let claim = table.claim(0, pool, 4).unwrap();
     let release = LedgerOp::Release { claim };

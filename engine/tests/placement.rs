@@ -329,7 +329,8 @@ fn two_halves_place_members_apart_without_a_message() {
 
 #[test]
 fn a_right_to_place_a_member_is_made_once_and_by_the_root_of_the_hosts_pool() {
-    let mint = |group, host| LedgerOp::Mint { subject: Subject::Group { group, host }, amount: amount(1) };
+    let mint =
+        |group, host| LedgerOp::Mint { subject: Subject::Group { group, host }, amount: amount(1), confirmed: false };
     // A site that is no root of that host; then the root itself, twice.
     let mut cloud = world(3);
     cloud.admit(9);

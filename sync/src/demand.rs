@@ -70,7 +70,7 @@ impl Demand {
             return None;
         }
         let wanted = demand.saturating_add(&demand).saturating_sub(&mine);
-        let others = pool.accounts().filter(|(replica, _)| *replica != me && reachable(*replica));
+        let others = pool.spendable().filter(|(replica, _)| *replica != me && reachable(*replica));
         let half = others.map(|(replica, free)| (wanted.min(&free.counted().divided_by(2)), replica));
         let low = demand.saturating_sub(&mine);
         // Small change is left to whoever has it, until it is really needed.

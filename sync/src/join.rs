@@ -297,12 +297,23 @@ fn share(subject: &Subject, capacity: &Amount, members: u64) -> Amount {
     }
 }
 
-/// Makes a project's quota, spread evenly over the members, so that a site that is cut off goes on with its share.
+/// Makes a project's quota, or adds a pool to it: confirmed if one that it has is. See [`mint_quota_as`].
 ///
 /// # Errors
 /// [`Refusal::Invalid`] if this site is no identity authority.
 pub fn mint_quota(tx: &mut Tx<'_>, project: uuid::Uuid, amount: &Amount) -> Result<(), Refusal> {
-    let pool = tx.mint(Subject::Quota { project }, amount.clone())?;
+    let confirmed = tx.view().ledger().quota_pools(project).any(|(_, pool)| pool.confirmed);
+    mint_quota_as(tx, project, amount, confirmed)
+}
+
+/// Makes a pool of a project's quota, spread evenly over the members, so that a site that is cut off goes on with its
+/// share. If it is confirmed, what moves on from there is spent only once this replica has countersigned it (A5).
+///
+/// # Errors
+/// [`Refusal::Invalid`] if this site is no identity authority.
+pub fn mint_quota_as(tx: &mut Tx<'_>, project: uuid::Uuid, amount: &Amount, confirmed: bool) -> Result<(), Refusal> {
+    let subject = Subject::Quota { project };
+    let pool = if confirmed { tx.mint_confirmed(subject, amount.clone())? } else { tx.mint(subject, amount.clone())? };
     let others = crate::agents::others(tx.view(), tx.me());
     let share = amount.divided_by(u64::try_from(others.len()).unwrap_or(u64::MAX).saturating_add(1));
     for to in others {

@@ -53,13 +53,18 @@ pub struct Asked {
 
 impl Net {
     /// Asks others for the rights that are short: for each shortage the richest holder that can be reached, then the
-    /// next, until it is covered. If anything came, the transaction is worth another try; otherwise who gave nothing is
-    /// told.
+    /// next, until it is covered. Of a confirmed pool its root before all others: what that grants needs no second word; what
+    /// others grant is waited for until the root has countersigned it, if it can be reached. If anything came, the
+    /// transaction is worth another try; otherwise who gave nothing is told.
     pub async fn request_rights(&self, shortages: &[Shortage]) -> Asked {
         let mut asked = Asked::default();
         for shortage in shortages {
             let mut missing = shortage.wanted.saturating_sub(&shortage.free_here);
-            for (holder, pool) in demand::holders(shortage, &missing) {
+            asked.came |= !shortage.unconfirmed.is_empty() && self.countersigned(shortage).await;
+            let mut holders = demand::holders(shortage, &missing);
+            // Of a confirmed pool its root first; the rest keep their order.
+            holders.sort_by_key(|(holder, pool)| self.root_of_confirmed(*pool) != Some(*holder));
+            for (holder, pool) in holders {
                 if missing.is_zero() {
                     break;
                 }
@@ -78,11 +83,44 @@ impl Net {
                     None => drop(asked.silent.insert(holder)),
                 }
             }
+            if asked.came {
+                self.countersigned(shortage).await;
+            }
             if missing.is_zero() {
                 break;
             }
         }
         asked
+    }
+
+    /// Who countersigns grants of a pool, if that has to be done.
+    fn root_of_confirmed(&self, pool: PoolId) -> Option<ReplicaId> {
+        let view = self.node().view();
+        let root = pool.entry.author;
+        view.ledger().pool(pool).filter(|pool| pool.confirmed).map(|_| view.retired().heir(root).unwrap_or(root))
+    }
+
+    /// Waits a bounded time until what was granted to this replica of the pools that are short is countersigned; not for a root
+    /// that cannot be reached. Whether something was.
+    async fn countersigned(&self, shortage: &Shortage) -> bool {
+        let me = self.node().me();
+        let mut flushes = self.node().subscribe();
+        let waiting = || {
+            let view = self.node().view();
+            let mine = view.ledger().waiting().filter(|granted| granted.to == me);
+            let roots = mine.filter_map(|granted| {
+                let of = view.ledger().pool(granted.pool)?;
+                let same = shortage.subject.as_ref().is_some_and(|subject| *subject == of.subject);
+                self.root_of_confirmed(granted.pool).filter(|root| same && self.is_reachable(*root))
+            });
+            roots.count()
+        };
+        let before = waiting();
+        if before == 0 {
+            return false;
+        }
+        let spoken = async { while waiting() >= before && flushes.recv().await.is_ok() {} };
+        tokio::time::timeout(RIGHTS_LIMIT, spoken).await.is_ok()
     }
 
     /// Asks the roots of hosts' pools for the right to place a member of a server group there, one after the other

@@ -78,3 +78,28 @@ fn each_half_of_a_split_cloud_gives_out_the_addresses_it_holds_and_no_others() {
     let table = cloud.sites[0].luc(&["pools"]).unwrap();
     assert!(table.contains("address pool public: 16 claims, adds up"), "{table}");
 }
+
+#[test]
+fn what_moves_in_a_confirmed_pool_waits_for_the_word_of_its_root() {
+    let cloud = Cloud::start(&["paris", "lyon", "rennes"]).unwrap();
+    let clients: Vec<Client> = (0..3).map(|at| cloud.login(at).unwrap()).collect();
+    let [paris, lyon, rennes] = clients.as_slice() else { panic!("three sites") };
+    let body = json!({"name": "public", "cidrs": ["198.51.100.0/28"], "confirmed": true});
+    let made = paris.post("/luc/v1/pools", &body).unwrap();
+    let pool = made["pool"]["subject"]["address_pool"].as_str().unwrap().to_owned();
+    cloud.agree(&clients, LONG).unwrap();
+    // What the root hands over is spent at once.
+    take(lyon, &pool, json!({})).unwrap();
+    cloud.agree(&clients, LONG).unwrap();
+    cloud.cut(0);
+    // Lyon hands some on, and nobody who can be heard countersigns it.
+    let refused = take(rennes, &pool, json!({})).unwrap_err();
+    assert!(refused.contains("409") && refused.contains("wait to be countersigned by paris"), "{refused}");
+    assert!(refused.contains("out of reach") && !refused.contains("exhausted"), "{refused}");
+    take(lyon, &pool, json!({})).unwrap();
+    cloud.wan.heal();
+    eventually(LONG, "rennes to spend what lyon granted", || Ok(take(rennes, &pool, json!({})).is_ok())).unwrap();
+    cloud.agree(&clients, LONG).unwrap();
+    let shown = shown(paris, &pool);
+    assert_eq!((&shown["claims"], &shown["conserved"], &shown["confirmed"]), (&json!(3), &json!(true), &json!(true)));
+}

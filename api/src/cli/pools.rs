@@ -27,7 +27,8 @@ fn describe(pools: &Value) -> String {
     let mut out = String::new();
     for pool in list(&pools["pools"]) {
         let conserved = if pool["conserved"] == true { "adds up" } else { "DOES NOT ADD UP" };
-        let _ = writeln!(out, "{}: {} claims, {conserved}", title(&pool["subject"]), pool["claims"]);
+        let confirmed = if pool["confirmed"] == true { ", grants are countersigned by the root" } else { "" };
+        let _ = writeln!(out, "{}: {} claims, {conserved}{confirmed}", title(&pool["subject"]), pool["claims"]);
         dimensions(&mut out, pool);
         holders(&mut out, pool);
         out.push('\n');
@@ -81,7 +82,10 @@ fn holders(out: &mut String, pool: &Value) {
         };
         let age = right["age_ms"].as_u64().map_or("never".into(), |ms| format!("{}.{} s", ms / 1000, ms % 1000 / 100));
         let text = |key: &str| right[key].as_str().unwrap_or("?");
-        let (replica, site, free) = (text("replica"), text("site"), free(right));
+        let (replica, site, mut free) = (text("replica"), text("site"), free(&right["free"]));
+        if right["unconfirmed"].as_object().is_some_and(|waiting| !waiting.is_empty()) {
+            let _ = write!(free, " (and not countersigned: {})", self::free(&right["unconfirmed"]));
+        }
         let _ = writeln!(out, "  {replica:<38}{site:<14}{reached:<10}{age:<10}{free}");
     }
 }
@@ -105,10 +109,10 @@ fn number(value: &Value) -> String {
 }
 
 /// What a holder has free: numbers, and which addresses.
-fn free(right: &Value) -> String {
-    let numbers = right["free"].as_object().into_iter().flatten().filter(|(dimension, _)| *dimension != "addresses");
+fn free(amount: &Value) -> String {
+    let numbers = amount.as_object().into_iter().flatten().filter(|(dimension, _)| *dimension != "addresses");
     let numbers = numbers.map(|(dimension, n)| format!("{} {}", number(n), label(dimension)));
-    let blocks: Vec<&str> = list(&right["free"]["addresses"]).filter_map(Value::as_str).collect();
+    let blocks: Vec<&str> = list(&amount["addresses"]).filter_map(Value::as_str).collect();
     let shown = blocks.iter().take(BLOCKS).copied().collect::<Vec<_>>().join(", ");
     let more = blocks.len().saturating_sub(BLOCKS);
     let blocks = match (blocks.len(), more) {
@@ -160,10 +164,16 @@ mod tests {
             "rights": [{"replica": "r1", "site": "paris", "reachable": true, "age_ms": 0, "retiring": false,
                 "free": of(json!(3), json!(["2001:db8::1", "2001:db8::2/127"]))}],
         }]});
+        let mut pools = pools;
         let text = describe(&pools);
         assert!(text.starts_with("address pool public: 1 claims, adds up\n"), "{text}");
         assert!(text.lines().nth(2).unwrap_or_default().contains("addresses     18446744073709551616"), "{text}");
         assert!(text.contains("3 addresses, 2001:db8::1, 2001:db8::2/127"), "{text}");
         assert_eq!(text.matches("addresses").count(), 2, "{text}");
+        pools["pools"][0]["confirmed"] = json!(true);
+        pools["pools"][0]["rights"][0]["unconfirmed"] = of(json!(1), json!(["2001:db8::9"]));
+        let text = describe(&pools);
+        assert!(text.contains("adds up, grants are countersigned by the root"), "{text}");
+        assert!(text.contains("(and not countersigned: 1 addresses, 2001:db8::9)"), "{text}");
     }
 }

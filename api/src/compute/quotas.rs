@@ -83,6 +83,7 @@ impl Quota {
             claimed: self.used.clone(),
             free_here: self.room(),
             elsewhere: Vec::new(),
+            unconfirmed: Vec::new(),
         }))
     }
 }

@@ -278,7 +278,7 @@ impl Rules {
     fn count_op(&mut self, id: EntryId, index: usize, op: &LedgerOp) -> Checked {
         let index = u32::try_from(index).unwrap_or(u32::MAX);
         let touched = match op {
-            LedgerOp::Mint { subject, amount } => {
+            LedgerOp::Mint { subject, amount, .. } => {
                 let pool = PoolId { entry: id, index };
                 let row = self.pools.entry(pool).or_default();
                 add(&mut row.capacity, vector(amount), 1);
@@ -304,7 +304,10 @@ impl Rules {
                 *pool
             }
             LedgerOp::Release { claim } => self.count_release(id, *claim)?,
-            LedgerOp::Grant { .. } | LedgerOp::Inherit { .. } | LedgerOp::DeclareDead { .. } => return Ok(()),
+            LedgerOp::Grant { .. }
+            | LedgerOp::Confirm { .. }
+            | LedgerOp::Inherit { .. }
+            | LedgerOp::DeclareDead { .. } => return Ok(()),
         };
         let fits = |pool: &Pool| pool.live.iter().zip(pool.capacity).all(|(live, capacity)| *live <= capacity);
         match self.pools.get(&touched).filter(|pool| !fits(pool)) {
@@ -369,7 +372,10 @@ impl Rules {
                         add(&mut self.pools.entry(row.pool).or_default().live, row.amount, 1);
                     }
                 }
-                LedgerOp::Grant { .. } | LedgerOp::Inherit { .. } | LedgerOp::DeclareDead { .. } => {}
+                LedgerOp::Grant { .. }
+                | LedgerOp::Confirm { .. }
+                | LedgerOp::Inherit { .. }
+                | LedgerOp::DeclareDead { .. } => {}
             }
         }
     }
@@ -613,7 +619,7 @@ fn account(tracker: &mut Tracker, claims: &BTreeMap<ClaimId, Claim>, id: EntryId
                 change(author, row.pool, row.amount, 1);
             }
         }
-        LedgerOp::DeclareDead { .. } => {}
+        LedgerOp::Confirm { .. } | LedgerOp::DeclareDead { .. } => {}
         LedgerOp::Inherit { pool, from } => {
             let left = tracker.accounts.insert((*from, *pool), Vector::default()).unwrap_or_default();
             add(tracker.accounts.entry((author, *pool)).or_default(), left, 1);
@@ -628,6 +634,7 @@ fn pool_of(id: EntryId, index: usize, op: &LedgerOp, claims: &BTreeMap<ClaimId, 
         | LedgerOp::Burn { pool, .. }
         | LedgerOp::Grant { pool, .. }
         | LedgerOp::Claim { pool, .. }
+        | LedgerOp::Confirm { pool, .. }
         | LedgerOp::Inherit { pool, .. }
         | LedgerOp::DeclareDead { pool, .. } => Some(*pool),
         LedgerOp::Release { claim } => claims.get(claim).map(|claim| claim.pool),

@@ -12,6 +12,7 @@ pub(super) fn entry(at: usize, header: &Header) -> String {
         LedgerOp::Claim { pool, amount, .. } => format!("claims {amount} of {}", short(pool)),
         LedgerOp::Release { claim } => format!("releases {}", short(claim)),
         LedgerOp::DeclareDead { pool, .. } => format!("declares the host of {} dead", short(pool)),
+        LedgerOp::Confirm { pool, to, .. } => format!("confirms a grant of {} to {}", short(pool), short(to)),
         LedgerOp::Inherit { pool, from } => format!("inherits {} from {}", short(pool), short(from)),
     });
     let members = header.members.iter().map(|op| match op {

@@ -1,0 +1,336 @@
+//! What one replica holds of one pool, and the pool itself (`PROTOCOL.md`, A1 and A5).
+//!
+//! In a pool that is **confirmed**, a grant counts only where the pool's root, or its heir, has countersigned it: a holder that
+//! lies can sign two chains, and grant one right in each half of a split cloud; but the root's chain is one, and names one
+//! of the two. What the root itself grants needs no second word. The price: a right that comes from another holder is
+//! spent only once the root has been heard.
+//!
+//! Who **forks** can spend its rights once in each branch (M3). Every branch was judged where it was written, by those who
+//! knew no other; together they leave a **debt**, which its account owes, and then its heir's: no right of an account is free
+//! before that is paid. What cannot be paid is the pool's overdraft.
+
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+use serde::{Deserialize, Serialize};
+
+use crate::amount::Amount;
+use crate::branch::{Rename as _, Renaming};
+use crate::entry::{Frontier, Subject};
+use crate::hosts::Death;
+use crate::id::{EntryId, PoolId, ReplicaId};
+use crate::ledger::{BadLedgerOp, MAX_FREE_INTERVALS};
+use crate::mutant::{Mutant, on};
+
+/// What can run out.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Pool {
+    /// What it is the capacity of.
+    pub subject: Subject,
+    /// Everything ever minted into it.
+    pub minted: Amount,
+    /// Everything ever burnt. Capacity is `minted - burnt` (A2).
+    pub burnt: Amount,
+    /// Sum of the live claims.
+    pub claimed: Amount,
+    /// Whether grants of others than the root count only once the root has countersigned them (A5). Set when it was
+    /// minted, for ever.
+    pub confirmed: bool,
+    /// Somebody who forked has spent of it.
+    is_forked: bool,
+    accounts: OrdMap<ReplicaId, Account>,
+    /// Declarations that the host is dead (S5), in order of their entries; more than one only if two were made apart.
+    #[serde(default)]
+    pub dead: Vec<Death>,
+}
+
+/// What one replica holds of one pool.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+struct Account {
+    /// Free rights as of the owner's last entry that used this pool.
+    free: Amount,
+    /// What was spent twice, less what was paid of it.
+    debt: Amount,
+    /// Grants to the owner that this `free` does not contain yet.
+    incoming: Vec<Incoming>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+struct Incoming {
+    /// The entry that made it, and which of its operations.
+    by: EntryId,
+    index: u32,
+    amount: Amount,
+    /// Entries that countersign it; none if it needs no such.
+    confirmed: Option<Vec<EntryId>>,
+}
+
+impl Incoming {
+    fn counts_at(&self, past: &Frontier) -> bool {
+        past.holds(self.by) && self.confirmed.as_ref().is_none_or(|by| by.iter().any(|entry| past.holds(*entry)))
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.confirmed.as_ref().is_some_and(Vec::is_empty)
+    }
+}
+
+impl Account {
+    /// Takes up the grants that the owner's frontier covers (A1). Frontiers only grow, so it does not matter at which
+    /// of the owner's entries this is done. All there is was minted, with a check: no sum overflows, and sets are disjoint.
+    /// Where a fork has granted one right twice, its receiver holds it once.
+    fn settle(&mut self, past: &Frontier) {
+        let (seen, unseen) =
+            std::mem::take(&mut self.incoming).into_iter().partition::<Vec<_>, _>(|grant| grant.counts_at(past));
+        self.incoming = unseen;
+        self.free = sum(std::mem::take(&mut self.free), seen.iter());
+        self.pay();
+    }
+
+    /// Pays what can be paid.
+    fn pay(&mut self) {
+        let paid = self.free.min(&self.debt);
+        self.free = self.free.saturating_sub(&paid);
+        self.debt = self.debt.saturating_sub(&paid);
+    }
+
+    /// All that is here, were nothing owed.
+    fn gross(&self) -> Amount {
+        sum(self.free.clone(), self.incoming.iter())
+    }
+
+    fn check_pieces(&self, pool: PoolId) -> Result<(), BadLedgerOp> {
+        let pieces = self.free.addresses().pieces();
+        if pieces > MAX_FREE_INTERVALS { Err(BadLedgerOp::Fragmented(pool)) } else { Ok(()) }
+    }
+
+    fn rights(&self) -> Rights {
+        let gross = self.gross();
+        let (total, owed) = (gross.saturating_sub(&self.debt), self.debt.saturating_sub(&gross));
+        Rights { total, waiting: self.waiting(), owed }
+    }
+
+    fn waiting(&self) -> Amount {
+        sum(Amount::default(), self.incoming.iter().filter(|grant| grant.is_waiting()))
+    }
+
+    fn spendable(&self) -> Amount {
+        sum(self.free.clone(), self.incoming.iter().filter(|grant| !grant.is_waiting())).saturating_sub(&self.debt)
+    }
+}
+
+fn sum<'a>(free: Amount, grants: impl Iterator<Item = &'a Incoming>) -> Amount {
+    grants.fold(free, |sum, grant| sum.saturating_add(&grant.amount))
+}
+
+/// What an account has, as far as is known: the same however much of it is settled.
+#[derive(Default)]
+pub(crate) struct Rights {
+    /// Free, grants included.
+    pub(crate) total: Amount,
+    /// Of that, what waits for the root's word.
+    pub(crate) waiting: Amount,
+    /// What is owed beyond that.
+    pub(crate) owed: Amount,
+}
+
+/// A grant that waits for the root's word.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Waiting {
+    /// Of which pool.
+    pub pool: PoolId,
+    /// To whom.
+    pub to: ReplicaId,
+    /// The entry that made it.
+    pub grant: EntryId,
+    /// Which ledger operation of that entry.
+    pub index: u32,
+}
+
+impl Pool {
+    /// Whether its host was declared dead in a past.
+    pub(crate) fn is_dead_at(&self, past: &Frontier) -> bool {
+        self.dead.iter().any(|death| past.holds(death.entry))
+    }
+
+    /// Minted and not burnt.
+    #[must_use]
+    pub fn capacity(&self) -> Amount {
+        self.minted.saturating_sub(&self.burnt)
+    }
+
+    /// Every replica that has an account, with its free rights: those too that wait for the root's word.
+    pub fn accounts(&self) -> impl Iterator<Item = (ReplicaId, Amount)> + '_ {
+        self.accounts.iter().map(|(replica, account)| (*replica, account.rights().total))
+    }
+
+    /// The accounts that a change of a pool has changed: whose, and its rights before, and now.
+    pub(crate) fn changed_accounts(before: Option<&Self>, now: Option<&Self>) -> Vec<(ReplicaId, Rights, Rights)> {
+        let accounts = |pool: Option<&Self>| pool.map(|pool| pool.accounts.clone()).unwrap_or_default();
+        let (before, now) = (accounts(before), accounts(now));
+        let changed = before.diff(&now).map(|item| match item {
+            DiffItem::Add(replica, now) => (*replica, Rights::default(), now.rights()),
+            DiffItem::Remove(replica, before) => (*replica, before.rights(), Rights::default()),
+            DiffItem::Update { old: (replica, before), new: (_, now) } => (*replica, before.rights(), now.rights()),
+        });
+        changed.collect()
+    }
+
+    /// Every replica that has an account, with what it can spend.
+    pub fn spendable(&self) -> impl Iterator<Item = (ReplicaId, Amount)> + '_ {
+        self.accounts.iter().map(|(replica, account)| (*replica, account.spendable()))
+    }
+
+    /// What one replica can spend once it holds what we hold.
+    #[must_use]
+    pub fn free(&self, replica: ReplicaId) -> Amount {
+        self.accounts.get(&replica).map(Account::spendable).unwrap_or_default()
+    }
+
+    /// What was granted to one replica and waits for the root's word.
+    #[must_use]
+    pub fn unconfirmed(&self, replica: ReplicaId) -> Amount {
+        self.accounts.get(&replica).map(Account::waiting).unwrap_or_default()
+    }
+
+    /// What one replica can spend at `past`.
+    pub(crate) fn held(&self, replica: ReplicaId, past: &Frontier) -> Amount {
+        let Some(account) = self.accounts.get(&replica) else { return Amount::default() };
+        sum(account.free.clone(), account.incoming.iter().filter(|grant| grant.counts_at(past)))
+            .saturating_sub(&account.debt)
+    }
+
+    /// What was spent twice by replicas that forked, and is not paid yet (M3).
+    #[must_use]
+    pub fn overdraft(&self) -> Amount {
+        self.accounts.values().fold(Amount::default(), |sum, account| sum.saturating_add(&account.rights().owed))
+    }
+
+    /// Whether there is anything in a replica's account that an heir could take: rights, or debts.
+    pub(crate) fn is_left(&self, replica: ReplicaId) -> bool {
+        let left = |account: &Account| !account.spendable().is_zero() || !account.debt.is_zero();
+        self.accounts.get(&replica).is_some_and(left)
+    }
+
+    /// Whether rights and claims add up: minted + debts = free + claimed + burnt. Of an address that a fork has granted
+    /// twice, one is as good as two.
+    pub(crate) fn is_conserved(&self) -> bool {
+        let used = [self.claimed.clone(), self.burnt.clone()];
+        let mut parts = self.accounts.values().map(Account::gross).chain(used);
+        if !self.is_forked {
+            let sum = parts.try_fold(Amount::default(), |sum, part| sum.checked_add(&part));
+            return sum.is_some_and(|sum| sum == self.minted);
+        }
+        let sum = parts.fold(Amount::default(), |sum, part| sum.saturating_add(&part));
+        let due = self.accounts.values().fold(self.minted.clone(), |sum, account| sum.saturating_add(&account.debt));
+        sum.iter().eq(due.iter()) && self.minted.addresses().covers(sum.addresses())
+    }
+
+    /// What was one log's is another's.
+    pub(crate) fn rename(&mut self, by: &Renaming) {
+        let renamed = self.accounts.iter().map(|(replica, account)| {
+            let mut account = account.clone();
+            for grant in &mut account.incoming {
+                grant.by.rename(by);
+                grant.confirmed.iter_mut().for_each(|entries| entries.rename(by));
+            }
+            (*replica, account)
+        });
+        self.accounts = renamed.collect();
+        self.dead.iter_mut().for_each(|death| death.entry.rename(by));
+        self.dead.sort_unstable();
+    }
+
+    /// The pool that a mint makes: its root holds all of it.
+    pub(crate) fn mint(root: ReplicaId, subject: Subject, amount: Amount, confirmed: bool) -> Self {
+        let account = Account { free: amount.clone(), ..Account::default() };
+        let accounts = OrdMap::unit(root, account);
+        let (burnt, claimed) = (Amount::default(), Amount::default());
+        let (is_forked, dead) = (false, Vec::new());
+        Self { subject, minted: amount, burnt, claimed, confirmed, is_forked, accounts, dead }
+    }
+
+    /// Puts rights into an account: new ones, or such as come back. They pay what it owes.
+    pub(crate) fn add(&mut self, owner: ReplicaId, id: PoolId, amount: &Amount) -> Result<(), BadLedgerOp> {
+        let account = self.accounts.entry(owner).or_default();
+        let sum = account.free.checked_add(amount);
+        // Where a fork has granted one address twice, it is one when both come together.
+        let sum = sum.or_else(|| self.is_forked.then(|| account.free.saturating_add(amount)));
+        account.free = sum.ok_or(BadLedgerOp::Overflow(id))?;
+        account.pay();
+        account.check_pieces(id)
+    }
+
+    /// Takes rights out of the account of an owner who has forked, or makes it owe them.
+    pub(crate) fn overdraw(&mut self, owner: ReplicaId, past: &Frontier, amount: &Amount) {
+        self.is_forked = true;
+        let account = self.accounts.entry(owner).or_default();
+        account.settle(past);
+        account.debt = account.debt.saturating_add(amount);
+        account.pay();
+    }
+
+    /// Makes an account owe what another did.
+    pub(crate) fn owe(&mut self, owner: ReplicaId, debt: &Amount) {
+        if !debt.is_zero() {
+            let account = self.accounts.entry(owner).or_default();
+            account.debt = account.debt.saturating_add(debt);
+            account.pay();
+        }
+    }
+
+    /// Takes free rights out of an account, after the grants that count in the owner's past.
+    pub(crate) fn take(
+        &mut self,
+        owner: ReplicaId,
+        past: &Frontier,
+        id: PoolId,
+        amount: &Amount,
+    ) -> Result<(), BadLedgerOp> {
+        let account = self.accounts.entry(owner).or_default();
+        account.settle(past);
+        let unchecked = on(Mutant::RightsUnchecked).then(|| account.free.saturating_sub(amount));
+        let rest = account.free.checked_sub(amount).filter(|_| account.debt.is_zero());
+        let Some(rest) = rest.or(unchecked) else {
+            return Err(BadLedgerOp::NotHeld { pool: id, held: account.free.clone(), wanted: amount.clone() });
+        };
+        account.free = rest;
+        account.check_pieces(id)
+    }
+
+    /// Empties the account of somebody who is gone, as of `past`: what was free, and what was owed.
+    pub(crate) fn take_all(&mut self, owner: ReplicaId, past: &Frontier) -> (Amount, Amount) {
+        let Some(account) = self.accounts.get_mut(&owner) else { return Default::default() };
+        account.settle(past);
+        (std::mem::take(&mut account.free), std::mem::take(&mut account.debt))
+    }
+
+    /// Notes a grant. `by_root`: the giver is the root, or its heir, whose word needs no other.
+    pub(crate) fn grant(&mut self, to: ReplicaId, by: EntryId, index: u32, amount: Amount, by_root: bool) {
+        let confirmed = (self.confirmed && !by_root).then(Vec::new);
+        self.accounts.entry(to).or_default().incoming.push(Incoming { by, index, amount, confirmed });
+    }
+
+    /// Notes that `by`, an entry with `past`, countersigns a grant. Nothing if that is settled, is not there, or was
+    /// countersigned in that past: which of them it is depends on what is held here.
+    pub(crate) fn confirm(&mut self, grant: Waiting, by: EntryId, past: &Frontier) {
+        let Some(account) = self.accounts.get_mut(&grant.to) else { return };
+        let is_it = |one: &&mut Incoming| (one.by, one.index) == (grant.grant, grant.index);
+        let Some(entries) = account.incoming.iter_mut().find(is_it).and_then(|one| one.confirmed.as_mut()) else {
+            return;
+        };
+        if !entries.iter().any(|entry| past.holds(*entry)) {
+            entries.push(by);
+            entries.sort_unstable();
+        }
+    }
+
+    /// The grants that wait for the root's word.
+    pub(crate) fn waiting(&self, pool: PoolId) -> impl Iterator<Item = Waiting> + '_ {
+        let of = move |(to, account): (&ReplicaId, &Account)| {
+            let waiting = account.incoming.iter().filter(|grant| grant.is_waiting());
+            let named = |one: &Incoming| Waiting { pool, to: *to, grant: one.by, index: one.index };
+            waiting.map(named).collect::<Vec<_>>()
+        };
+        self.accounts.iter().flat_map(of)
+    }
+}
