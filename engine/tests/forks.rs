@@ -75,7 +75,7 @@ fn two_halves_that_rest_on_two_branches_agree_again() {
     }
     world.settle(&[0, 1]);
     world.settle(&[2, 3]);
-    assert_eq!(world.cloud.replicas[1].view().branches().is_empty(), true, "nobody knows yet");
+    assert!(world.cloud.replicas[1].view().branches().is_empty(), "nobody knows yet");
     let honest = honest(liar);
     world.settle(&honest);
     world.assert_equal(&honest);
