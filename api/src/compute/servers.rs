@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::render::{Fields, HostState, Renderer, host_state};
+use super::render::{Fields, HostState, Renderer, host_state, lost};
 use super::status::{server_of, status};
 use super::{find_server, live, parse_stamp, stamp};
 use crate::app::App;
@@ -143,7 +143,10 @@ fn select<'a>(
     let text = |key: &str, actual: &str| filters.get(key).is_none_or(|wanted| wanted == actual);
     let keep = |(id, held, server): &Found<'a>| {
         let mut state = status(server, held.observation.as_ref(), held.deleted);
-        if !unseen.is_empty() && view.placement(*id).is_some_and(|placement| unseen.contains(&placement.host)) {
+        let lost = view.placement(*id).and_then(|placement| lost(view, &placement, held));
+        if lost.is_some() {
+            state = state.lost();
+        } else if !unseen.is_empty() && view.placement(*id).is_some_and(|placement| unseen.contains(&placement.host)) {
             state = state.out_of_reach();
         }
         let updated = server.updated_at.max(held.observation.as_ref().map_or(0, |seen| seen.at));
