@@ -12,7 +12,7 @@ use luc_sync::node::now;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::quotas::{Quota, parse_project};
+use super::quotas::{Quota, metadata_items, parse_project};
 use super::render::{HostState, host_state};
 use super::status::server_of;
 use super::{parse_stamp, stamp};
@@ -393,13 +393,14 @@ pub(super) async fn limits(
         }
         None => caller.project()?,
     };
-    let Quota { wanted, used, .. } = Quota::of(&app.view(), project);
-    let groups = app.view().children(Kind::ServerGroup, project).count();
+    let view = app.view();
+    let Quota { wanted, used, .. } = Quota::of(&view, project);
     let mut absolute = json!({
         "maxTotalInstances": wanted.get(Dimension::Instances), "maxTotalCores": wanted.get(Dimension::Vcpus),
-        "maxTotalRAMSize": wanted.get(Dimension::MemoryMib), "maxTotalKeypairs": -1, "maxServerMeta": 128,
-        "maxServerGroups": -1, "maxServerGroupMembers": -1, "totalInstancesUsed": used.get(Dimension::Instances),
-        "totalCoresUsed": used.get(Dimension::Vcpus), "totalRAMUsed": used.get(Dimension::MemoryMib), "totalServerGroupsUsed": groups,
+        "maxTotalRAMSize": wanted.get(Dimension::MemoryMib), "maxTotalKeypairs": -1, "maxServerMeta": metadata_items(&view, project),
+        "maxServerGroups": wanted.get(Dimension::ServerGroups), "maxServerGroupMembers": -1, "totalInstancesUsed": used.get(Dimension::Instances),
+        "totalCoresUsed": used.get(Dimension::Vcpus), "totalRAMUsed": used.get(Dimension::MemoryMib),
+        "totalServerGroupsUsed": used.get(Dimension::ServerGroups),
     });
     if version.0 < 57 {
         absolute["maxPersonality"] = json!(0);

@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::quotas::metadata_items;
 use super::render::{Fields, HostState, Renderer, host_state, lost};
 use super::status::{server_of, status};
 use super::{find_server, live, parse_stamp, stamp};
@@ -359,11 +360,11 @@ pub(super) async fn metadata(State(app): State<App>, caller: Caller, Path(id): P
     ok(&json!({"metadata": server_in(&view, id)?.metadata}))
 }
 
-pub(super) fn checked(metadata: &BTreeMap<String, String>) -> Result<(), Fault> {
-    if metadata.len() > 128 {
-        return Err(Fault::forbidden("Maximum number of metadata items exceeds 128"));
+pub(super) fn checked(metadata: &BTreeMap<String, String>, most: u64) -> Result<(), Fault> {
+    if u64::try_from(metadata.len()).is_ok_and(|n| n <= most) {
+        return Ok(());
     }
-    Ok(())
+    Err(Fault::forbidden(format!("Maximum number of metadata items exceeds {most}")))
 }
 
 /// Changes metadata of a server that is not locked, but by administrators.
@@ -373,13 +374,16 @@ async fn edit_metadata(
     id: Uuid,
     change: impl FnOnce(&mut BTreeMap<String, String>) -> Result<(), Fault> + Send + 'static,
 ) -> Result<(), Fault> {
-    let is_admin = caller.is_admin;
+    let (is_admin, view) = (caller.is_admin, app.view());
     edit(app, id, move |server| {
         if server.locked && !is_admin {
             return Err(Fault::conflict(format!("Instance {id} is locked")));
         }
+        let before = server.metadata.len();
         change(&mut server.metadata)?;
-        checked(&server.metadata)
+        // A limit that was lowered takes nothing away, and does not keep anybody from tidying up.
+        let grew = server.metadata.len() > before;
+        if grew { checked(&server.metadata, metadata_items(&view, server.project)) } else { Ok(()) }
     })
     .await
 }

@@ -97,7 +97,7 @@ impl Cloud {
         let store = Box::new(MemoryStore::default());
         let mut replica = Replica::found(Identity { cloud, key }, store, member, now()).unwrap();
         let hash = auth::hash_password(PASSWORD).unwrap();
-        let quota = bootstrap::quota(10, 20, 51_200);
+        let quota = bootstrap::project_quota(10, 20, 51_200, 10);
         let ids = std::array::from_fn(|_| Uuid::new_v4());
         replica
             .transact::<_, Refusal>(now(), |tx| bootstrap::found(tx, hash, "http://localhost", &quota, &ids))
