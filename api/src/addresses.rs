@@ -13,7 +13,7 @@ use luc_engine::interval::{Interval, Intervals};
 use luc_engine::ledger::{Amount, Dimension, MAX_INTERVALS};
 use luc_engine::record::{Address, AddressPool, Kind, RecordId};
 use luc_engine::replica::WHOLE_CLOUD;
-use luc_engine::tx::{Refusal, Shortage, Tx, shortage};
+use luc_engine::tx::{Tx, shortage};
 use luc_engine::view::View;
 use luc_sync::node::now;
 use luc_sync::rpc::Asked;
@@ -25,36 +25,12 @@ use crate::auth::Caller;
 use crate::http::{Fault, Object, Reply, empty, json_reply};
 use crate::policy::{self, Action};
 use crate::pools::{count, list, one_pool};
-use crate::rights::Holders;
+use crate::rights::{Holders, Missing, give_back, with_rights};
 
-/// How often holders are asked before what is missing is told.
-const TRIES: u32 = 3;
 /// Most addresses taken at once without naming them.
 const MOST: u64 = 1 << 16;
 /// Most claims of one answer.
 const PAGE: usize = 1_000;
-
-/// Why addresses could not be had.
-enum Missing {
-    /// They are not free here.
-    Short(Box<Shortage>),
-    /// Something else.
-    Fault(Fault),
-}
-
-impl From<Refusal> for Missing {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Shortage(short) => Self::Short(short),
-            other => Self::Fault(other.into()),
-        }
-    }
-}
-impl From<Fault> for Missing {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
-    }
-}
 
 pub(crate) async fn create(State(app): State<App>, caller: Caller, body: Object) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
@@ -109,7 +85,7 @@ pub(crate) async fn change(State(app): State<App>, caller: Caller, Path(id): Pat
                 Err(Missing::Short(Box::new(shortage(tx.view(), tx.me(), &[pool], &short))))
             }
         };
-        with_rights(&app, "removed", burn).await?;
+        with_rights(&app, burn, |text| none("removed", &text)).await?;
     }
     answer(&app, id, StatusCode::OK)
 }
@@ -144,7 +120,7 @@ pub(crate) async fn claim(State(app): State<App>, caller: Caller, Path(id): Path
         tx.create(record.id, Address { pool: id, purpose, created_at: now() }, &[of])?;
         Ok(())
     };
-    with_rights(&app, "taken", take).await?;
+    with_rights(&app, take, |text| none("taken", &text)).await?;
     let view = app.view();
     let taken = taken(&view, record.id).ok_or_else(|| Fault::not_found(format!("Claim {} is gone.", record.id)))?;
     Ok(json_reply(StatusCode::CREATED, &json!({"claim": taken})))
@@ -173,46 +149,8 @@ pub(crate) async fn release(
     Ok(json_reply(StatusCode::ACCEPTED, &json!({"message": message})))
 }
 
-/// Deletes the record, and releases what this replica holds of it. Says who else holds claims of it.
-fn give_back(tx: &mut Tx<'_>, record: RecordId) -> Result<Vec<ReplicaId>, Refusal> {
-    let claims: Vec<_> = tx.view().ledger().claims_of(record).map(|(id, _)| id).collect();
-    tx.delete(record)?;
-    let mut others = Vec::new();
-    for claim in claims {
-        if tx.view().retired().acts_for(tx.me(), claim.entry.author) {
-            tx.release(claim)?;
-        } else {
-            others.push(claim.entry.author);
-        }
-    }
-    Ok(others)
-}
-
-/// Runs a transaction that spends addresses; where they are short here, others are asked, as long as something comes.
-async fn with_rights(
-    app: &App,
-    done: &str,
-    f: impl FnOnce(&mut Tx<'_>) -> Result<(), Missing> + Clone + Send + 'static,
-) -> Result<(), Fault> {
-    let mut left = TRIES;
-    loop {
-        left -= 1;
-        match app.node().transact::<(), Missing, _>(f.clone()).await {
-            Ok(()) => return Ok(()),
-            Err(Missing::Fault(fault)) => return Err(fault),
-            Err(Missing::Short(short)) => {
-                let asked = if left > 0 && short.suffices_elsewhere() {
-                    app.net().request_rights(std::slice::from_ref(&short)).await
-                } else {
-                    Asked::default()
-                };
-                if !asked.came {
-                    let whereabouts = Holders::of(app).whereabouts(&short, &asked);
-                    return Err(Fault::conflict(format!("No address was {done}: {short}{whereabouts}")));
-                }
-            }
-        }
-    }
+fn none(done: &str, text: &str) -> Fault {
+    Fault::conflict(format!("No address was {done}: {text}"))
 }
 
 fn only(given: &Object, keys: &[&str]) -> Result<(), Fault> {

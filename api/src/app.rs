@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use luc_engine::ledger::Amount;
 use luc_engine::tx::{Refusal, Tx};
 use luc_engine::view::View;
 use luc_sync::net::Net;
@@ -25,8 +26,8 @@ pub struct Settings {
     pub frontier_wait: Duration,
     /// Largest image taken, bytes; also the largest disk that an image may describe.
     pub max_image: u64,
-    /// Quota of a new project: instances, vCPU, MiB of memory.
-    pub default_quota: [u64; 3],
+    /// Quota of a new project.
+    pub default_quota: Amount,
     /// Base URL that clients reach this site under; from the request's `Host` if none.
     pub public_url: Option<String>,
 }
@@ -37,7 +38,7 @@ impl Default for Settings {
             token_lifetime: Duration::from_secs(3600),
             frontier_wait: Duration::from_secs(5),
             max_image: 64 << 30,
-            default_quota: [10, 20, 51_200],
+            default_quota: crate::bootstrap::project_quota(10, 20, 51_200, 10),
             public_url: None,
         }
     }

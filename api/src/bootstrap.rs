@@ -29,6 +29,12 @@ pub fn quota(instances: u64, vcpus: u64, memory_mib: u64) -> Amount {
         .collect()
 }
 
+/// All that a project is limited in: as [`quota`], and server groups.
+#[must_use]
+pub fn project_quota(instances: u64, vcpus: u64, memory_mib: u64, server_groups: u64) -> Amount {
+    quota(instances, vcpus, memory_mib).iter().chain([(Dimension::ServerGroups, server_groups)]).collect()
+}
+
 /// Writes the first records, as one entry. `ids` are random.
 ///
 /// # Errors

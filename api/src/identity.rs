@@ -23,7 +23,6 @@ use uuid::Uuid;
 
 use crate::app::{App, ClientAddress};
 use crate::auth::{Caller, Claims, issue, revocation_id, roles, verify};
-use crate::bootstrap::quota;
 use crate::discovery::base;
 use crate::http::{Fault, Object, Reply, empty, json_reply, ok};
 use crate::policy::{self, Action};
@@ -365,12 +364,12 @@ async fn create_project(State(app): State<App>, caller: Caller, body: Object) ->
     };
     let confirmed = given.flag(CONFIRMED)?.unwrap_or(false);
     let (id, record) = (Uuid::new_v4(), project.clone());
-    let [instances, vcpus, memory] = app.settings().default_quota;
+    let quota = app.settings().default_quota.clone();
     app.transact(move |tx| {
         let name = record.name.clone();
         let project = tx.create(id, record, &[])?;
         tx.bind(WHOLE_CLOUD, &name, project)?;
-        Ok(mint_quota_as(tx, id, &quota(instances, vcpus, memory), confirmed)?)
+        Ok(mint_quota_as(tx, id, &quota, confirmed)?)
     })
     .await?;
     Ok(json_reply(StatusCode::CREATED, &json!({"project": render_project(id, &project)})))

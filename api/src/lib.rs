@@ -10,6 +10,7 @@ pub mod bootstrap;
 pub mod cli;
 pub mod compute;
 pub mod discovery;
+mod hosts;
 pub mod http;
 pub mod identity;
 pub mod image;

@@ -36,6 +36,8 @@ pub(crate) fn routes() -> Router<App> {
         .route("/replicas/{id}/revoke", post(revoke))
         .route("/replicas/retire", post(members::retire))
         .route("/hosts", get(hosts))
+        .route("/hosts/{id}/dead", post(crate::hosts::declare_dead))
+        .route("/hosts/{id}/revive", post(crate::hosts::revive))
         .route("/frontier", get(frontier))
         .route("/digest", get(digest))
         .route("/pools", get(pools::pools).post(addresses::create))
@@ -175,7 +177,8 @@ fn host_list(app: &App) -> Vec<Value> {
             json!({
                 "id": id.to_string(), "name": host.name, "site": host.site, "hypervisor": host.hypervisor_type,
                 "state": host_words(app, &view, id), "heard_ms_ago": status.as_ref().and_then(|status| status.age),
-                "disabled": host.disabled, "capacity": amount(&capacity), "claimed": amount(&claimed),
+                "disabled": host.disabled, "forced_down": host.forced_down, "dead": crate::hosts::death(&view, id),
+                "capacity": amount(&capacity), "claimed": amount(&claimed),
                 "running": heartbeat.map(|beat| beat.running), "orphans": heartbeat.map(|beat| beat.orphans.iter().map(|orphan| orphan.server.to_string()).collect::<Vec<_>>()),
                 "transfers": heartbeat.map(|beat| &beat.transfers), "load_hundredths": heartbeat.map(|beat| beat.load_hundredths),
             })

@@ -8,12 +8,17 @@ use std::time::Duration;
 
 use luc_engine::id::ReplicaId;
 use luc_engine::ledger::Amount;
-use luc_engine::tx::Shortage;
+use luc_engine::record::RecordId;
+use luc_engine::tx::{Refusal, Shortage, Tx};
 use luc_engine::view::View;
 use luc_sync::net::Reach;
 use luc_sync::rpc::Asked;
 
 use crate::app::App;
+use crate::http::Fault;
+
+/// How often holders are asked before what is missing is told.
+const TRIES: u32 = 3;
 
 /// How the holders of rights are reached, as seen from here at one moment.
 pub(crate) struct Holders {
@@ -117,6 +122,71 @@ impl Holders {
             "; what was free elsewhere has just been used"
         } else {
             "; the rest is out of reach"
+        }
+    }
+}
+
+/// Why something could not be had.
+pub(crate) enum Missing {
+    /// Rights are short here.
+    Short(Box<Shortage>),
+    /// Something else.
+    Fault(Fault),
+}
+
+impl From<Refusal> for Missing {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Shortage(short) => Self::Short(short),
+            other => Self::Fault(other.into()),
+        }
+    }
+}
+impl From<Fault> for Missing {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+/// Deletes the record, and releases what this replica holds of it. Says who else holds claims of it.
+pub(crate) fn give_back(tx: &mut Tx<'_>, record: RecordId) -> Result<Vec<ReplicaId>, Refusal> {
+    let claims: Vec<_> = tx.view().ledger().claims_of(record).map(|(id, _)| id).collect();
+    tx.delete(record)?;
+    let mut others = Vec::new();
+    for claim in claims {
+        if tx.view().retired().acts_for(tx.me(), claim.entry.author) {
+            tx.release(claim)?;
+        } else {
+            others.push(claim.entry.author);
+        }
+    }
+    Ok(others)
+}
+
+/// Runs a transaction that spends rights; where they are short here, others are asked, as long as something comes. What
+/// then is still missing, and where it is, becomes a fault by `refuse`.
+pub(crate) async fn with_rights(
+    app: &App,
+    f: impl FnOnce(&mut Tx<'_>) -> Result<(), Missing> + Clone + Send + 'static,
+    refuse: impl Fn(String) -> Fault,
+) -> Result<(), Fault> {
+    let mut left = TRIES;
+    loop {
+        left -= 1;
+        match app.node().transact::<(), Missing, _>(f.clone()).await {
+            Ok(()) => return Ok(()),
+            Err(Missing::Fault(fault)) => return Err(fault),
+            Err(Missing::Short(short)) => {
+                let asked = if left > 0 && short.suffices_elsewhere() {
+                    app.net().request_rights(std::slice::from_ref(&short)).await
+                } else {
+                    Asked::default()
+                };
+                if !asked.came {
+                    let whereabouts = Holders::of(app).whereabouts(&short, &asked);
+                    return Err(refuse(format!("{short}{whereabouts}")));
+                }
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use support::Cloud;
 
 /// Keys that requests have, and some that they do not.
-const KEYS: [&str; 60] = [
+const KEYS: [&str; 71] = [
     "server",
     "name",
     "flavorRef",
@@ -54,6 +54,17 @@ const KEYS: [&str; 60] = [
     "os-getConsoleOutput",
     "length",
     "quota_set",
+    "cidrs",
+    "count",
+    "addresses",
+    "confirmed",
+    "add",
+    "remove",
+    "10.0.0.0/8",
+    "2001:db8::/64",
+    "::/0",
+    "10.0.0.1-10.0.0.9",
+    "10.0.0.1/8",
     "instances",
     "cores",
     "status",
@@ -133,7 +144,7 @@ fn body() -> impl Strategy<Value = Value> {
 }
 
 /// Where bodies are taken, and one that would do.
-fn targets(server: &str, image: &str, project: &str) -> Vec<(Method, String, Value)> {
+fn targets(server: &str, image: &str, project: &str, pool: &str) -> Vec<(Method, String, Value)> {
     let nova = |path: &str| format!("/compute/v2.1{path}");
     let of_server = |path: &str| nova(&format!("/servers/{server}{path}"));
     let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f x";
@@ -183,6 +194,14 @@ fn targets(server: &str, image: &str, project: &str) -> Vec<(Method, String, Val
             json!([{"op": "add", "path": "/name", "value": "n"}, {"replace": "/min_ram", "value": 1}]),
         ),
         (Method::POST, "/identity/v3/projects".into(), json!({"project": {"name": "p", "description": "d"}})),
+        (
+            Method::POST,
+            "/luc/v1/pools".into(),
+            json!({"name": "p", "description": "d", "cidrs": ["10.0.0.0/8", "10.1.0.0-10.1.0.9"], "confirmed": true}),
+        ),
+        (Method::POST, format!("/luc/v1/pools/{pool}/claims"), json!({"count": 2, "addresses": null, "purpose": "p"})),
+        (Method::POST, format!("/luc/v1/pools/{pool}/claims"), json!({"addresses": ["10.0.0.9"]})),
+        (Method::PATCH, format!("/luc/v1/pools/{pool}"), json!({"add": ["11.0.0.0/24"], "remove": ["10.9.0.0/16"]})),
         (Method::POST, "/identity/v3/users".into(), json!({"user": {"name": "u", "email": "e", "enabled": true}})),
     ]
 }
@@ -213,15 +232,17 @@ fn replace(value: &mut Value, at: &mut usize, with: &Value) {
 #[test]
 fn no_body_makes_a_server_error() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let (cloud, server, image) = runtime.block_on(async {
+    let (cloud, server, image, pool) = runtime.block_on(async {
         let cloud = Cloud::start().await;
         let image = cloud.image().await;
         let created = cloud.create(&image, json!({})).await;
         let server = created.body["server"]["id"].as_str().unwrap().to_owned();
         cloud.until(&server, "ACTIVE").await;
-        (cloud, server, image)
+        let pool = cloud.post("/luc/v1/pools", &json!({"name": "first", "cidrs": ["10.0.0.0/8"]})).await;
+        let pool = pool.body["pool"]["subject"]["address_pool"].as_str().unwrap().to_owned();
+        (cloud, server, image, pool)
     });
-    let targets = targets(&server, &image, &cloud.project);
+    let targets = targets(&server, &image, &cloud.project, &pool);
     let case = (proptest::sample::select(targets), body(), any::<proptest::sample::Index>());
     let config = Config { cases: 4_000, failure_persistence: None, ..Config::default() };
     let checked = TestRunner::new(config).run(&case, |((method, path, mut body), with, at)| {

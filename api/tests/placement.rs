@@ -84,6 +84,61 @@ async fn server_groups_look_as_their_microversion_has_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn server_groups_are_limited_by_the_quota() {
+    let cloud = Cloud::start().await;
+    let quotas = format!("/compute/v2.1/os-quota-sets/{}", cloud.project);
+    let set = async |quota: Value| cloud.request(Method::PUT, &quotas, Some(&json!({"quota_set": quota}))).await;
+    let create = async || cloud.post(GROUPS, &json!({"server_group": {"name": "g", "policy": "soft-affinity"}})).await;
+    assert_eq!(cloud.get(&quotas).await.body["quota_set"]["server_groups"], 10);
+    assert_eq!(set(json!({"server_groups": 2})).await.body["quota_set"]["server_groups"], 2);
+    let first = create().await.body["server_group"]["id"].as_str().unwrap().to_owned();
+    assert_eq!(create().await.status, 200);
+    let refused = create().await;
+    let text = message(&refused);
+    assert_eq!(refused.status, 403);
+    assert!(text.contains("Quota exceeded, too many server groups") && text.contains("exhausted everywhere"), "{text}");
+    let used = cloud.get(&format!("{quotas}/detail")).await.body["quota_set"]["server_groups"].clone();
+    assert_eq!((&used["limit"], &used["in_use"]), (&json!(2), &json!(2)));
+    // What is deleted is free again, at once: this replica has made it.
+    assert_eq!(cloud.request(Method::DELETE, &format!("{GROUPS}/{first}"), None).await.status, 204);
+    assert_eq!(create().await.status, 200);
+    // A limit below what there is takes nothing away, and holds from then on.
+    assert_eq!(set(json!({"server_groups": 0})).await.status, 200);
+    assert_eq!(create().await.status, 403);
+    assert_eq!(cloud.get(GROUPS).await.body["server_groups"].as_array().map(Vec::len), Some(2));
+    assert_eq!(set(json!({"server_groups": -1})).await.status, 400);
+    assert_eq!(set(json!({"server_group_members": 5})).await.status, 400, "not limited, and so said");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metadata_is_limited_where_it_is_written() {
+    let cloud = Cloud::start().await;
+    let quotas = format!("/compute/v2.1/os-quota-sets/{}", cloud.project);
+    let set = json!({"quota_set": {"metadata_items": 2}});
+    let set = cloud.request(Method::PUT, &quotas, Some(&set)).await;
+    assert_eq!(
+        (&set.body["quota_set"]["metadata_items"], &set.body["quota_set"]["instances"]),
+        (&json!(2), &json!(10))
+    );
+    assert_eq!(cloud.get("/compute/v2.1/limits").await.body["limits"]["absolute"]["maxServerMeta"], 2);
+    let image = cloud.image().await;
+    let server = |metadata: Value| json!({"server": {"name": "s", "flavorRef": "42", "imageRef": image, "networks": "none", "metadata": metadata}});
+    let three = json!({"a": "1", "b": "2", "c": "3"});
+    assert_eq!(cloud.post("/compute/v2.1/servers", &server(three.clone())).await.status, 403);
+    let made = cloud.post("/compute/v2.1/servers", &server(json!({"a": "1", "b": "2"}))).await;
+    let path = format!("/compute/v2.1/servers/{}/metadata", made.body["server"]["id"].as_str().unwrap());
+    assert_eq!(cloud.request(Method::PUT, &path, Some(&json!({"metadata": three}))).await.status, 403);
+    assert_eq!(cloud.request(Method::PUT, &format!("{path}/c"), Some(&json!({"meta": {"c": "3"}}))).await.status, 403);
+    // One for another is fine; and a lower limit does not keep anybody from tidying up.
+    let other = json!({"metadata": {"x": "1", "y": "2"}});
+    assert_eq!(cloud.request(Method::PUT, &path, Some(&other)).await.status, 200);
+    cloud.request(Method::PUT, &quotas, Some(&json!({"quota_set": {"metadata_items": 0}}))).await;
+    assert_eq!(cloud.request(Method::DELETE, &format!("{path}/x"), None).await.status, 204);
+    assert_eq!(cloud.request(Method::DELETE, &quotas, None).await.status, 202);
+    assert_eq!(cloud.get(&quotas).await.body["quota_set"]["metadata_items"], 128);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn malformed_server_groups_are_refused() {
     let cloud = Cloud::start().await;
     for wrong in [

@@ -153,6 +153,8 @@ const TABLE: &[(&str, &[(&str, Who)])] = &[
     ("/luc/v1/replicas/retire", &[("POST", Admin)]),
     ("/luc/v1/replicas/{id}/revoke", &[("POST", Admin)]),
     ("/luc/v1/hosts", &[("GET", Admin)]),
+    ("/luc/v1/hosts/{id}/dead", &[("POST", Admin)]),
+    ("/luc/v1/hosts/{id}/revive", &[("POST", Admin)]),
     ("/luc/v1/frontier", &[("GET", Token)]),
     ("/luc/v1/digest", &[("GET", Token)]),
     ("/luc/v1/pools", &[("GET", Admin), ("POST", Admin)]),

@@ -7,9 +7,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use luc_compute::config::{AgentConfig, VirtType};
 use luc_engine::id::{CloudId, SiteName};
+use luc_engine::ledger::Dimension;
 use serde::Deserialize;
 
 use crate::app::Settings;
+use crate::bootstrap::project_quota;
 
 /// What a new configuration file looks like: every key with its default.
 pub(super) const TEMPLATE: &str = r#"# LUC's configuration. Every key is here with its default, unless it says "required".
@@ -42,6 +44,7 @@ max_image_gib = 64
 quota_instances = 10
 quota_cores = 20
 quota_ram_mib = 51200
+quota_server_groups = 10
 
 [agent]
 # Whether `luc serve` runs an agent for this machine.
@@ -114,6 +117,7 @@ pub(super) struct Api {
     quota_instances: u64,
     quota_cores: u64,
     quota_ram_mib: u64,
+    quota_server_groups: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -159,21 +163,17 @@ impl Default for Replica {
 
 impl Default for Api {
     fn default() -> Self {
-        let Settings {
-            default_quota: [quota_instances, quota_cores, quota_ram_mib],
-            token_lifetime,
-            frontier_wait,
-            ..
-        } = Settings::default();
+        let Settings { default_quota: quota, token_lifetime, frontier_wait, .. } = Settings::default();
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 8774)),
             public_url: String::new(),
             token_seconds: token_lifetime.as_secs(),
             frontier_seconds: frontier_wait.as_secs(),
             max_image_gib: 64,
-            quota_instances,
-            quota_cores,
-            quota_ram_mib,
+            quota_instances: quota.get(Dimension::Instances),
+            quota_cores: quota.get(Dimension::Vcpus),
+            quota_ram_mib: quota.get(Dimension::MemoryMib),
+            quota_server_groups: quota.get(Dimension::ServerGroups),
         }
     }
 }
@@ -253,7 +253,12 @@ impl Config {
             token_lifetime: Duration::from_secs(api.token_seconds),
             frontier_wait: Duration::from_secs(api.frontier_seconds),
             max_image: api.max_image_gib.saturating_mul(1 << 30),
-            default_quota: [api.quota_instances, api.quota_cores, api.quota_ram_mib],
+            default_quota: project_quota(
+                api.quota_instances,
+                api.quota_cores,
+                api.quota_ram_mib,
+                api.quota_server_groups,
+            ),
             public_url: (!api.public_url.is_empty()).then(|| api.public_url.clone()),
         }
     }

@@ -67,7 +67,7 @@ pub(super) fn init(args: &Init) -> Result<()> {
         let mut replica = Replica::found(Identity { cloud, key }, store, member, now())?;
         let hash = crate::auth::hash_password(&password).map_err(|fault| anyhow::anyhow!(fault.message))?;
         // The operators' own project is theirs to limit.
-        let quota = bootstrap::quota(1_000, 4_000, 16 << 20);
+        let quota = bootstrap::project_quota(1_000, 4_000, 16 << 20, 1_000);
         let endpoint = config.endpoint();
         let ids = std::array::from_fn(|_| Uuid::new_v4());
         replica.transact::<_, Refusal>(now(), |tx| bootstrap::found(tx, hash, &endpoint, &quota, &ids))?;

@@ -4,6 +4,7 @@ mod client;
 mod config;
 mod demo;
 mod found;
+mod host;
 mod place;
 mod pools;
 mod remote;
@@ -49,6 +50,9 @@ enum Command {
     /// Retire replicas that are gone for good, or say that one was moved.
     #[command(subcommand)]
     Replica(ReplicaCommand),
+    /// Declare a host dead, or let its machine come back.
+    #[command(subcommand)]
+    Host(HostCommand),
     /// Run three sites on this machine and play a story with them; or, while it is up, cut and heal the network.
     Demo(demo::DemoArgs),
 }
@@ -158,6 +162,36 @@ struct Retire {
     force: bool,
 }
 
+#[derive(clap::Subcommand)]
+enum HostCommand {
+    /// Declare a host dead: its machine is off, and will never again run what it ran. Its servers go to ERROR; deleting them
+    /// frees what they hold, and they can be evacuated. Retiring a replica does not do this, and this retires no replica.
+    /// At a replica of the host's own site; at an identity authority once all of that site's replicas are retired.
+    Dead(Dead),
+    /// Let the machine of a dead host come back: its agent stops and removes what others may run by now, and then takes servers
+    /// again. At a replica of its own site.
+    Revive(Revive),
+}
+
+#[derive(Args)]
+struct Dead {
+    #[command(flatten)]
+    configured: Configured,
+    /// The host's name or id, as `luc status` shows it.
+    host: String,
+    /// The machine is off. Without this, only what would follow is said.
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Args)]
+struct Revive {
+    #[command(flatten)]
+    configured: Configured,
+    /// The host's name or id.
+    host: String,
+}
+
 /// Runs the command of this process.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -172,6 +206,8 @@ pub fn main() -> ExitCode {
         Command::Revoke(args) => status::revoke(&args),
         Command::Replica(ReplicaCommand::Retire(args)) => status::retire(&args),
         Command::Replica(ReplicaCommand::Moved(args)) => place::moved(&args.config),
+        Command::Host(HostCommand::Dead(args)) => host::dead(&args),
+        Command::Host(HostCommand::Revive(args)) => host::revive(&args),
         Command::Demo(args) => demo::demo(&args),
     };
     match done {

@@ -99,6 +99,7 @@ fn label(dimension: &str) -> &str {
         "Instances" => "instances",
         "Votes" => "votes",
         "Addresses" => "addresses",
+        "ServerGroups" => "server groups",
         other => other,
     }
 }

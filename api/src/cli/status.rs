@@ -28,6 +28,11 @@ pub(super) fn ask(config: &Config, path: &str) -> Result<Value> {
     runtime.block_on(client(config)?.get(path))
 }
 
+pub(super) fn tell(config: &Config, path: &str, body: &Value) -> Result<Value> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(client(config)?.post(path, body))
+}
+
 pub(super) fn status(args: &StatusArgs) -> Result<()> {
     let config = Config::load(&args.configured.config)?;
     let status = ask(&config, "/luc/v1/status")?;
@@ -41,18 +46,15 @@ pub(super) fn status(args: &StatusArgs) -> Result<()> {
 
 pub(super) fn revoke(args: &Revoke) -> Result<()> {
     let config = Config::load(&args.configured.config)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let path = format!("/luc/v1/replicas/{}/revoke", args.replica);
-    runtime.block_on(client(&config)?.post(&path, &json!({})))?;
+    tell(&config, &format!("/luc/v1/replicas/{}/revoke", args.replica), &json!({}))?;
     println!("Revoked the certificate of {}.", args.replica);
     Ok(())
 }
 
 pub(super) fn retire(args: &Retire) -> Result<()> {
     let config = Config::load(&args.configured.config)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let body = json!({"replicas": args.replicas, "heir": args.heir, "force": args.force});
-    let answer = runtime.block_on(client(&config)?.post("/luc/v1/replicas/retire", &body))?;
+    let answer = tell(&config, "/luc/v1/replicas/retire", &body)?;
     for replica in answer["replicas"].as_array().into_iter().flatten() {
         let id = replica["id"].as_str().unwrap_or("?");
         println!("{id}: {}", retirement(&replica["retirement"]).unwrap_or_else(|| "not known".into()));
@@ -162,6 +164,11 @@ fn describe(status: &Value) -> String {
             words(&host["claimed"]),
             words(&host["capacity"]),
         );
+        if let Some(dead) = host["dead"].as_object() {
+            let back = if dead["revived"] == true { "; it may come back" } else { "" };
+            let by = dead["by"].as_str().unwrap_or("the operator");
+            let _ = writeln!(out, "    declared dead by {by} at site {}{back}", text(&dead["site"]));
+        }
         for orphan in host["orphans"].as_array().into_iter().flatten() {
             let _ = writeln!(out, "    orphan (a domain of this cloud that nobody ordered): {}", text(orphan));
         }

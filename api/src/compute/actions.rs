@@ -7,6 +7,7 @@ use luc_engine::record::{Kind, Power, RecordId, Server};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::render::lost;
 use super::servers::note_action;
 use super::status::status;
 use super::{find_server, live};
@@ -82,6 +83,10 @@ pub(super) async fn action(
             return Err(Fault::conflict(format!("Instance {id} is locked")));
         }
         let held = tx.view().held(RecordId { kind: Kind::Server, id });
+        let lost = tx.view().placement(id).zip(held).and_then(|(placement, held)| lost(tx.view(), &placement, held));
+        if let Some((_, why)) = lost {
+            return Err(Fault::conflict(format!("Instance {id} cannot run where it is. {why}")));
+        }
         let now = status(server, held.and_then(|held| held.observation.as_ref()), false);
         if !is_possible(&name, hard, now.vm_state, now.task_state) {
             let shown = name.trim_start_matches("os-");

@@ -12,7 +12,7 @@ use luc_sync::node::now;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::quotas::{Quota, parse_project};
+use super::quotas::{Quota, metadata_items, parse_project};
 use super::render::{HostState, host_state};
 use super::status::server_of;
 use super::{parse_stamp, stamp};
@@ -278,7 +278,7 @@ fn render_service(app: &App, view: &View, id: HostId, host: &Host, version: Micr
     });
     value["id"] = if version.0 >= 53 { json!(id.to_string()) } else { json!(old_id(id.0)) };
     if version.0 >= 11 {
-        value["forced_down"] = json!(false);
+        value["forced_down"] = json!(host.forced_down || view.death(id).is_some());
     }
     value
 }
@@ -306,31 +306,42 @@ pub(super) async fn update_service(
 ) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
     if version.0 < 53 {
-        return update_named_service(&app, &wanted, &body).await;
+        return update_named_service(&app, &wanted, &body, version).await;
     }
     let unknown = || Fault::not_found(format!("Service {wanted} not found."));
     let id = Uuid::parse_str(&wanted).map_err(|_| unknown())?;
     app.view().get::<Host>(id).ok_or_else(unknown)?;
-    if body.flag("forced_down")?.is_some() {
-        return Err(Fault::not_implemented("LUC does not have forced_down yet."));
-    }
+    let forced_down = body.flag("forced_down")?;
     let disabled = match body.text("status")? {
-        Some("disabled") => true,
-        Some("enabled") => false,
+        Some("disabled") => Some(true),
+        Some("enabled") => Some(false),
+        None if forced_down.is_some() => None,
         _ => return Err(Fault::bad("\"status\" must be enabled or disabled.")),
     };
     let reason = body.text("disabled_reason")?.unwrap_or_default().to_owned();
-    set_disabled(&app, id, disabled, reason).await?;
+    set_wishes(&app, id, disabled.map(|disabled| (disabled, reason)), forced_down).await?;
     let view = app.view();
     let host = view.get::<Host>(id).ok_or_else(unknown)?;
     ok(&json!({"service": render_service(&app, &view, HostId(id), host, version)}))
 }
 
-async fn set_disabled(app: &App, host: Uuid, disabled: bool, reason: String) -> Result<(), Fault> {
+/// What operators wish of a host: whether it takes servers, with the reason, and whether it counts as down (`forced_down`).
+async fn set_wishes(
+    app: &App,
+    host: Uuid,
+    disabled: Option<(bool, String)>,
+    forced_down: Option<bool>,
+) -> Result<(), Fault> {
     app.transact(move |tx| {
+        if forced_down == Some(false) && tx.view().death(HostId(host)).is_some() {
+            return Err(Fault::conflict("The host was declared dead: luc host revive lets its machine come back."));
+        }
         tx.update::<Host, Fault>(host, |host| {
-            host.disabled = disabled;
-            host.disabled_reason = if disabled { reason } else { String::new() };
+            if let Some((disabled, reason)) = disabled {
+                host.disabled = disabled;
+                host.disabled_reason = if disabled { reason } else { String::new() };
+            }
+            host.forced_down = forced_down.unwrap_or(host.forced_down);
             Ok(())
         })
     })
@@ -338,11 +349,11 @@ async fn set_disabled(app: &App, host: Uuid, disabled: bool, reason: String) -> 
 }
 
 /// Before 2.53 the path named what is done, and the body the host.
-async fn update_named_service(app: &App, verb: &str, body: &Object) -> Reply {
+async fn update_named_service(app: &App, verb: &str, body: &Object, version: Microversion) -> Reply {
     let disabled = match verb {
         "enable" => false,
         "disable" | "disable-log-reason" => true,
-        "force-down" => return Err(Fault::not_implemented("LUC does not have forced_down yet.")),
+        "force-down" if version.0 >= 11 => false,
         _ => return Err(Fault::not_found("Unknown action")),
     };
     let (name, binary) = (body.required("host")?, body.required("binary")?);
@@ -350,11 +361,16 @@ async fn update_named_service(app: &App, verb: &str, body: &Object) -> Reply {
     let view = app.view();
     let found = hosts(&view).into_iter().find(|(_, host)| host.name == name && binary == "nova-compute");
     let (id, _) = found.ok_or_else(unknown)?;
+    if verb == "force-down" {
+        let down = body.flag("forced_down")?.ok_or_else(|| Fault::bad("\"forced_down\" must be true or false."))?;
+        set_wishes(app, id.0, None, Some(down)).await?;
+        return ok(&json!({"service": {"host": name, "binary": binary, "forced_down": down}}));
+    }
     let reason = match verb {
         "disable-log-reason" => body.required("disabled_reason")?.to_owned(),
         _ => String::new(),
     };
-    set_disabled(app, id.0, disabled, reason.clone()).await?;
+    set_wishes(app, id.0, Some((disabled, reason.clone())), None).await?;
     let mut value = json!({"host": name, "binary": binary, "status": if disabled { "disabled" } else { "enabled" }});
     if verb == "disable-log-reason" {
         value["disabled_reason"] = json!(reason);
@@ -377,13 +393,14 @@ pub(super) async fn limits(
         }
         None => caller.project()?,
     };
-    let Quota { wanted, used, .. } = Quota::of(&app.view(), project);
-    let groups = app.view().children(Kind::ServerGroup, project).count();
+    let view = app.view();
+    let Quota { wanted, used, .. } = Quota::of(&view, project);
     let mut absolute = json!({
         "maxTotalInstances": wanted.get(Dimension::Instances), "maxTotalCores": wanted.get(Dimension::Vcpus),
-        "maxTotalRAMSize": wanted.get(Dimension::MemoryMib), "maxTotalKeypairs": -1, "maxServerMeta": 128,
-        "maxServerGroups": -1, "maxServerGroupMembers": -1, "totalInstancesUsed": used.get(Dimension::Instances),
-        "totalCoresUsed": used.get(Dimension::Vcpus), "totalRAMUsed": used.get(Dimension::MemoryMib), "totalServerGroupsUsed": groups,
+        "maxTotalRAMSize": wanted.get(Dimension::MemoryMib), "maxTotalKeypairs": -1, "maxServerMeta": metadata_items(&view, project),
+        "maxServerGroups": wanted.get(Dimension::ServerGroups), "maxServerGroupMembers": -1, "totalInstancesUsed": used.get(Dimension::Instances),
+        "totalCoresUsed": used.get(Dimension::Vcpus), "totalRAMUsed": used.get(Dimension::MemoryMib),
+        "totalServerGroupsUsed": used.get(Dimension::ServerGroups),
     });
     if version.0 < 57 {
         absolute["maxPersonality"] = json!(0);

@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::placement::{self, Hints};
-use super::quotas::Quota;
+use super::quotas::{Quota, metadata_items};
 use super::render::{links, quota_of};
 use crate::app::App;
 use crate::auth::Caller;
@@ -259,7 +259,7 @@ fn parse(
         if version.0 >= 19 { given.text("description")?.unwrap_or_default().to_owned() } else { name.clone() };
     let hostname = super::servers::given_hostname(given, version)?.unwrap_or_else(|| host_name(&name));
     let metadata = given.strings("metadata")?.unwrap_or_default();
-    super::servers::checked(&metadata)?;
+    super::servers::checked(&metadata, metadata_items(&view, project))?;
     let action = ServerAction { action: "create".into(), user: caller.user, start: now };
     let server = Server {
         project,

@@ -118,6 +118,7 @@ pub(crate) fn host_words(app: &App, view: &View, host: luc_engine::id::HostId) -
     match render::host_state(app, view, host) {
         render::HostState::Up => "up",
         render::HostState::Down => "down",
+        render::HostState::Dead => "dead",
         render::HostState::Unknown => "unknown",
     }
 }

@@ -23,18 +23,26 @@ use uuid::Uuid;
 
 use crate::app::App;
 use crate::auth::Caller;
-use crate::bootstrap::quota as amount;
 use crate::http::{Fault, Microversion, Object, Reply, empty, ok};
 use crate::policy::{self, Action};
 
 /// How often what is pending is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// The quotas that Nova's clients expect and LUC does not count: unlimited, which is the truth.
-const UNCOUNTED: [&str; 5] = ["key_pairs", "metadata_items", "server_groups", "server_group_members", "injected_files"];
-/// The quotas that LUC counts.
-const COUNTED: [(&str, Dimension); 3] =
-    [("instances", Dimension::Instances), ("cores", Dimension::Vcpus), ("ram", Dimension::MemoryMib)];
+/// The quotas that Nova's clients expect and LUC does not limit: unlimited, which is the truth. Keypairs are a user's, not a
+/// project's; members of a group are servers, which are limited as such.
+const UNLIMITED: [&str; 3] = ["key_pairs", "server_group_members", "injected_files"];
+/// What is used up, and counted: pools.
+const COUNTED: [(&str, Dimension); 4] = [
+    ("instances", Dimension::Instances),
+    ("cores", Dimension::Vcpus),
+    ("ram", Dimension::MemoryMib),
+    ("server_groups", Dimension::ServerGroups),
+];
+/// What is not used up, but how much each server may have: a wish alone, looked at where metadata is written.
+const METADATA_ITEMS: &str = "metadata_items";
+/// As in Nova, if nobody has said otherwise; and the most that can be said.
+const METADATA: (u64, u64) = (128, 1_024);
 
 /// A project's quota as it is wanted and as it is.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -88,6 +96,11 @@ impl Quota {
     }
 }
 
+/// How many metadata items each server of a project may have.
+pub(crate) fn metadata_items(view: &View, project: Uuid) -> u64 {
+    view.get::<Project>(project).and_then(|project| project.quota.get(METADATA_ITEMS)).copied().unwrap_or(METADATA.0)
+}
+
 /// The project that a path names; 400 if it is none, as Nova says.
 pub(super) fn parse_project(app: &App, caller: &Caller, id: &str) -> Result<Uuid, Fault> {
     let id = Uuid::parse_str(id).map_err(|_| Fault::bad(format!("Project ID {id} is not a valid project.")))?;
@@ -98,7 +111,12 @@ pub(super) fn parse_project(app: &App, caller: &Caller, id: &str) -> Result<Uuid
     Ok(id)
 }
 
-fn render_quota(project: Option<Uuid>, capacity: &Amount, version: Microversion, detail: Option<&Amount>) -> Value {
+fn render_quota(
+    project: Option<Uuid>,
+    (capacity, metadata): (&Amount, u64),
+    version: Microversion,
+    detail: Option<&Amount>,
+) -> Value {
     let mut map = Map::new();
     let value = |limit: Value, used: u64| match detail {
         None => limit,
@@ -111,7 +129,8 @@ fn render_quota(project: Option<Uuid>, capacity: &Amount, version: Microversion,
         let used = detail.map_or(0, |used| used.get(dimension));
         map.insert(name.into(), value(json!(capacity.get(dimension)), used));
     }
-    for name in UNCOUNTED.iter().filter(|name| **name != "injected_files" || version.0 < 57) {
+    map.insert(METADATA_ITEMS.into(), value(json!(metadata), 0));
+    for name in UNLIMITED.iter().filter(|name| **name != "injected_files" || version.0 < 57) {
         map.insert((*name).into(), value(json!(-1), 0));
     }
     if version.0 < 57 {
@@ -134,7 +153,9 @@ pub(super) async fn quota(
     Path(project): Path<String>,
 ) -> Reply {
     let project = parse_project(&app, &caller, &project)?;
-    ok(&render_quota(Some(project), &Quota::of(&app.view(), project).wanted, version, None))
+    let view = app.view();
+    let limits = (&Quota::of(&view, project).wanted, metadata_items(&view, project));
+    ok(&render_quota(Some(project), limits, version, None))
 }
 
 pub(super) async fn quota_detail(
@@ -144,8 +165,9 @@ pub(super) async fn quota_detail(
     Path(project): Path<String>,
 ) -> Reply {
     let project = parse_project(&app, &caller, &project)?;
-    let Quota { wanted, used, .. } = Quota::of(&app.view(), project);
-    ok(&render_quota(Some(project), &wanted, version, Some(&used)))
+    let view = app.view();
+    let Quota { wanted, used, .. } = Quota::of(&view, project);
+    ok(&render_quota(Some(project), (&wanted, metadata_items(&view, project)), version, Some(&used)))
 }
 
 pub(super) async fn default_quota(
@@ -154,9 +176,8 @@ pub(super) async fn default_quota(
     Extension(version): Extension<Microversion>,
     Path(project): Path<String>,
 ) -> Reply {
-    let [instances, vcpus, memory] = app.settings().default_quota;
     let id = Uuid::parse_str(&project).ok();
-    ok(&render_quota(id, &amount(instances, vcpus, memory), version, None))
+    ok(&render_quota(id, (&app.settings().default_quota, METADATA.0), version, None))
 }
 
 /// The only class of quotas is what new projects get; it is set in the configuration of each site.
@@ -167,8 +188,7 @@ pub(super) async fn quota_class(
     Path(class): Path<String>,
 ) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
-    let [instances, vcpus, memory] = app.settings().default_quota;
-    let mut value = render_quota(None, &amount(instances, vcpus, memory), version, None);
+    let mut value = render_quota(None, (&app.settings().default_quota, METADATA.0), version, None);
     let mut set = value["quota_set"].take();
     set["id"] = json!(class);
     ok(&json!({"quota_class_set": set}))
@@ -184,22 +204,26 @@ pub(super) async fn set_quota(
     policy::check(&caller, Action::Administer, None)?;
     let project = parse_project(&app, &caller, &project)?;
     let given = body.inner("quota_set")?;
-    let mut wanted = Vec::new();
+    let mut wanted = BTreeMap::new();
     for key in given.0.keys().filter(|key| !matches!(key.as_str(), "force" | "tenant_id" | "id")) {
-        match COUNTED.iter().find(|(name, _)| name == key) {
-            Some((_, dimension)) => {
-                let n = given.number(key)?.filter(|n| *n <= 1 << 40);
-                wanted.push((
-                    *dimension,
-                    n.ok_or_else(|| Fault::bad(format!("{key:?} must be a number from 0 to 2^40.")))?,
-                ));
+        let most = match key.as_str() {
+            METADATA_ITEMS => METADATA.1,
+            counted if COUNTED.iter().any(|(name, _)| *name == counted) => 1 << 40,
+            other => {
+                let limited = COUNTED.map(|(name, _)| name).join(", ");
+                return Err(Fault::bad(format!(
+                    "LUC does not limit {other:?}; it limits {limited} and {METADATA_ITEMS}."
+                )));
             }
-            None => return Err(Fault::bad(format!("LUC does not limit {key:?}; it limits instances, cores and ram."))),
-        }
+        };
+        let n = given.number(key)?.filter(|n| *n <= most);
+        let n = n.ok_or_else(|| Fault::bad(format!("{key:?} must be a number from 0 to {most}.")))?;
+        wanted.insert(key.clone(), n);
     }
     change_quota(&app, project, wanted).await?;
-    let wanted = Quota::of(&app.view(), project).wanted;
-    let mut value = render_quota(None, &wanted, version, None);
+    let view = app.view();
+    let limits = (&Quota::of(&view, project).wanted, metadata_items(&view, project));
+    let mut value = render_quota(None, limits, version, None);
     if let Some(set) = value["quota_set"].as_object_mut() {
         set.remove("id");
     }
@@ -209,23 +233,24 @@ pub(super) async fn set_quota(
 pub(super) async fn reset_quota(State(app): State<App>, caller: Caller, Path(project): Path<String>) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
     let project = parse_project(&app, &caller, &project)?;
-    let [instances, vcpus, memory] = app.settings().default_quota;
-    let wanted = vec![(Dimension::Instances, instances), (Dimension::Vcpus, vcpus), (Dimension::MemoryMib, memory)];
+    let default = &app.settings().default_quota;
+    let mut wanted: BTreeMap<String, u64> = COUNTED.iter().map(|(name, d)| ((*name).into(), default.get(*d))).collect();
+    wanted.insert(METADATA_ITEMS.into(), METADATA.0);
     change_quota(&app, project, wanted).await?;
     empty(axum::http::StatusCode::ACCEPTED)
 }
 
 /// Takes down what is wanted, and does what can be done at once: here, then with what others hand over. What is left is
 /// pending, and [`tend`] goes on with it.
-async fn change_quota(app: &App, project: Uuid, changes: Vec<(Dimension, u64)>) -> Result<(), Fault> {
+async fn change_quota(app: &App, project: Uuid, changes: BTreeMap<String, u64>) -> Result<(), Fault> {
     app.transact(move |tx| {
         let wanted = Quota::of(tx.view(), project).wanted;
-        let changed = |d: Dimension| changes.iter().find(|(changed, _)| *changed == d).map(|(_, n)| *n);
-        let wish: BTreeMap<String, u64> =
-            COUNTED.iter().map(|(name, d)| ((*name).into(), changed(*d).unwrap_or(wanted.get(*d)))).collect();
         let me = tx.me().to_string();
         tx.update::<Project, Fault>(project, |project| {
-            (project.quota, project.quota_by) = (wish, me);
+            // What was never set stands as it is now: another site's change must not move it.
+            project.quota.extend(COUNTED.iter().map(|(name, d)| ((*name).to_owned(), wanted.get(*d))));
+            project.quota.extend(changes);
+            project.quota_by = me;
             Ok(())
         })?;
         Ok(settle(tx, project)?)
@@ -307,6 +332,7 @@ pub(crate) async fn tend(app: App) {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::bootstrap::quota as amount;
 
     const PROJECT: Uuid = Uuid::from_u128(7);
 

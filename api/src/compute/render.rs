@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use luc_engine::agent::Observation;
-use luc_engine::id::HostId;
+use luc_engine::id::{HostId, Millis};
 use luc_engine::ledger::Dimension;
 use luc_engine::record::{Host, Kind, RecordId, Server, ServerGroup};
-use luc_engine::view::{Held, View};
+use luc_engine::view::{Held, Placement, View};
 use luc_sync::node::now;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
@@ -58,7 +58,10 @@ impl<'a> Renderer<'a> {
         let placement = self.view.placement(id);
         let host = placement.as_ref().map(|placement| placement.host);
         let (host_name, host_status) = host.map(|host| self.host(host)).unwrap_or_default();
-        if host_status == "UNKNOWN" {
+        let lost = placement.as_ref().and_then(|placement| lost(self.view, placement, held));
+        if lost.is_some() {
+            state = state.lost();
+        } else if host_status == "UNKNOWN" {
             state = state.out_of_reach();
         }
         let zone = host.and_then(|host| self.view.site_of_host(host)).map(|site| site.to_string());
@@ -98,7 +101,9 @@ impl<'a> Renderer<'a> {
         if matches!(state.status, "ACTIVE" | "BUILD" | "REBOOT" | "HARD_REBOOT") {
             put("progress", json!(self.progress(server, seen)));
         }
-        if let Some((host, seen)) = host.zip(seen).filter(|_| state.status == "UNKNOWN") {
+        if let Some((at, message)) = lost {
+            put("fault", json!({"code": 500, "created": stamp(at), "message": message}));
+        } else if let Some((host, seen)) = host.zip(seen).filter(|_| state.status == "UNKNOWN") {
             put("fault", self.silence(host, seen));
         } else if let Some(fault) = seen.and_then(|seen| seen.fault.as_ref().map(|fault| (seen.at, fault))) {
             let (at, fault) = fault;
@@ -224,12 +229,22 @@ impl<'a> Renderer<'a> {
         let status = match host_state(self.app, self.view, host) {
             HostState::Up if record.is_some_and(|host| host.disabled) => "MAINTENANCE",
             HostState::Up => "UP",
-            HostState::Down => "DOWN",
+            HostState::Down | HostState::Dead => "DOWN",
             HostState::Unknown => "UNKNOWN",
         };
         self.hosts.insert(host, (name.clone(), status));
         (name, status)
     }
+}
+
+/// Why a server can never run where it is, and since when: its host was declared dead, or has refused it for ever.
+pub(crate) fn lost(view: &View, placement: &Placement<'_>, held: &Held) -> Option<(Millis, &'static str)> {
+    if placement.dead {
+        let at = view.death(placement.host).map_or(0, |death| death.at);
+        return Some((at, "Its host was declared dead: evacuate or delete it."));
+    }
+    let updated = server_of(held).map_or(0, |server| server.updated_at.max(server.created_at));
+    (placement.gone && !held.deleted).then_some((updated, "Its host has refused it for ever: delete it."))
 }
 
 /// How a host is, as far as this replica can know.
@@ -239,11 +254,19 @@ pub(crate) enum HostState {
     Up,
     /// Its site can be reached and has not heard of it.
     Down,
+    /// Declared dead by an operator.
+    Dead,
     /// Its site cannot be reached.
     Unknown,
 }
 
 pub(crate) fn host_state(app: &App, view: &View, host: HostId) -> HostState {
+    if view.death(host).is_some() {
+        return HostState::Dead;
+    }
+    if view.get::<Host>(host.0).is_some_and(|host| host.forced_down) {
+        return HostState::Down;
+    }
     let Some(site) = view.site_of_host(host) else { return HostState::Unknown };
     if site != *app.node().site() && app.net().reachable_in(&site).is_empty() {
         return HostState::Unknown;

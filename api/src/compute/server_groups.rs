@@ -9,16 +9,20 @@ use std::collections::HashMap;
 use axum::Extension;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use luc_engine::ledger::Dimension;
 use luc_engine::record::{GroupPolicy, Kind, Project, RecordId, Server, ServerGroup};
 use luc_engine::schedule::mint_group;
+use luc_engine::tx::Tx;
 use luc_engine::view::View;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::compute::quotas::Quota;
 use crate::http::{Fault, Microversion, Object, Reply, empty, ok};
 use crate::policy::{self, Action};
+use crate::rights::{Missing, give_back, with_rights};
 
 /// Most groups of one answer.
 const PAGE: usize = 1000;
@@ -80,12 +84,16 @@ pub(super) async fn create(
         has_limit: limit.is_some(),
     };
     let id = Uuid::new_v4();
-    app.transact(move |tx| {
+    let make = move |tx: &mut Tx<'_>| {
         tx.get::<Project>(project)?;
+        let one = std::iter::once((Dimension::ServerGroups, 1)).collect();
+        Quota::of(tx.view(), project).admits(&one).map_err(Missing::Short)?;
+        let pools: Vec<_> = tx.view().ledger().quota_pools(project).map(|(id, _)| id).collect();
+        tx.claim(&pools, &one, RecordId { kind: Kind::ServerGroup, id }, 0)?;
         tx.create(id, group, &[])?;
         Ok(mint_group(tx, id, policy)?)
-    })
-    .await?;
+    };
+    with_rights(&app, make, |text| Fault::forbidden(format!("Quota exceeded, too many server groups: {text}"))).await?;
     let view = app.view();
     let (_, group) = find(&view, &caller, &id.to_string(), Action::Read)?;
     ok(&json!({"server_group": render(&view, version, id, group)}))
@@ -94,7 +102,7 @@ pub(super) async fn create(
 /// Members stay where they are; the rights that keep them apart come back when they are gone.
 pub(super) async fn delete(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Reply {
     let (id, _) = find(&app.view(), &caller, &id, Action::Write)?;
-    app.transact(move |tx| Ok(tx.delete(RecordId { kind: Kind::ServerGroup, id })?)).await?;
+    app.transact(move |tx| Ok(give_back(tx, RecordId { kind: Kind::ServerGroup, id })?)).await?;
     empty(StatusCode::NO_CONTENT)
 }
 

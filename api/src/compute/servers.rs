@@ -16,7 +16,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::render::{Fields, HostState, Renderer, host_state};
+use super::quotas::metadata_items;
+use super::render::{Fields, HostState, Renderer, host_state, lost};
 use super::status::{server_of, status};
 use super::{find_server, live, parse_stamp, stamp};
 use crate::app::App;
@@ -143,7 +144,10 @@ fn select<'a>(
     let text = |key: &str, actual: &str| filters.get(key).is_none_or(|wanted| wanted == actual);
     let keep = |(id, held, server): &Found<'a>| {
         let mut state = status(server, held.observation.as_ref(), held.deleted);
-        if !unseen.is_empty() && view.placement(*id).is_some_and(|placement| unseen.contains(&placement.host)) {
+        let lost = view.placement(*id).and_then(|placement| lost(view, &placement, held));
+        if lost.is_some() {
+            state = state.lost();
+        } else if !unseen.is_empty() && view.placement(*id).is_some_and(|placement| unseen.contains(&placement.host)) {
             state = state.out_of_reach();
         }
         let updated = server.updated_at.max(held.observation.as_ref().map_or(0, |seen| seen.at));
@@ -356,11 +360,11 @@ pub(super) async fn metadata(State(app): State<App>, caller: Caller, Path(id): P
     ok(&json!({"metadata": server_in(&view, id)?.metadata}))
 }
 
-pub(super) fn checked(metadata: &BTreeMap<String, String>) -> Result<(), Fault> {
-    if metadata.len() > 128 {
-        return Err(Fault::forbidden("Maximum number of metadata items exceeds 128"));
+pub(super) fn checked(metadata: &BTreeMap<String, String>, most: u64) -> Result<(), Fault> {
+    if u64::try_from(metadata.len()).is_ok_and(|n| n <= most) {
+        return Ok(());
     }
-    Ok(())
+    Err(Fault::forbidden(format!("Maximum number of metadata items exceeds {most}")))
 }
 
 /// Changes metadata of a server that is not locked, but by administrators.
@@ -370,13 +374,16 @@ async fn edit_metadata(
     id: Uuid,
     change: impl FnOnce(&mut BTreeMap<String, String>) -> Result<(), Fault> + Send + 'static,
 ) -> Result<(), Fault> {
-    let is_admin = caller.is_admin;
+    let (is_admin, view) = (caller.is_admin, app.view());
     edit(app, id, move |server| {
         if server.locked && !is_admin {
             return Err(Fault::conflict(format!("Instance {id} is locked")));
         }
+        let before = server.metadata.len();
         change(&mut server.metadata)?;
-        checked(&server.metadata)
+        // A limit that was lowered takes nothing away, and does not keep anybody from tidying up.
+        let grew = server.metadata.len() > before;
+        if grew { checked(&server.metadata, metadata_items(&view, server.project)) } else { Ok(()) }
     })
     .await
 }

@@ -18,6 +18,17 @@ pub struct Status {
 }
 
 impl Status {
+    /// The state of a server that can never run where it is.
+    #[must_use]
+    pub fn lost(self) -> Self {
+        Self {
+            status: "ERROR",
+            vm_state: "error",
+            task_state: self.task_state.filter(|task| *task == "deleting"),
+            power_state: 0,
+        }
+    }
+
     /// The state of a server whose host cannot be seen: what was seen last is told as such, never as what is. A server
     /// that was never seen is being built, seen or not.
     #[must_use]

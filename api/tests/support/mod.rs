@@ -59,6 +59,21 @@ pub(crate) struct Cloud {
 impl Cloud {
     /// Founds it, and waits until its one host takes servers.
     pub(crate) async fn start() -> Self {
+        let cloud = Self::without_hosts().await;
+        let node = cloud.app.node().clone();
+        let site = node.site().clone();
+        attach_agent(node, site);
+        for _ in 0..500 {
+            if cloud.get("/compute/v2.1/os-services").await.body["services"][0]["state"] == "up" {
+                return cloud;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the host never came up");
+    }
+
+    /// Founds it, without a host.
+    pub(crate) async fn without_hosts() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let key = new_key(rand::random());
         let public_key = key.verifying_key().to_bytes();
@@ -82,7 +97,7 @@ impl Cloud {
         let store = Box::new(MemoryStore::default());
         let mut replica = Replica::found(Identity { cloud, key }, store, member, now()).unwrap();
         let hash = auth::hash_password(PASSWORD).unwrap();
-        let quota = bootstrap::quota(10, 20, 51_200);
+        let quota = bootstrap::project_quota(10, 20, 51_200, 10);
         let ids = std::array::from_fn(|_| Uuid::new_v4());
         replica
             .transact::<_, Refusal>(now(), |tx| bootstrap::found(tx, hash, "http://localhost", &quota, &ids))
@@ -93,17 +108,10 @@ impl Cloud {
         let anywhere = "127.0.0.1:0".parse().unwrap();
         let net =
             Net::start(node.clone(), credentials, Some(authority), Tokens::of(dir.path()), blobs, anywhere).unwrap();
-        attach_agent(node, site);
         let app = App::new(net, Settings::default());
         let mut cloud = Self { router: app.router(), app, token: String::new(), project: String::new(), _dir: dir };
         (cloud.token, cloud.project) = cloud.log_in("admin", PASSWORD, "admin").await;
-        for _ in 0..500 {
-            if cloud.get("/compute/v2.1/os-services").await.body["services"][0]["state"] == "up" {
-                return cloud;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("the host never came up");
+        cloud
     }
 
     /// The same cloud, behind other routes.
