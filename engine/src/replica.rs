@@ -270,7 +270,7 @@ impl Replica {
         let votes = [(Dimension::Votes, VOTES)].into_iter().collect();
         replica.write(now, Some(member.clone()), |tx| {
             tx.membership(MemberOp::Join(member))?;
-            tx.mint(Subject::Votes, votes)
+            tx.mint_confirmed(Subject::Votes, votes)
         })?;
         replica.flush()?;
         Ok(replica)
@@ -562,7 +562,8 @@ impl Replica {
     }
 
     /// Hands votes to members that have less than an equal share, from what is held here above one. A minority that
-    /// admits members stays one: what it shares is its own.
+    /// admits members stays one: what it shares is its own. And not before the pool's root knows of the member, since
+    /// votes that wait for its word count for nobody (A5): where the root is dead, those who stay keep theirs.
     fn share_votes(&mut self, now: Millis) -> Result<bool, Refusal> {
         let view = &self.view;
         let sealed = view.retirements.sealed_by(self.me, &view.frontier);
@@ -574,7 +575,13 @@ impl Replica {
         let equal = VOTES / u64::try_from(living.len()).unwrap_or(u64::MAX).max(1);
         let mut spare = self.votes(self.me).saturating_sub(equal);
         let mut shares = Vec::new();
-        for to in living.into_iter().filter(|id| *id != self.me) {
+        let root = view.retired().heir(pool.entry.author).unwrap_or(pool.entry.author);
+        let is_known = |id: &ReplicaId| {
+            let frontier = self.chains.get(&root).map(|chain| &chain.frontier);
+            let joined = view.member(*id).map(|state| state.joined);
+            root == self.me || frontier.zip(joined).is_some_and(|(frontier, joined)| frontier.holds(joined))
+        };
+        for to in living.into_iter().filter(|id| *id != self.me && is_known(id)) {
             let share = equal.saturating_sub(self.votes(to)).min(spare);
             // Not worth an entry below that.
             if share > equal / 16 {
