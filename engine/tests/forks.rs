@@ -167,6 +167,33 @@ fn a_record_that_both_branches_changed_is_the_same_everywhere() {
 }
 
 #[test]
+fn votes_that_a_fork_hands_out_twice_make_two_majorities_of_nobody() {
+    let (mut world, liar, twin) = with_twin(4);
+    let (votes, share) = {
+        let (votes, pool) = world.cloud.replicas[0].view().ledger().votes().unwrap();
+        (votes, pool.free(id(liar)))
+    };
+    // Two halves of a split, two of five members each, are about to retire each other, and the fifth votes in both.
+    world.retire(1, &[(2, 1), (3, 1), (liar, 1)], false).unwrap();
+    world.retire(3, &[(0, 3), (1, 3), (liar, 3)], false).unwrap();
+    for (from, to) in [(liar, 1), (twin, 3)] {
+        let all = share.clone();
+        world.replica(from).transact::<_, Refusal>(3, |tx| tx.grant(votes, id(to), all)).unwrap();
+        world.tend(from);
+        world.send(from, to);
+    }
+    world.settle(&[0, 1]);
+    world.settle(&[2, 3]);
+    let unconfirmed = |at: u8, of: u8| {
+        let (_, pool) = world.cloud.replicas[usize::from(at)].view().ledger().votes().unwrap();
+        pool.unconfirmed(id(of))
+    };
+    assert_eq!((unconfirmed(0, 1), unconfirmed(2, 3)), (share.clone(), share));
+    assert!(!world.is_retired(0, 2) && !world.is_retired(1, 3));
+    assert!(!world.is_retired(2, 0) && !world.is_retired(3, 1));
+}
+
+#[test]
 fn who_says_that_it_has_seen_what_nobody_wrote_waits_for_ever_and_harms_nobody() {
     let mut world = World::new(3);
     world.settle(&[0, 1, 2, 3]);
