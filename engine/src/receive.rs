@@ -277,6 +277,11 @@ impl Replica {
                     later.push(*entry);
                     continue;
                 }
+                if self.fence().is_some() {
+                    // One of them has retired this replica: what it holds beyond its cut is in nobody's past, and it takes
+                    // nothing more.
+                    return Ok(());
+                }
                 let stranger = Rejection::Invalid { entry: entry.id(), reason: Invalid::NotMember };
                 entry.verify(&self.key_of(&entry.header).ok_or(stranger)?)?;
                 self.judge(entry, place)?;

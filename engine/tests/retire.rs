@@ -9,11 +9,13 @@ mod common;
 
 use std::collections::BTreeSet;
 
+use common::Rogue;
 use common::world::{World, amount, id};
-use luc_engine::entry::{MemberOp, Subject};
-use luc_engine::id::ReplicaId;
+use luc_engine::entry::{Entry, Frontier, MemberOp, Subject};
+use luc_engine::id::{EntryId, ReplicaId};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::{Kind, RecordId, Server};
+use luc_engine::replica::Received;
 use luc_engine::tx::{Fence, Refusal};
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -307,6 +309,53 @@ fn a_survivor_takes_what_another_one_names_though_it_has_sealed_less() {
     assert!(world.is_retired(2, 3));
     world.assert_equal(&[0, 1, 2]);
     assert_eq!(world.free(0, 0), 70 + 9);
+}
+
+#[test]
+fn whoever_learns_of_its_own_retirement_takes_nothing_that_comes_with_it() {
+    let mut world = World::new(4);
+    world.retire(0, &[(2, 0)], false).unwrap();
+    world.send(0, 2);
+    world.send(2, 1);
+    world.retire(2, &[(4, 0)], false).unwrap();
+    world.send(2, 4);
+    world.send(0, 3);
+    world.retire(3, &[(0, 1)], false).unwrap();
+    world.send(4, 0);
+    world.retire(1, &[(0, 1)], false).unwrap();
+    world.settle(&[0, 1, 2, 3, 4]);
+    // The heir of the heir takes over what 0 has, beyond its own cut, taken over already.
+    for n in 0..5 {
+        assert!(world.replica(n).quarantine().is_empty(), "{n}: {:?}", world.replica(n).quarantine());
+    }
+    assert!(world.replica(0).fence().is_some());
+}
+
+#[test]
+fn whoever_breaks_its_word_leads_nobody_beyond_the_cut() {
+    let mut world = World::new(3);
+    world.retire(0, &[(3, 0)], false).unwrap();
+    // 0 and 1 have sealed; 2 has not heard of it. Then 3, which is not dead, writes, and 1 rests on it all the same.
+    world.settle(&[0, 1]);
+    let held = world.replica(0).view().frontier().number(id(3));
+    world.claim(3).unwrap();
+    let more = world.cloud.log(3)[&EntryId { author: id(3), number: held + 1 }].clone();
+    let number = world.replica(1).view().frontier().number(id(1));
+    let last = Entry::decode(&world.cloud.log(1)[&EntryId { author: id(1), number }]).unwrap().hash();
+    let liar = Rogue { n: 1, last, number };
+    let mut seen = Frontier::default();
+    seen.set(id(3), Entry::decode(&more).unwrap().tip());
+    let shows = liar.sign(liar.header(&seen), vec![]);
+    for bytes in [&more[..], shows.bytes(), &more[..], shows.bytes()] {
+        let received = world.replica(0).receive(bytes);
+        assert!(matches!(received, Received::Waiting(_)), "{received:?}");
+    }
+    assert_eq!(world.replica(0).view().frontier().number(id(3)), held);
+    // One that has not sealed yet shows the same, and will seal it.
+    world.send(3, 2);
+    world.claim(2).unwrap();
+    world.settle(&[0, 2]);
+    assert_eq!(world.replica(0).view().frontier().number(id(3)), held + 1);
 }
 
 #[test]
