@@ -124,8 +124,11 @@ impl<'a> World<'a> {
         let root = sites.first().ok_or("no site")?.replica;
         let pool = PoolId { entry: EntryId { author: root, number: 1 }, index: 0 };
         let all = |n: u64| [(Dimension::Instances, n)].into_iter().collect::<Amount>();
-        let mut ops =
-            vec![LedgerOp::Mint { subject: Subject::Quota { project: Uuid::from_u128(1) }, amount: all(CAPACITY) }];
+        let mut ops = vec![LedgerOp::Mint {
+            subject: Subject::Quota { project: Uuid::from_u128(1) },
+            amount: all(CAPACITY),
+            confirmed: false,
+        }];
         let share = all(CAPACITY / SITES as u64);
         ops.extend(sites.iter().skip(1).map(|site| LedgerOp::Grant { pool, to: site.replica, amount: share.clone() }));
         let mut world = Self {
@@ -322,7 +325,14 @@ impl<'a> World<'a> {
             return Err(format!("entry {} comes before its past: {missing} are missing", entry.id).into());
         }
         let retired = Retired::default();
-        let judged = Judged { entry: entry.id, frontier: &entry.frontier, is_member: &|_| true, retired: &retired };
+        let judged = Judged {
+            entry: entry.id,
+            author,
+            is_forked: false,
+            frontier: &entry.frontier,
+            is_member: &|_| true,
+            retired: &retired,
+        };
         for (index, op) in entry.ops.iter().enumerate() {
             site.ledger.apply(judged, u32::try_from(index)?, op)?;
             if let LedgerOp::Claim { amount, .. } = op
@@ -356,7 +366,7 @@ impl<'a> World<'a> {
 
 /// What is known of the rights to a pool (`luc_engine::tx::shortage`, which needs a whole view).
 fn shortage(id: PoolId, pool: &Pool, me: ReplicaId, wanted: Amount) -> Shortage {
-    let others = pool.accounts().filter(|(replica, free)| *replica != me && !free.is_zero());
+    let others = pool.spendable().filter(|(replica, free)| *replica != me && !free.is_zero());
     Shortage {
         subject: Some(pool.subject.clone()),
         wanted,
@@ -364,5 +374,6 @@ fn shortage(id: PoolId, pool: &Pool, me: ReplicaId, wanted: Amount) -> Shortage 
         claimed: pool.claimed.clone(),
         free_here: pool.free(me),
         elsewhere: others.map(|(replica, free)| (replica, id, free)).collect(),
+        unconfirmed: Vec::new(),
     }
 }
