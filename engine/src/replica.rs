@@ -522,7 +522,11 @@ impl Replica {
     /// The claims that a flush may have settled: those that changed, and those of records that were deleted.
     fn concerned(&self, flushed: &Flushed) -> Vec<ClaimId> {
         let is_gone = |id: &&RecordId| self.view.held(**id).is_none_or(|held| held.deleted);
-        let gone = flushed.records.iter().filter(|id| matches!(id.kind, Kind::Server | Kind::Address | Kind::ServerGroup)).filter(is_gone);
+        let gone = flushed
+            .records
+            .iter()
+            .filter(|id| matches!(id.kind, Kind::Server | Kind::Address | Kind::ServerGroup))
+            .filter(is_gone);
         let of_gone = gone.flat_map(|id| self.view.ledger().claims_of(*id).map(|(claim, _)| claim));
         // Of a host that was declared dead, all that were still waiting for its agent's word.
         let ledger = self.view.ledger();
