@@ -118,6 +118,19 @@ impl World {
         declared
     }
 
+    /// Another host, at site 0, whose rights everybody has some of.
+    fn other_host(&mut self) -> Choice {
+        let made = self.replica(0).transact::<_, Refusal>(2, |tx| {
+            let pool = tx.mint(Subject::Host(host_at(0)), vcpus(20))?;
+            let record = Host { name: "o".into(), site: "site-0".into(), pool: pool.to_string(), ..Host::default() };
+            tx.create(host_at(0).host.0, record, &[])?;
+            (1..5).try_for_each(|n| tx.grant(pool, id(n), vcpus(3)))?;
+            Ok(pool)
+        });
+        let (pool, _) = made.unwrap();
+        Choice { host: host_at(0).host, pool, member: None }
+    }
+
     fn agree(&self, part: &[usize]) {
         for at in part {
             assert_eq!(self.view(*at).digest(), self.view(part[0]).digest());
@@ -296,18 +309,7 @@ fn a_declaration_that_is_not_in_its_past_is_no_evidence_for_a_release() {
 fn only_the_holder_of_its_claim_places_a_server_anew_and_only_once() {
     let mut world = World::new();
     let all = [0, 1, 2, 3, 4];
-    // Another host, at site 0, whose rights everybody has some of.
-    let (other, _) = world
-        .replica(0)
-        .transact::<_, Refusal>(2, |tx| {
-            let pool = tx.mint(Subject::Host(host_at(0)), vcpus(20))?;
-            let record = Host { name: "o".into(), site: "site-0".into(), pool: pool.to_string(), ..Host::default() };
-            tx.create(host_at(0).host.0, record, &[])?;
-            (1..5).try_for_each(|n| tx.grant(pool, id(n), vcpus(3)))?;
-            Ok(pool)
-        })
-        .unwrap();
-    let choice = Choice { host: host_at(0).host, pool: other, member: None };
+    let choice = world.other_host();
     let (server, old) = world.server(2).unwrap();
     world.settle(&all);
     let lives = NotEvacuated::Lives(host());
@@ -334,4 +336,34 @@ fn only_the_holder_of_its_claim_places_a_server_anew_and_only_once() {
     assert_eq!((placement.host, placement.epoch, placement.dead), (host_at(0).host, 2, false));
     assert!(world.view(4).ledger().claim(old).is_none());
     assert_eq!(world.view(4).ledger().claims_on(host()).count(), 0);
+}
+
+#[test]
+fn a_server_that_is_deleted_and_evacuated_apart_looks_the_same_in_either_order() {
+    let mut world = World::new();
+    let all = [0, 1, 2, 3, 4];
+    let choice = world.other_host();
+    let (server, _) = world.server(2).unwrap();
+    world.settle(&all);
+    world.declare(1).unwrap();
+    world.settle(&all);
+    // 1 hears of the deletion before the evacuation, 2 the other way round.
+    world.delete(1, server);
+    world.replica(2).transact::<_, Refusal>(5, |tx| evacuate(tx, server.id, &choice, &vcpus(1))).unwrap();
+    world.settle(&all);
+    world.agree(&all);
+    for at in all {
+        assert!(world.view(at).held(server).is_none(), "{at}");
+        assert_eq!(
+            world.view(at).ledger().claims_of(server).count(),
+            1,
+            "its new host has still to say that it is gone"
+        );
+    }
+    // That host dies too: nothing of the record is left that could tell.
+    let pool = choice.pool;
+    world.replica(0).transact::<_, Refusal>(6, |tx| tx.declare_dead(pool, USER)).unwrap();
+    world.settle(&all);
+    world.agree(&all);
+    assert_eq!(world.view(3).ledger().claims_of(server).count(), 0);
 }
