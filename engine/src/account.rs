@@ -36,7 +36,7 @@ pub struct Pool {
     /// minted, for ever.
     pub confirmed: bool,
     /// Somebody who forked has spent of it.
-    is_forked: bool,
+    pub is_forked: bool,
     accounts: OrdMap<ReplicaId, Account>,
     /// Declarations that the host is dead (S5), in order of their entries; more than one only if two were made apart.
     #[serde(default)]
