@@ -12,10 +12,10 @@ VENV := target/venv
 # cargo-nextest where it is there: it runs tests in parallel, and ends those that hang.
 RUNNER := $(shell cargo nextest --version >/dev/null 2>&1 && echo nextest run || echo test)
 
-.PHONY: help demo test lint bench bench-build deps sim mutants
+.PHONY: help demo test lint bench bench-build bench-claims deps sim mutants
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 demo: ## Three sites on this machine, a story, then yours to play with (ONCE=1: the story only; HYPERVISOR=test)
 	@HYPERVISOR=$(HYPERVISOR) packaging/install-deps.sh build demo
@@ -52,6 +52,9 @@ bench: ## Measure what the README promises, then how long cold builds take
 	cargo build --release --locked -p luc-api
 	cargo run --release --locked -p jepsen --bin bench
 	@$(MAKE) --no-print-directory bench-build
+
+bench-claims: ## Measure what a claim costs, and how often one is refused in vain; draws docs/false-refusals.svg
+	cargo run --release --locked -p jepsen --no-default-features --bin claims -- --seeds 100
 
 bench-build: ## Measure cold builds, in a directory of their own
 	@dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; set -e; \

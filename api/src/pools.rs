@@ -58,7 +58,7 @@ pub(crate) async fn pools(State(app): State<App>, caller: Caller) -> Reply {
     let mut pools = Vec::new();
     for (id, pool) in view.ledger().pools() {
         let (claims, disjoint) = claims.remove(id).unwrap_or_default().finish();
-        let conserved = disjoint && is_conserved(pool, &claims);
+        let conserved = is_conserved(pool, &claims, disjoint);
         all_conserved &= conserved;
         let mut value = render(&view, &holders, *id, pool, &claims, conserved);
         value["pending"] = pending(&view, *id, pool);
@@ -74,7 +74,7 @@ pub(crate) fn one_pool(app: &App, id: PoolId) -> Option<Value> {
     let (view, holders) = (app.view(), Holders::of(app));
     let pool = view.ledger().pool(id)?;
     let (claims, disjoint) = claims(&view).remove(&id).unwrap_or_default().finish();
-    Some(render(&view, &holders, id, pool, &claims, disjoint && is_conserved(pool, &claims)))
+    Some(render(&view, &holders, id, pool, &claims, is_conserved(pool, &claims, disjoint)))
 }
 
 fn claims(view: &View) -> BTreeMap<PoolId, Claims> {
@@ -85,11 +85,18 @@ fn claims(view: &View) -> BTreeMap<PoolId, Claims> {
     claims
 }
 
-/// Whether a pool's accounts and live claims add up to what was minted, in every dimension.
-fn is_conserved(pool: &Pool, claims: &Claims) -> bool {
-    let free = pool.accounts().try_fold(Amount::default(), |sum, (_, free)| sum.checked_add(&free));
-    let sum = free.and_then(|free| free.checked_add(&claims.sum)?.checked_add(&pool.burnt));
-    sum.is_some_and(|sum| sum == pool.minted) && claims.sum == pool.claimed
+/// Whether a pool's accounts and live claims add up to what was minted, in every dimension; and to its overdraft, where a
+/// holder has forked and spent a right twice (M3).
+fn is_conserved(pool: &Pool, claims: &Claims, disjoint: bool) -> bool {
+    let used = [claims.sum.clone(), pool.burnt.clone()];
+    let mut parts = pool.accounts().map(|(_, free)| free).chain(used);
+    if pool.is_forked {
+        let sum = parts.fold(Amount::default(), |sum, part| sum.saturating_add(&part));
+        let due = pool.minted.saturating_add(&pool.overdraft());
+        return sum.iter().eq(due.iter()) && pool.minted.addresses().covers(sum.addresses());
+    }
+    let sum = parts.try_fold(Amount::default(), |sum, part| sum.checked_add(&part));
+    disjoint && sum.is_some_and(|sum| sum == pool.minted) && claims.sum == pool.claimed
 }
 
 fn render(view: &View, holders: &Holders, id: PoolId, pool: &Pool, claims: &Claims, conserved: bool) -> Value {
@@ -108,7 +115,7 @@ fn render(view: &View, holders: &Holders, id: PoolId, pool: &Pool, claims: &Clai
         "id": id.to_string(), "root": id.entry.author.to_string(), "subject": subject(view, &pool.subject),
         "minted": amount(&pool.minted), "burnt": amount(&pool.burnt), "capacity": amount(&pool.capacity()),
         "claims": claims.count, "claimed": amount(&claims.sum), "free": amount(&total), "rights": rights,
-        "conserved": conserved, "confirmed": pool.confirmed,
+        "conserved": conserved, "confirmed": pool.confirmed, "overdraft": amount(&pool.overdraft()),
     })
 }
 
@@ -187,7 +194,7 @@ mod tests {
     fn a_claim_more_or_a_right_less_breaks_conservation() {
         let replica = crate::testing::founder();
         let pool = replica.view().ledger().pools().next().unwrap().1.clone();
-        assert!(is_conserved(&pool, &Claims::default()));
+        assert!(is_conserved(&pool, &Claims::default(), true));
         let mut twice = Claims::default();
         for text in ["10.0.0.0/30", "10.0.0.8/30", "10.0.0.3"] {
             twice.add(&Intervals::from_iter([text.parse::<Interval>().unwrap()]).into());
@@ -195,12 +202,16 @@ mod tests {
         assert!(!twice.finish().1, "an address that two claims have");
         let one: Amount = std::iter::once((Dimension::Votes, 1)).collect();
         let unknown = Claims { count: 1, sum: one.clone(), ..Claims::default() };
-        assert!(!is_conserved(&pool, &unknown), "a live claim that the pool does not count");
+        assert!(!is_conserved(&pool, &unknown, true), "a live claim that the pool does not count");
+        let mut forked = pool.clone();
+        forked.is_forked = true;
+        assert!(is_conserved(&forked, &Claims::default(), false));
+        assert!(!is_conserved(&forked, &unknown, true), "more than minted, and nobody owes it");
         let mut lost = pool.clone();
         lost.minted = pool.minted.saturating_add(&one);
-        assert!(!is_conserved(&lost, &Claims::default()), "a right that nobody holds");
+        assert!(!is_conserved(&lost, &Claims::default(), true), "a right that nobody holds");
         let mut burnt = pool.clone();
         burnt.burnt = one;
-        assert!(!is_conserved(&burnt, &Claims::default()), "a right both held and burnt");
+        assert!(!is_conserved(&burnt, &Claims::default(), true), "a right both held and burnt");
     }
 }

@@ -192,6 +192,55 @@ async fn an_agent_that_returns_to_a_dead_host_starts_nothing_and_stops_what_runs
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_is_evacuated_once_and_its_old_host_gives_it_up_when_it_returns() {
+    let cloud = Cloud::without_hosts().await;
+    let node = cloud.app.node().clone();
+    let dir = tempfile::tempdir().unwrap();
+    let hypervisor = Connect::open(Some("test:///default")).unwrap();
+    let machine = Machine::start(&node, dir.path());
+    eventually("the host is up", async || host(&cloud).await["state"] == "up").await;
+    let image = cloud.image().await;
+    let id = server(&cloud, &image).await;
+    cloud.until(&id, "ACTIVE").await;
+    let first = host(&cloud).await["id"].as_str().unwrap().to_owned();
+    machine.stop().await;
+    support::attach_agent(node.clone(), node.site().clone());
+    let action = format!("/compute/v2.1/servers/{id}/action");
+    let evacuate = json!({"evacuate": {}});
+    let early = cloud.post(&action, &evacuate).await;
+    assert_eq!(early.status, StatusCode::BAD_REQUEST, "silence is no proof: {early:?}");
+    let dead = format!("/luc/v1/hosts/{first}/dead");
+    eventually("the host may be declared dead", async || cloud.post(&dead, &json!({})).await.status == StatusCode::OK)
+        .await;
+    let unknown = cloud.post(&action, &json!({"evacuate": {"host": "nowhere"}})).await;
+    assert_eq!(unknown.status, StatusCode::BAD_REQUEST, "{unknown:?}");
+    let shared = cloud.post(&action, &json!({"evacuate": {"onSharedStorage": true}})).await;
+    assert_eq!(shared.status, StatusCode::BAD_REQUEST, "{shared:?}");
+    let there = cloud.post(&action, &json!({"evacuate": {"host": "h"}})).await;
+    assert_eq!(there.status, StatusCode::CONFLICT, "it is dead: {there:?}");
+    let moved = cloud.post(&action, &evacuate).await;
+    assert_eq!(moved.status, StatusCode::OK, "{moved:?}");
+    let shown = cloud.until(&id, "ACTIVE").await;
+    assert_eq!(shown["OS-EXT-SRV-ATTR:host"], "paris-1");
+    let view = node.view();
+    let server = Uuid::parse_str(&id).unwrap();
+    assert_eq!(view.placement(server).unwrap().epoch, 2);
+    let record = luc_engine::record::RecordId { kind: luc_engine::record::Kind::Server, id: server };
+    assert_eq!(view.ledger().claims_of(record).count(), 2, "one on the host, one on the quota");
+    assert!(view.ledger().is_conserved());
+    let again = cloud.post(&action, &evacuate).await;
+    assert_eq!(again.status, StatusCode::BAD_REQUEST, "it is where it lives: {again:?}");
+
+    // The old host returns with its copy running: it goes, with what it had, and nobody is misled by what it saw.
+    assert_eq!(state(&hypervisor, &id), Some(RUNNING));
+    let machine = Machine::start(&node, dir.path());
+    eventually("the old copy is removed", async || state(&hypervisor, &id).is_none()).await;
+    let shown = show(&cloud, &id).await;
+    assert_eq!((&shown["status"], &shown["OS-EXT-SRV-ATTR:host"]), (&json!("ACTIVE"), &json!("paris-1")));
+    machine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn forced_down_keeps_new_servers_away_and_gives_up_nothing() {
     let cloud = Cloud::start().await;
     let image = cloud.image().await;

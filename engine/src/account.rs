@@ -36,7 +36,7 @@ pub struct Pool {
     /// minted, for ever.
     pub confirmed: bool,
     /// Somebody who forked has spent of it.
-    is_forked: bool,
+    pub is_forked: bool,
     accounts: OrdMap<ReplicaId, Account>,
     /// Declarations that the host is dead (S5), in order of their entries; more than one only if two were made apart.
     #[serde(default)]
@@ -98,9 +98,9 @@ impl Account {
         sum(self.free.clone(), self.incoming.iter())
     }
 
-    fn check_pieces(&self, pool: PoolId) -> Result<(), BadLedgerOp> {
-        let pieces = self.free.addresses().pieces();
-        if pieces > MAX_FREE_INTERVALS { Err(BadLedgerOp::Fragmented(pool)) } else { Ok(()) }
+    /// In how many pieces its free addresses are.
+    fn pieces(&self) -> usize {
+        self.free.addresses().pieces()
     }
 
     fn rights(&self) -> Rights {
@@ -116,6 +116,11 @@ impl Account {
     fn spendable(&self) -> Amount {
         sum(self.free.clone(), self.incoming.iter().filter(|grant| !grant.is_waiting())).saturating_sub(&self.debt)
     }
+}
+
+/// Whether an operation leaves its author's free addresses in too many pieces: none that leaves no more than before.
+fn check_pieces(pool: PoolId, before: usize, after: usize) -> Result<(), BadLedgerOp> {
+    if after > MAX_FREE_INTERVALS && after > before { Err(BadLedgerOp::Fragmented(pool)) } else { Ok(()) }
 }
 
 fn sum<'a>(free: Amount, grants: impl Iterator<Item = &'a Incoming>) -> Amount {
@@ -249,7 +254,17 @@ impl Pool {
         Self { subject, minted: amount, burnt, claimed, confirmed, is_forked, accounts, dead }
     }
 
-    /// Puts rights into an account: new ones, or such as come back. They pay what it owes.
+    /// Mints more.
+    pub(crate) fn grow(&mut self, owner: ReplicaId, id: PoolId, amount: &Amount) -> Result<(), BadLedgerOp> {
+        self.minted = self.minted.checked_add(amount).ok_or(BadLedgerOp::Overflow(id))?;
+        let pieces = |pool: &Self| pool.accounts.get(&owner).map_or(0, Account::pieces);
+        let before = pieces(self);
+        self.add(owner, id, amount)?;
+        check_pieces(id, before, pieces(self))
+    }
+
+    /// Puts rights into an account: new ones, or such as come back, in however many pieces, since somebody must hold
+    /// them. They pay what it owes.
     pub(crate) fn add(&mut self, owner: ReplicaId, id: PoolId, amount: &Amount) -> Result<(), BadLedgerOp> {
         let account = self.accounts.entry(owner).or_default();
         let sum = account.free.checked_add(amount);
@@ -257,7 +272,7 @@ impl Pool {
         let sum = sum.or_else(|| self.is_forked.then(|| account.free.saturating_add(amount)));
         account.free = sum.ok_or(BadLedgerOp::Overflow(id))?;
         account.pay();
-        account.check_pieces(id)
+        Ok(())
     }
 
     /// Takes rights out of the account of an owner who has forked, or makes it owe them.
@@ -293,8 +308,9 @@ impl Pool {
         let Some(rest) = rest.or(unchecked) else {
             return Err(BadLedgerOp::NotHeld { pool: id, held: account.free.clone(), wanted: amount.clone() });
         };
+        let before = account.pieces();
         account.free = rest;
-        account.check_pieces(id)
+        check_pieces(id, before, account.pieces())
     }
 
     /// Empties the account of somebody who is gone, as of `past`: what was free, and what was owed.

@@ -22,9 +22,11 @@ use uuid::Uuid;
 
 use crate::apply::Author;
 use crate::entry::{Header, HostIdentity, LedgerOp, Subject};
-use crate::id::{EntryId, HostId, Millis, PoolId, ReplicaId};
+use crate::id::{ClaimId, EntryId, HostId, Millis, PoolId, ReplicaId};
 use crate::ledger::{Amount, Pool};
-use crate::record::{Host, RecordId};
+use crate::record::{Host, Kind, RecordId};
+use crate::schedule::Choice;
+use crate::tx::{Refusal, Tx};
 use crate::view::View;
 
 /// An operator's word that a host is dead.
@@ -88,6 +90,54 @@ impl View {
     pub fn is_void(&self, id: PoolId) -> bool {
         self.retired().cut(id.entry.author).is_some_and(|cut| id.entry.number > cut)
     }
+}
+
+/// Why a server is not placed anew. Nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotEvacuated {
+    /// It holds no claim on a host.
+    #[error("the server has no host")]
+    NoHost,
+    /// Its host was not declared dead.
+    #[error("host {0} was not declared dead")]
+    Lives(HostId),
+    /// Another replica holds its claim: two that both placed it would run it twice.
+    #[error("the server was placed by replica {0}, which alone may place it anew")]
+    Held(ReplicaId),
+}
+
+/// Whether `replica` may place a server of a dead host anew: it holds the server's claim there, or is the heir of who did. A
+/// claim has one holder, who releases it once; so a server is evacuated once, whatever is cut off from whatever.
+///
+/// # Errors
+/// [`NotEvacuated`].
+pub fn may_evacuate(view: &View, replica: ReplicaId, server: Uuid) -> Result<(), NotEvacuated> {
+    let placement = view.placement(server).ok_or(NotEvacuated::NoHost)?;
+    if !placement.dead {
+        return Err(NotEvacuated::Lives(placement.host));
+    }
+    let author = placement.claim.entry.author;
+    let holder = view.retired().heir(author).unwrap_or(author);
+    if holder == replica { Ok(()) } else { Err(NotEvacuated::Held(holder)) }
+}
+
+/// Gives up the place of a server on a dead host, and takes another with the placement epoch raised (S1). Ask
+/// [`may_evacuate`] first.
+///
+/// # Errors
+/// [`Refusal::Invalid`] if this replica may not, or the rights are not here.
+pub fn evacuate(tx: &mut Tx<'_>, server: Uuid, choice: &Choice, need: &Amount) -> Result<ClaimId, Refusal> {
+    let record = RecordId { kind: Kind::Server, id: server };
+    let (old, epoch) = match tx.view().placement(server) {
+        Some(placement) => (placement.claim, placement.epoch),
+        None => return Err(Refusal::NotFound(record)),
+    };
+    let ledger = tx.view().ledger();
+    let in_group = |pool| ledger.pool(pool).is_some_and(|pool| matches!(pool.subject, Subject::Group { .. }));
+    let with = ledger.claims_of(record).filter(|(id, claim)| id.entry == old.entry && in_group(claim.pool));
+    let with: Vec<ClaimId> = with.map(|(id, _)| id).collect();
+    with.into_iter().chain([old]).try_for_each(|claim| tx.release(claim))?;
+    choice.claim(tx, need, record, epoch.saturating_add(1))
 }
 
 /// Whether an entry's author may declare a host dead: see the module. A function of the entry's past alone (E3).

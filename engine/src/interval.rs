@@ -17,6 +17,9 @@ use serde::{Deserialize, Serialize};
 /// Most pieces that [`Intervals::blocks`] gives at once: a share of crumbs makes everybody's accounts longer.
 pub const MAX_BLOCKS: usize = 64;
 
+/// Most intervals that a text names: a set can have thousands.
+const SHOWN: usize = 16;
+
 /// The numbers that stand for IPv4 addresses.
 const IPV4: Interval = Interval { first: 0xffff_0000_0000, last: 0xffff_ffff_ffff };
 
@@ -370,10 +373,13 @@ impl fmt::Display for Intervals {
         if self.is_empty() {
             return f.write_str("no address");
         }
-        for (i, one) in self.iter().enumerate() {
+        for (i, one) in self.iter().take(SHOWN).enumerate() {
             write!(f, "{}{one}", if i == 0 { "" } else { ", " })?;
         }
-        Ok(())
+        match self.pieces().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more blocks"),
+        }
     }
 }
 

@@ -288,8 +288,7 @@ impl Ledger {
                     return Err(BadLedgerOp::NotRoot(*id));
                 }
                 check_kind(*id, &pool.subject, amount)?;
-                pool.minted = pool.minted.checked_add(amount).ok_or(BadLedgerOp::Overflow(*id))?;
-                pool.add(author, *id, amount)?;
+                pool.grow(author, *id, amount)?;
                 Ok(Touched::Pool(*id))
             }
             LedgerOp::Burn { pool: id, amount } => {

@@ -362,7 +362,8 @@ impl GroupState {
     fn new(view: &View, id: Uuid) -> Option<Self> {
         let group: &ServerGroup = view.get(id)?;
         let mut on = BTreeMap::new();
-        for host in view.children(Kind::Server, id).flat_map(|server| hosts_of(view, server)) {
+        let hosts = view.children(Kind::Server, id).flat_map(|server| hosts_of(view, server));
+        for host in hosts.filter(|host| view.death(*host).is_none()) {
             *on.entry(host).or_default() += 1;
         }
         Some(Self { id, policy: group.policy, limit: group.max_per_host.max(1), on })

@@ -566,10 +566,13 @@ impl View {
     }
 
     /// Whether something keeps a deleted record: a record that refers to it, or a claim whose host's agent has not
-    /// said that the domain is gone.
+    /// said that the domain is gone. A claim that was made after the record, by an evacuation, keeps nothing: it may come
+    /// when the record is gone, and what is visible must not depend on that.
     pub(crate) fn is_kept(&self, id: RecordId) -> bool {
-        let runs = |(_, claim): (ClaimId, &Claim)| {
-            claim.gone.is_empty() && self.ledger.host_of(claim).is_some() && !self.ledger.is_on_dead_host(claim)
+        let created = self.records.get(&id).map(|held| held.created.as_slice()).unwrap_or_default();
+        let runs = |(by, claim): (ClaimId, &Claim)| {
+            let may_run = claim.gone.is_empty() && !self.ledger.is_on_dead_host(claim);
+            may_run && self.ledger.host_of(claim).is_some() && created.contains(&by.entry)
         };
         self.referrers.contains_key(&id) || self.ledger.claims_of(id).any(runs)
     }

@@ -13,7 +13,7 @@ use common::Cloud;
 use luc_engine::entry::{LedgerOp, Subject};
 use luc_engine::id::{ClaimId, EntryId, PoolId, ReplicaId};
 use luc_engine::interval::{Interval, Intervals};
-use luc_engine::ledger::{Amount, BadLedgerOp, Dimension, MAX_INTERVALS};
+use luc_engine::ledger::{Amount, BadLedgerOp, Dimension, MAX_FREE_INTERVALS, MAX_INTERVALS};
 use luc_engine::record::{AddressPool, Kind, RecordId};
 use luc_engine::replica::{Invalid, Received};
 use luc_engine::tx::{Refusal, Tx};
@@ -493,4 +493,40 @@ fn an_operation_is_small() {
     assert!(
         op(Intervals::from_iter(["2001:db8::/64".parse::<Interval>().unwrap()]).into()) <= op(Amount::default()) + 32
     );
+}
+
+/// What comes back is taken back, in however many pieces: a limit must not keep rights from their holder, nor a holder that
+/// is over it from spending.
+#[test]
+fn too_many_pieces_stop_new_ones_and_nothing_else() {
+    let mut cloud = Cloud::new(0);
+    let replica = &mut cloud.replicas[0];
+    let (pool, _) = replica.transact(1, |tx| make(tx, run(0, 1 << 20), false)).unwrap();
+    let every_second = |from: u128, n: u128| {
+        Amount::from(
+            (0..n).map(|i| Interval::new(BASE + from + 2 * i, BASE + from + 2 * i).unwrap()).collect::<Intervals>(),
+        )
+    };
+    let (step, limit) = (1_000_u128, MAX_FREE_INTERVALS as u128);
+    let mut claims = Vec::new();
+    let refused = (0..).find_map(|i| {
+        let amount = every_second(2 * step * i, step);
+        match replica.transact::<_, Refusal>(2, |tx| tx.claim(&[pool], &amount, OF, 0)) {
+            Ok((claim, _)) => {
+                claims.push(claim);
+                None
+            }
+            refused => Some(bad(refused)),
+        }
+    });
+    assert_eq!(refused, Some(BadLedgerOp::Fragmented(pool)));
+    assert_eq!(claims.len() as u128, limit / step);
+    // Spending that makes no new pieces goes on; and all come back.
+    let end = 1 << 19;
+    replica.transact::<_, Refusal>(3, |tx| tx.burn(pool, run(end, end).into())).unwrap();
+    for claim in claims {
+        replica.transact::<_, Refusal>(4, |tx| tx.release(claim)).unwrap();
+    }
+    let free = replica.view().ledger().pool(pool).unwrap().free(replica.identity().replica());
+    assert_eq!(free, run(0, end).into());
 }

@@ -9,11 +9,13 @@ mod common;
 use common::{Cloud, Rogue, cloud, host_at, key, member};
 use luc_engine::agent::Statement;
 use luc_engine::entry::{LedgerOp, Member, MemberOp, Subject};
+use luc_engine::hosts::{NotEvacuated, evacuate, may_evacuate};
 use luc_engine::id::{ClaimId, HostId, PoolId, ReplicaId};
 use luc_engine::ledger::{Amount, BadLedgerOp, Dimension};
 use luc_engine::record::{Host, Kind, RecordId, Server};
 use luc_engine::replica::{Invalid, Received, Rejection, Replica};
 use luc_engine::retire::{Request, Retiree};
+use luc_engine::schedule::Choice;
 use luc_engine::tx::Refusal;
 use luc_engine::view::View;
 use uuid::Uuid;
@@ -114,6 +116,19 @@ impl World {
         let declared = self.replica(at).transact::<_, Refusal>(4, |tx| tx.declare_dead(pool, USER)).map(|_| ());
         self.tend(at);
         declared
+    }
+
+    /// Another host, at site 0, whose rights everybody has some of.
+    fn other_host(&mut self) -> Choice {
+        let made = self.replica(0).transact::<_, Refusal>(2, |tx| {
+            let pool = tx.mint(Subject::Host(host_at(0)), vcpus(20))?;
+            let record = Host { name: "o".into(), site: "site-0".into(), pool: pool.to_string(), ..Host::default() };
+            tx.create(host_at(0).host.0, record, &[])?;
+            (1..5).try_for_each(|n| tx.grant(pool, id(n), vcpus(3)))?;
+            Ok(pool)
+        });
+        let (pool, _) = made.unwrap();
+        Choice { host: host_at(0).host, pool, member: None }
     }
 
     fn agree(&self, part: &[usize]) {
@@ -288,4 +303,67 @@ fn a_declaration_that_is_not_in_its_past_is_no_evidence_for_a_release() {
         let refused = matches!(&received, Received::Refused(Rejection::Invalid { reason, .. }) if lacks(reason));
         assert!(refused, "{at}: {received:?}");
     }
+}
+
+#[test]
+fn only_the_holder_of_its_claim_places_a_server_anew_and_only_once() {
+    let mut world = World::new();
+    let all = [0, 1, 2, 3, 4];
+    let choice = world.other_host();
+    let (server, old) = world.server(2).unwrap();
+    world.settle(&all);
+    let lives = NotEvacuated::Lives(host());
+    assert_eq!(may_evacuate(world.view(2), id(2), server.id), Err(lives));
+    world.declare(3).unwrap();
+    world.settle(&all);
+    for at in [0, 1, 3, 4] {
+        let held = NotEvacuated::Held(id(2));
+        assert_eq!(may_evacuate(world.view(at), id(u8::try_from(at).unwrap()), server.id), Err(held));
+        let tried = world.replica(at).transact::<_, Refusal>(5, |tx| evacuate(tx, server.id, &choice, &vcpus(1)));
+        let reason = tried.unwrap_err();
+        let not_holder = |reason: &Refusal| {
+            matches!(reason, Refusal::Invalid(Invalid::Ledger { source: BadLedgerOp::NotHolder(_), .. }))
+        };
+        assert!(not_holder(&reason), "{at}: {reason}");
+    }
+    may_evacuate(world.view(2), id(2), server.id).unwrap();
+    world.replica(2).transact::<_, Refusal>(5, |tx| evacuate(tx, server.id, &choice, &vcpus(1))).unwrap();
+    let again = NotEvacuated::Lives(host_at(0).host);
+    assert_eq!(may_evacuate(world.view(2), id(2), server.id), Err(again));
+    world.settle(&all);
+    world.agree(&all);
+    let placement = world.view(4).placement(server.id).unwrap();
+    assert_eq!((placement.host, placement.epoch, placement.dead), (host_at(0).host, 2, false));
+    assert!(world.view(4).ledger().claim(old).is_none());
+    assert_eq!(world.view(4).ledger().claims_on(host()).count(), 0);
+}
+
+#[test]
+fn a_server_that_is_deleted_and_evacuated_apart_looks_the_same_in_either_order() {
+    let mut world = World::new();
+    let all = [0, 1, 2, 3, 4];
+    let choice = world.other_host();
+    let (server, _) = world.server(2).unwrap();
+    world.settle(&all);
+    world.declare(1).unwrap();
+    world.settle(&all);
+    // 1 hears of the deletion before the evacuation, 2 the other way round.
+    world.delete(1, server);
+    world.replica(2).transact::<_, Refusal>(5, |tx| evacuate(tx, server.id, &choice, &vcpus(1))).unwrap();
+    world.settle(&all);
+    world.agree(&all);
+    for at in all {
+        assert!(world.view(at).held(server).is_none(), "{at}");
+        assert_eq!(
+            world.view(at).ledger().claims_of(server).count(),
+            1,
+            "its new host has still to say that it is gone"
+        );
+    }
+    // That host dies too: nothing of the record is left that could tell.
+    let pool = choice.pool;
+    world.replica(0).transact::<_, Refusal>(6, |tx| tx.declare_dead(pool, USER)).unwrap();
+    world.settle(&all);
+    world.agree(&all);
+    assert_eq!(world.view(3).ledger().claims_of(server).count(), 0);
 }

@@ -255,6 +255,7 @@ fn as_people_write_addresses() {
 #[test]
 fn a_share_is_not_made_of_crumbs() {
     let crumbs: Intervals = (0..1_000_u128).map(|n| interval(2 * n, 2 * n)).collect();
+    assert!(crumbs.to_string().ends_with("::1e and 984 more blocks"), "{crumbs}");
     assert_eq!(crumbs.blocks(500).pieces(), luc_engine::interval::MAX_BLOCKS);
     let full = Intervals::full();
     assert_eq!(full.blocks(1 << 127).len(), Some(1 << 127));

@@ -304,7 +304,12 @@ pub fn remains(view: &View, host: HostId, orphans: &[Orphan]) -> Vec<Order> {
     let Some(pool) = dead else { return Vec::new() };
     // A claim that is absent and was seen is settled (A4); one that was not seen may live.
     let is_settled = |claim: ClaimId| view.frontier().holds(claim.entry) && view.ledger().claim(claim).is_none();
-    let settled = orphans.iter().filter(|orphan| is_settled(orphan.claim));
+    // One that was placed here again, under another pool, has an order.
+    let is_ordered = |server| {
+        let mut claims = view.ledger().claims_of(RecordId { kind: Kind::Server, id: server });
+        claims.any(|(_, claim)| view.ledger().host_of(claim) == Some(host))
+    };
+    let settled = orphans.iter().filter(|orphan| is_settled(orphan.claim) && !is_ordered(orphan.server));
     let order = |orphan: &Orphan| {
         let Orphan { server, claim, epoch } = *orphan;
         Order { server, claim, pool, epoch, wanted: Wanted::Absent }

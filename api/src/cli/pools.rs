@@ -29,6 +29,10 @@ fn describe(pools: &Value) -> String {
         let conserved = if pool["conserved"] == true { "adds up" } else { "DOES NOT ADD UP" };
         let confirmed = if pool["confirmed"] == true { ", grants are countersigned by the root" } else { "" };
         let _ = writeln!(out, "{}: {} claims, {conserved}{confirmed}", title(&pool["subject"]), pool["claims"]);
+        if pool["overdraft"].as_object().is_some_and(|overdraft| !overdraft.is_empty()) {
+            let _ =
+                writeln!(out, "  spent twice by a replica that forked, and not yet paid: {}", free(&pool["overdraft"]));
+        }
         dimensions(&mut out, pool);
         holders(&mut out, pool);
         out.push('\n');

@@ -7,7 +7,7 @@ use luc_engine::record::{Kind, Power, RecordId, Server};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::render::lost;
+use super::render::{lost, seen};
 use super::servers::note_action;
 use super::status::status;
 use super::{find_server, live};
@@ -33,6 +33,7 @@ pub(super) async fn action(
     let change: fn(&mut Server) = match name.as_str() {
         "os-getConsoleOutput" => return console(&app, id, &given).await,
         "lock" => return lock(&app, &caller, &request, id, &given, version).await,
+        "evacuate" => return super::evacuate::evacuate(&app, &caller, &request, id, &given, version).await,
         "unlock" => return unlock(&app, &caller, &request, id).await,
         "os-start" => |server| set_power(server, Power::Running),
         "os-stop" => |server| set_power(server, Power::Stopped),
@@ -59,7 +60,6 @@ pub(super) async fn action(
         | "unrescue"
         | "migrate"
         | "os-migrateLive"
-        | "evacuate"
         | "createBackup"
         | "addSecurityGroup"
         | "removeSecurityGroup"
@@ -87,7 +87,7 @@ pub(super) async fn action(
         if let Some((_, why)) = lost {
             return Err(Fault::conflict(format!("Instance {id} cannot run where it is. {why}")));
         }
-        let now = status(server, held.and_then(|held| held.observation.as_ref()), false);
+        let now = status(server, held.and_then(|held| seen(tx.view(), id, held)), false);
         if !is_possible(&name, hard, now.vm_state, now.task_state) {
             let shown = name.trim_start_matches("os-");
             let state = match now.task_state {

@@ -422,7 +422,7 @@ fn host_name(name: &str) -> String {
 }
 
 /// A random password of 12 characters without look-alikes.
-fn password() -> String {
+pub(super) fn password() -> String {
     const LETTERS: &[u8] = b"23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
     let letter = |_| char::from(LETTERS[rand::random_range(0..LETTERS.len())]);
     (0..12).map(letter).collect()

@@ -9,6 +9,7 @@ mod actions;
 mod admin;
 mod aggregates;
 mod create;
+mod evacuate;
 mod flavors;
 mod images;
 mod keypairs;

@@ -53,7 +53,7 @@ impl<'a> Renderer<'a> {
     pub(crate) fn server(&mut self, id: Uuid, held: &Held) -> Option<Fields> {
         let server = server_of(held)?;
         let version = self.version;
-        let seen = held.observation.as_ref();
+        let seen = seen(self.view, id, held);
         let mut state = status(server, seen, held.deleted);
         let placement = self.view.placement(id);
         let host = placement.as_ref().map(|placement| placement.host);
@@ -235,6 +235,12 @@ impl<'a> Renderer<'a> {
         self.hosts.insert(host, (name.clone(), status));
         (name, status)
     }
+}
+
+/// What was seen of a server where it is now. What was seen where it was placed before says nothing any more.
+pub(crate) fn seen<'a>(view: &View, server: Uuid, held: &'a Held) -> Option<&'a Observation> {
+    let epoch = view.placement(server).map_or(0, |placement| placement.epoch);
+    held.observation.as_ref().filter(|seen| seen.epoch >= epoch)
 }
 
 /// Why a server can never run where it is, and since when: its host was declared dead, or has refused it for ever.

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::quotas::metadata_items;
-use super::render::{Fields, HostState, Renderer, host_state, lost};
+use super::render::{Fields, HostState, Renderer, host_state, lost, seen};
 use super::status::{server_of, status};
 use super::{find_server, live, parse_stamp, stamp};
 use crate::app::App;
@@ -143,7 +143,7 @@ fn select<'a>(
     }
     let text = |key: &str, actual: &str| filters.get(key).is_none_or(|wanted| wanted == actual);
     let keep = |(id, held, server): &Found<'a>| {
-        let mut state = status(server, held.observation.as_ref(), held.deleted);
+        let mut state = status(server, seen(view, *id, held), held.deleted);
         let lost = view.placement(*id).and_then(|placement| lost(view, &placement, held));
         if lost.is_some() {
             state = state.lost();

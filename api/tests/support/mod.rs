@@ -226,7 +226,7 @@ impl Cloud {
 }
 
 /// The agent, in a task of its own, for as long as the runtime lives.
-fn attach_agent(node: Node, site: SiteName) {
+pub(crate) fn attach_agent(node: Node, site: SiteName) {
     let key = SigningKey::from_bytes(&rand::random());
     let facts = HostFacts {
         identity: HostIdentity::sign(node.view().cloud(), &site, &key),
