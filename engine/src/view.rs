@@ -647,7 +647,7 @@ impl View {
     /// said that the domain is gone. A claim that was made after the record, by an evacuation, keeps nothing: it may come
     /// when the record is gone, and what is visible must not depend on that.
     pub(crate) fn is_kept(&self, id: RecordId) -> bool {
-        let created = self.records.get(&id).map(|held| held.created.as_slice()).unwrap_or_default();
+        let created = self.present(id).map(|held| held.created.as_slice()).unwrap_or_default();
         let runs = |(by, claim): (ClaimId, &Claim)| {
             let may_run = claim.gone.is_empty() && !self.ledger.is_on_dead_host(claim);
             may_run && self.ledger.host_of(claim).is_some() && created.contains(&by.entry)
