@@ -39,10 +39,10 @@ pub(crate) async fn create(State(app): State<App>, caller: Caller, body: Object)
     let name = body.required("name")?.trim().to_owned();
     let description = body.text("description")?.unwrap_or_default().to_owned();
     let confirmed = body.flag("confirmed")?.unwrap_or(false);
-    let id = Uuid::new_v4();
-    app.transact(move |tx| {
+    let random = Uuid::new_v4();
+    let create = move |tx: &mut Tx<'_>| {
         let pool = AddressPool { name: name.clone(), description, created_at: now() };
-        let record = tx.create(id, pool, &[])?;
+        let record = tx.create(tx.fresh(Kind::AddressPool, random), pool, &[])?;
         tx.bind(WHOLE_CLOUD, &name, record)?;
         let subject = Subject::Addresses { of: record };
         if confirmed {
@@ -50,9 +50,9 @@ pub(crate) async fn create(State(app): State<App>, caller: Caller, body: Object)
         } else {
             tx.mint(subject, addresses.into())?
         };
-        Ok(())
-    })
-    .await?;
+        Ok(record.id)
+    };
+    let id = app.transact(create).await?;
     answer(&app, id, StatusCode::CREATED)
 }
 
@@ -113,16 +113,17 @@ pub(crate) async fn claim(State(app): State<App>, caller: Caller, Path(id): Path
     let wanted = wanted(&body)?;
     owned(&app.view(), pool, &wanted)?;
     let purpose = body.name("purpose")?.unwrap_or_default().to_owned();
-    let record = RecordId { kind: Kind::Address, id: Uuid::new_v4() };
+    let random = Uuid::new_v4();
     let take = move |tx: &mut Tx<'_>| {
+        let record = RecordId { kind: Kind::Address, id: tx.fresh(Kind::Address, random) };
         tx.claim(&[pool], &wanted, record, 0)?;
         let of = RecordId { kind: Kind::AddressPool, id };
         tx.create(record.id, Address { pool: id, purpose, created_at: now() }, &[of])?;
-        Ok(())
+        Ok(record.id)
     };
-    with_rights(&app, take, |text| none("taken", &text)).await?;
+    let id = with_rights(&app, take, |text| none("taken", &text)).await?;
     let view = app.view();
-    let taken = taken(&view, record.id).ok_or_else(|| Fault::not_found(format!("Claim {} is gone.", record.id)))?;
+    let taken = taken(&view, id).ok_or_else(|| Fault::not_found(format!("Claim {id} is gone.")))?;
     Ok(json_reply(StatusCode::CREATED, &json!({"claim": taken})))
 }
 

@@ -363,15 +363,16 @@ async fn create_project(State(app): State<App>, caller: Caller, body: Object) ->
         ..Project::default()
     };
     let confirmed = given.flag(CONFIRMED)?.unwrap_or(false);
-    let (id, record) = (Uuid::new_v4(), project.clone());
+    let (random, record) = (Uuid::new_v4(), project.clone());
     let quota = app.settings().default_quota.clone();
-    app.transact(move |tx| {
+    let create = move |tx: &mut Tx<'_>| {
         let name = record.name.clone();
-        let project = tx.create(id, record, &[])?;
+        let project = tx.create(tx.fresh(Kind::Project, random), record, &[])?;
         tx.bind(WHOLE_CLOUD, &name, project)?;
-        Ok(mint_quota_as(tx, id, &quota, confirmed)?)
-    })
-    .await?;
+        mint_quota_as(tx, project.id, &quota, confirmed)?;
+        Ok(project.id)
+    };
+    let id = app.transact(create).await?;
     Ok(json_reply(StatusCode::CREATED, &json!({"project": render_project(id, &project)})))
 }
 
@@ -491,13 +492,14 @@ async fn create_user(State(app): State<App>, caller: Caller, body: Object) -> Re
         generation: 0,
         default_project: default_project(&given, &app.view())?,
     };
-    let (id, record) = (Uuid::new_v4(), user.clone());
-    app.transact(move |tx| {
+    let (random, record) = (Uuid::new_v4(), user.clone());
+    let create = move |tx: &mut Tx<'_>| {
         let name = record.name.clone();
-        let user = tx.create(id, record, &[])?;
-        Ok(tx.bind(WHOLE_CLOUD, &name, user)?)
-    })
-    .await?;
+        let user = tx.create(tx.fresh(Kind::User, random), record, &[])?;
+        tx.bind(WHOLE_CLOUD, &name, user)?;
+        Ok(user.id)
+    };
+    let id = app.transact(create).await?;
     Ok(json_reply(StatusCode::CREATED, &json!({"user": render_user(id, &user)})))
 }
 
@@ -615,9 +617,12 @@ fn assigned(view: &View, (project, user, role): &(String, String, String)) -> Re
 
 async fn grant_role(State(app): State<App>, caller: Caller, Path(path): RolePath) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
-    let id = Uuid::new_v4();
+    let random = Uuid::new_v4();
     app.transact(move |tx| match assigned(tx.view(), &path)? {
-        (assignment, held) if held.is_empty() => Ok(tx.create(id, assignment, &[]).map(|_| ())?),
+        (assignment, held) if held.is_empty() => {
+            tx.create(tx.fresh(Kind::Assignment, random), assignment, &[])?;
+            Ok(())
+        }
         _ => Ok(()),
     })
     .await?;

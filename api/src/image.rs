@@ -15,6 +15,7 @@ use axum::routing::{get, post, put};
 use futures_util::TryStreamExt;
 use luc_compute::tool::Limits;
 use luc_engine::record::{Image, ImageData, Kind, Project, RecordId, Server};
+use luc_engine::tx::Tx;
 use luc_engine::view::View;
 use luc_sync::blob::BlobError;
 use luc_sync::node::now;
@@ -316,22 +317,22 @@ async fn create(State(app): State<App>, caller: Caller, body: Object) -> Reply {
     let project = caller.project()?;
     policy::check(&caller, Action::Write, Some(project))?;
     let mut image = Image { project, visibility: "shared".into(), created_at: now(), ..Image::default() };
-    let id = match body.text("id")? {
-        Some(id) => Uuid::parse_str(id).map_err(|_| Fault::bad("id must be a UUID."))?,
-        None => Uuid::new_v4(),
-    };
+    let (given, random) = (body.text("id")?, Uuid::new_v4());
+    let given = given.map(|id| Uuid::parse_str(id).map_err(|_| Fault::bad("id must be a UUID."))).transpose()?;
     for (key, value) in body.0.iter().filter(|(key, _)| *key != "id") {
         set(&mut image, key, value, &caller)?;
     }
     let record = image.clone();
-    app.transact(move |tx| {
+    let create = move |tx: &mut Tx<'_>| {
         let owner = RecordId { kind: Kind::Project, id: record.project };
         if tx.view().get::<Project>(record.project).is_none() {
             return Err(Fault::bad("owner must be a project's id."));
         }
-        Ok(tx.create(id, record, &[owner]).map(|_| ())?)
-    })
-    .await?;
+        let id = given.unwrap_or_else(|| tx.fresh(Kind::Image, random));
+        tx.create(id, record, &[owner])?;
+        Ok(id)
+    };
+    let id = app.transact(create).await?;
     let mut response = json_reply(StatusCode::CREATED, &render(id, &image));
     if let Ok(location) = format!("/image/v2/images/{id}").parse() {
         response.headers_mut().insert("location", location);

@@ -165,16 +165,16 @@ pub(crate) fn give_back(tx: &mut Tx<'_>, record: RecordId) -> Result<Vec<Replica
 
 /// Runs a transaction that spends rights; where they are short here, others are asked, as long as something comes. What
 /// then is still missing, and where it is, becomes a fault by `refuse`.
-pub(crate) async fn with_rights(
+pub(crate) async fn with_rights<T: Send + 'static>(
     app: &App,
-    f: impl FnOnce(&mut Tx<'_>) -> Result<(), Missing> + Clone + Send + 'static,
+    f: impl FnOnce(&mut Tx<'_>) -> Result<T, Missing> + Clone + Send + 'static,
     refuse: impl Fn(String) -> Fault,
-) -> Result<(), Fault> {
+) -> Result<T, Fault> {
     let mut left = TRIES;
     loop {
         left -= 1;
-        match app.node().transact::<(), Missing, _>(f.clone()).await {
-            Ok(()) => return Ok(()),
+        match app.node().transact::<T, Missing, _>(f.clone()).await {
+            Ok(done) => return Ok(done),
             Err(Missing::Fault(fault)) => return Err(fault),
             Err(Missing::Short(short)) => {
                 let asked = if left > 0 && short.suffices_elsewhere() {

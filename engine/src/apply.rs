@@ -6,7 +6,6 @@
 //! on what the receiver holds.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -145,9 +144,20 @@ pub(crate) fn apply(
         apply_deleted(view, author, *record)?;
     }
     let buried = hosts::buried(view, header);
-    sweep(view, header.deleted.iter().copied().chain(released(header)).chain(buried), documents);
+    let touched: Vec<RecordId> =
+        touched(&header.created, &header.ledger).chain(released(header)).chain(buried).collect();
+    view.settle(header.deleted.iter().copied().chain(touched));
     view.advance(entry.log, entry.tip());
     Ok(())
+}
+
+/// Records that may be kept from now on: what is referred to, or claimed for.
+pub(crate) fn touched<'a>(created: &'a [Created], ledger: &'a [LedgerOp]) -> impl Iterator<Item = RecordId> + 'a {
+    let claimed = ledger.iter().filter_map(|op| match op {
+        LedgerOp::Claim { record, .. } => Some(*record),
+        _ => None,
+    });
+    created.iter().flat_map(|created| created.references.iter().copied()).chain(claimed)
 }
 
 /// Servers whose fate an entry's statements may have settled.
@@ -372,30 +382,42 @@ pub(crate) fn apply_ledger(view: &mut View, author: Author<'_>, index: usize, op
 pub(crate) fn apply_created(view: &mut View, author: Author<'_>, created: &Created) -> Result<(), Invalid> {
     check_writer(view, author, created.record)?;
     let (id, by) = (created.record, author.entry);
-    if let Some(tombstone) = view.tombstones.get_mut(&id).map(Arc::make_mut) {
-        // Its author's later entries name this creation, and may know no other (E3).
-        tombstone.push(by);
-        tombstone.sort_unstable();
-        view.dirty.records.insert(id);
-        return Ok(());
+    let signed = EntryId { author: author.replica(), ..by };
+    if id.is_certified() && !id.is_certified_by(signed) {
+        return Err(refused(author, "create a record under an id that another entry alone can give"));
     }
-    if view.records.contains_key(&id) {
+    // What its author had seen deleted is not kept by it: whoever has forgotten that record judges alike.
+    let is_gone = |to: &RecordId| {
+        let deletions = view.present(*to).into_iter().flat_map(|held| &held.deletions);
+        deletions.into_iter().any(|entry| author.frontier.holds(*entry))
+    };
+    let keeps: Vec<RecordId> = created.references.iter().copied().filter(|to| !is_gone(to)).collect();
+    let references = created.references.clone();
+    if view.present(id).is_some() {
         // Whichever came first here: all creations, and all that any of them refers to.
         view.edit_record(id, |held| {
             held.created.push(by);
             held.created.sort_unstable();
-            if held.references != created.references {
-                held.references.extend(&created.references);
-                held.references.sort_unstable();
-                held.references.dedup();
-            }
+            held.references = union(&held.references, references);
+            held.keeps = union(&held.keeps, keeps);
         });
     } else {
-        let references = created.references.clone();
-        let held = Held { record: None, created: vec![by], references, deleted: false, observation: None };
+        let (created, deletions) = (vec![by], vec![]);
+        let held = Held { record: None, created, references, deleted: false, observation: None, deletions, keeps };
         view.set_record(id, Some(held));
     }
     Ok(())
+}
+
+/// As it is if both are the same; else all of both, in order.
+fn union(held: &[RecordId], more: Vec<RecordId>) -> Vec<RecordId> {
+    if held == more {
+        return more;
+    }
+    let mut all: Vec<RecordId> = held.iter().copied().chain(more).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
 }
 
 /// A statement counts where its claim is live, on that host and in the entry's past, and the host's key signed it.
@@ -448,7 +470,7 @@ fn apply_content(
             // Judged before it is asked whether the record is gone here, so that all judge alike (E3).
             let invalid = |source| Invalid::Document { record: *record, source };
             let change = document::check_author(author.replica(), bytes).map_err(invalid)?;
-            if !is_present(view, author, *record)? {
+            if !is_present(view, author, *record) {
                 return Ok(());
             }
             let row = documents.load(*record)?;
@@ -476,7 +498,7 @@ pub(crate) fn apply_name_op(view: &mut View, author: Author<'_>, op: &ContentOp)
         ContentOp::Change { .. } | ContentOp::Observe(_) => {}
         ContentOp::Bind { name, generation, bearer } => {
             apply_name(view, author, name, *bearer, |state| {
-                let taken_back = state.unbound.contains(&(*generation, *bearer));
+                let taken_back = state.unbound.iter().any(|(g, b)| b == bearer && g >= generation);
                 let same = state.bound.iter_mut().find(|(_, g, b)| (*g, *b) == (*generation, *bearer));
                 match same {
                     // Given by two at once: the lower entry is told, whichever came first here.
@@ -488,9 +510,10 @@ pub(crate) fn apply_name_op(view: &mut View, author: Author<'_>, op: &ContentOp)
         }
         ContentOp::Unbind { name, generation, bearer } => {
             apply_name(view, author, name, *bearer, |state| {
-                state.bound.retain(|(_, g, b)| (*g, *b) != (*generation, *bearer));
-                if !state.unbound.contains(&(*generation, *bearer)) {
-                    state.unbound.push((*generation, *bearer));
+                state.bound.retain(|(_, g, b)| b != bearer || g > generation);
+                match state.unbound.iter_mut().find(|(_, b)| b == bearer) {
+                    Some((highest, _)) => *highest = *generation.max(highest),
+                    None => state.unbound.push((*generation, *bearer)),
                 }
             })?;
         }
@@ -508,8 +531,8 @@ pub(crate) fn apply_observation(view: &mut View, author: Author<'_>, seen: &Obse
         return Err(refused(author, "report what a host of another site sees"));
     }
     let id = RecordId { kind: Kind::Server, id: seen.server };
-    if is_present(view, author, id)? {
-        let newest = view.records.get(&id).and_then(|held| held.observation.as_ref());
+    if is_present(view, author, id) {
+        let newest = view.present(id).and_then(|held| held.observation.as_ref());
         // Of two that claim the same place, which only a broken agent makes, the one with the higher bytes stands.
         let rank = |o: &Observation| (o.order(), crate::entry::encode(o));
         if newest.is_none_or(|newest| rank(newest) < rank(seen)) {
@@ -530,45 +553,30 @@ fn apply_name(
     if bearer.kind != name.kind {
         return Err(refused(author, "give a name to a record of another kind"));
     }
-    view.edit_name(name, edit);
+    // A record that is deleted bears no name: neither before nor after that is known here.
+    if is_present(view, author, bearer) && view.present(bearer).is_some_and(|held| !held.deleted) {
+        view.edit_name(name, edit);
+    }
     Ok(())
 }
 
 pub(crate) fn apply_deleted(view: &mut View, author: Author<'_>, id: RecordId) -> Result<(), Invalid> {
     check_writer(view, author, id)?;
-    if is_present(view, author, id)? {
-        view.edit_record(id, |held| held.deleted = true);
+    if is_present(view, author, id) {
+        view.edit_record(id, |held| {
+            held.deleted = true;
+            held.deletions.push(author.entry);
+            held.deletions.sort_unstable();
+        });
+        view.drop_names(id);
     }
     Ok(())
 }
 
-/// Takes away what is deleted and no longer kept, and then what was only kept by that (R1).
-pub(crate) fn sweep(view: &mut View, from: impl Iterator<Item = RecordId>, documents: &mut impl Documents) {
-    let mut check: Vec<RecordId> = from.collect();
-    while let Some(id) = check.pop() {
-        let Some(held) = view.records.get(&id).filter(|held| held.deleted).cloned() else { continue };
-        if view.is_kept(id) {
-            continue;
-        }
-        if !on(Mutant::TombstoneDropped) {
-            view.tombstones.insert(id, Arc::new(held.created.clone()));
-        }
-        view.set_record(id, None);
-        documents.save(id, None);
-        check.extend(held.references.iter().copied());
-    }
-}
-
-/// Whether a record is held, in the entry's past. False if it is gone.
-fn is_present(view: &View, author: Author<'_>, id: RecordId) -> Result<bool, Invalid> {
-    let seen = |created: &[EntryId]| created.iter().any(|entry| author.frontier.holds(*entry));
-    if let Some(created) = view.tombstones.get(&id) {
-        return if seen(created) { Ok(false) } else { Err(Invalid::Unknown(format!("{id:?}"))) };
-    }
-    match view.records.get(&id) {
-        Some(held) if seen(&held.created) => Ok(true),
-        _ => Err(Invalid::Unknown(format!("{id:?}"))),
-    }
+/// Whether a record was created in the entry's past, and is not long gone. Changes of others are void: whether one is
+/// known here that the author cannot have seen, or was forgotten since all had seen its end, is the receiver's matter (E3).
+fn is_present(view: &View, author: Author<'_>, id: RecordId) -> bool {
+    view.present(id).is_some_and(|held| held.created.iter().any(|entry| author.frontier.holds(*entry)))
 }
 
 /// Who may write a record of this kind (E7). `ARCHITECTURE.md` lists what this leaves a hostile site to do.

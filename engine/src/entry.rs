@@ -20,7 +20,7 @@ use crate::record::{Kind, RecordId};
 use crate::retire::Request;
 
 /// Version of the entry format; the first byte of every encoded entry.
-pub const FORMAT: u8 = 5;
+pub const FORMAT: u8 = 6;
 /// Largest encoded entry, header and content together: a hostile one costs no more memory than this.
 pub const MAX_ENTRY: usize = 4 << 20;
 /// Largest encoded header: the two of a fork must fit into one entry.

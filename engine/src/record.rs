@@ -16,7 +16,8 @@ use autosurgeon::{Hydrate, Reconcile};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::id::{HostId, Millis, PoolId};
+use crate::entry::encode;
+use crate::id::{EntryId, HostId, Millis, PoolId};
 
 /// Which kind a record is. The numbers are part of the disk and wire formats: never reuse one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Debug)]
@@ -85,6 +86,36 @@ pub struct RecordId {
     pub kind: Kind,
     /// Its id, random unless said otherwise at the kind.
     pub id: Uuid,
+}
+
+impl RecordId {
+    /// An id that only `entry` can give a record: half of it are `random` bits, the other half is their hash with the
+    /// entry's author and number (a UUID of version 8). Once such a record is gone, it is known to be gone for ever
+    /// without anybody remembering it.
+    #[must_use]
+    pub fn certified(kind: Kind, entry: EntryId, random: Uuid) -> Self {
+        let (_, low) = random.as_u64_pair();
+        // The variant's bits are part of what is hashed.
+        let low = low & !(0b11 << 62) | (0b10 << 62);
+        let mut bytes = b"luc/record/1\0".to_vec();
+        bytes.extend(encode(&(kind, entry, low)));
+        let mut high = [0; 8];
+        high.copy_from_slice(&blake3::hash(&bytes).as_bytes()[..8]);
+        let high = u64::from_be_bytes(high) & !0xf000 | 0x8000;
+        Self { kind, id: Uuid::from_u64_pair(high, low) }
+    }
+
+    /// Whether one entry alone can create a record of this id.
+    #[must_use]
+    pub fn is_certified(self) -> bool {
+        self.id.get_version_num() == 8
+    }
+
+    /// Whether `entry` can.
+    #[must_use]
+    pub fn is_certified_by(self, entry: EntryId) -> bool {
+        Self::certified(self.kind, entry, self.id) == self
+    }
 }
 
 /// A site, as its operators describe it. Its id is UUIDv5 of its name: all replicas of a site name the same record.

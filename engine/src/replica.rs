@@ -776,9 +776,7 @@ impl Replica {
         let view = &self.view;
         for id in &dirty.records {
             put_or_delete(&mut batch, Table::Record, encode(id), view.records.get(id).map(|held| encode(&**held)));
-            if let Some(created) = view.tombstones.get(id) {
-                batch.put(Table::Tombstone, encode(id), encode(created));
-            }
+            put_or_delete(&mut batch, Table::Tombstone, encode(id), view.hidden.get(id).map(|held| encode(&**held)));
         }
         for name in &dirty.names {
             put_or_delete(&mut batch, Table::Name, encode(name), view.names.get(name).map(encode));
@@ -820,7 +818,7 @@ impl Replica {
         let view = &self.view;
         self.chains.keys().for_each(|log| self.put_chain(batch, *log));
         view.records.iter().for_each(|(id, held)| batch.put(Table::Record, encode(id), encode(&**held)));
-        view.tombstones.iter().for_each(|(id, row)| batch.put(Table::Tombstone, encode(id), encode(row)));
+        view.hidden.iter().for_each(|(id, held)| batch.put(Table::Tombstone, encode(id), encode(&**held)));
         view.names.iter().for_each(|(name, state)| batch.put(Table::Name, encode(name), encode(state)));
         view.members.iter().for_each(|(id, state)| batch.put(Table::Member, encode(id), encode(state)));
         view.ledger.pools().for_each(|(id, pool)| batch.put(Table::Pool, encode(id), encode(pool)));
@@ -902,7 +900,7 @@ fn load_rows(
     Ok(Rows {
         frontier,
         branches,
-        tombstones: load(reader, Table::Tombstone)?,
+        hidden: load(reader, Table::Tombstone)?,
         members: load::<ReplicaId, _>(reader, Table::Member)?.into_iter().map(|(_, state)| state).collect(),
         records: load(reader, Table::Record)?,
         names: load(reader, Table::Name)?,

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use redb::{ReadableDatabase, TableDefinition};
 
 /// Version of the store's format, written in [`Table::Meta`].
-pub const FORMAT: u64 = 6;
+pub const FORMAT: u64 = 7;
 
 /// The tables. Each has its own key and value encoding, see [`crate::replica`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -31,7 +31,7 @@ pub enum Table {
     Record,
     /// Automerge documents in saved form, with the entries that brought their changes.
     Document,
-    /// Deleted records that are gone.
+    /// Records that are deleted and gone, until everybody has their deletion.
     Tombstone,
     /// Names and their bearers.
     Name,

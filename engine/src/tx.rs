@@ -14,7 +14,7 @@ use crate::document::{self, BadDocument};
 use crate::entry::{Content, ContentOp, Created, Frontier, Header, LedgerOp, Member, MemberOp, Name, Scope, Subject};
 use crate::id::{ClaimId, EntryId, Millis, PoolId, ReplicaId, SiteName};
 use crate::ledger::{Amount, Pool, Waiting};
-use crate::record::RecordId;
+use crate::record::{Kind, RecordId};
 use crate::retire::Retired;
 use crate::store::StoreError;
 use crate::view::{RecordType, View};
@@ -252,13 +252,20 @@ impl<'a> Tx<'a> {
         self.view.get(id).ok_or(Refusal::NotFound(RecordId { kind: T::KIND, id }))
     }
 
+    /// An id for a record that this transaction creates, and that none but it can: prefer it to one that is merely
+    /// random, since nobody need remember such a record once it is gone (R2).
+    #[must_use]
+    pub fn fresh(&self, kind: Kind, random: Uuid) -> Uuid {
+        RecordId::certified(kind, self.entry, random).id
+    }
+
     /// Creates a record. What it refers to is not gone while it lives (R1).
     ///
     /// # Errors
-    /// [`Refusal::Exists`], [`Refusal::NotFound`] for a reference that is gone, or [`Refusal::Invalid`].
+    /// [`Refusal::Exists`], also for an id that another entry alone can give; [`Refusal::NotFound`] for a reference that is gone, or [`Refusal::Invalid`].
     pub fn create<T: RecordType>(&mut self, id: Uuid, value: T, references: &[RecordId]) -> Result<RecordId, Refusal> {
         let id = RecordId { kind: T::KIND, id };
-        if self.view.records.contains_key(&id) || self.view.tombstones.contains_key(&id) {
+        if self.view.present(id).is_some() || (id.is_certified() && !id.is_certified_by(self.entry)) {
             return Err(Refusal::Exists(id));
         }
         let live = |id: &RecordId| self.view.records.get(id).is_some_and(|held| !held.deleted);
@@ -311,7 +318,7 @@ impl<'a> Tx<'a> {
             self.name_op(ContentOp::Unbind { name, generation, bearer: id })?;
         }
         self.with_author(|view, author| apply::apply_deleted(view, author, id))?;
-        apply::sweep(&mut self.view, std::iter::once(id), &mut self.documents);
+        self.view.settle([id]);
         self.parts.deleted.push(id);
         Ok(())
     }
@@ -446,7 +453,7 @@ impl<'a> Tx<'a> {
     pub fn declare_dead(&mut self, pool: PoolId, by: Uuid) -> Result<(), Refusal> {
         self.ledger_op(LedgerOp::DeclareDead { pool, at: self.now, by })?;
         let records = crate::hosts::claimants(&self.view, pool);
-        apply::sweep(&mut self.view, records.into_iter(), &mut self.documents);
+        self.view.settle(records);
         Ok(())
     }
 
@@ -480,7 +487,7 @@ impl<'a> Tx<'a> {
             let Self { view, entry, member, frontier, retired, .. } = self;
             apply::apply_statement(view, Author { entry: *entry, member, frontier, retired }, &statement);
             let server = RecordId { kind: crate::record::Kind::Server, id: statement.server };
-            apply::sweep(&mut self.view, std::iter::once(server), &mut self.documents);
+            self.view.settle([server]);
             self.parts.statements.push(statement);
         }
         evidence
@@ -501,7 +508,9 @@ impl<'a> Tx<'a> {
         Ok(())
     }
 
-    pub(crate) fn finish(self) -> Finished {
+    pub(crate) fn finish(mut self) -> Finished {
+        let touched: Vec<RecordId> = apply::touched(&self.parts.created, &self.parts.ledger).collect();
+        self.view.settle(touched);
         Finished { view: self.view, parts: self.parts, documents: self.documents.changed }
     }
 

@@ -17,6 +17,7 @@ use crate::branch::{Branches, Rename, Renaming};
 use crate::entry::{Frontier, Member, Name, Tip, encode};
 use crate::id::{ClaimId, CloudId, EntryId, HostId, PoolId, ReplicaId, SiteName};
 use crate::ledger::{Claim, Ledger, Pool, Touched};
+use crate::mutant::{Mutant, on};
 use crate::record::{
     Address, AddressPool, Aggregate, Assignment, Flavor, Host, Image, Keypair, Kind, Project, Record, RecordId,
     Revocation, Server, ServerGroup, Site, User,
@@ -34,6 +35,10 @@ pub struct Held {
     pub references: Vec<RecordId>,
     /// Deleted, and kept only because something refers to it or still runs.
     pub deleted: bool,
+    /// The entries that deleted it.
+    pub deletions: Vec<EntryId>,
+    /// Those of its references that keep what they refer to: not one whose author had seen that deleted.
+    pub keeps: Vec<RecordId>,
     /// What its host's agent saw last (servers).
     pub observation: Option<Observation>,
 }
@@ -81,7 +86,7 @@ impl MemberState {
 pub struct NameState {
     /// Live bindings: entry, generation, bearer.
     pub bound: Vec<(EntryId, u64, RecordId)>,
-    /// Bindings that were taken back. Their number is the next generation (R3).
+    /// Bindings that were taken back, of bearers that live: the highest generation of each. It and all below are void.
     pub unbound: Vec<(u64, RecordId)>,
 }
 
@@ -171,7 +176,9 @@ pub struct View {
     pub(crate) cloud: CloudId,
     pub(crate) frontier: Frontier,
     pub(crate) records: OrdMap<RecordId, Arc<Held>>,
-    pub(crate) tombstones: OrdMap<RecordId, Arc<Vec<EntryId>>>,
+    /// Records that are deleted and that nothing keeps: gone, for all who look. They stay as they were until everybody
+    /// has their deletion, since an older entry that comes may refer to one, and then it shows as being deleted (R1).
+    pub(crate) hidden: OrdMap<RecordId, Arc<Held>>,
     pub(crate) names: OrdMap<Name, Arc<NameState>>,
     pub(crate) members: OrdMap<ReplicaId, MemberState>,
     pub(crate) ledger: Ledger,
@@ -193,7 +200,7 @@ impl View {
             cloud,
             frontier: Frontier::default(),
             records: OrdMap::new(),
-            tombstones: OrdMap::new(),
+            hidden: OrdMap::new(),
             names: OrdMap::new(),
             members: OrdMap::new(),
             ledger: Ledger::default(),
@@ -342,7 +349,8 @@ impl View {
     /// The generation of a new binding of `name`.
     #[must_use]
     pub fn generation(&self, name: &Name) -> u64 {
-        self.names.get(name).map_or(0, |state| u64::try_from(state.unbound.len()).unwrap_or(u64::MAX))
+        let taken_back = self.names.get(name).into_iter().flat_map(|state| &state.unbound);
+        taken_back.map(|(generation, _)| generation.saturating_add(1)).max().unwrap_or(0)
     }
 
     /// Where a server is: its live claim on a host, the highest epoch first.
@@ -413,12 +421,12 @@ impl View {
     /// Puts a record, or takes it away.
     pub(crate) fn set_record(&mut self, id: RecordId, held: Option<Held>) {
         if let Some(old) = self.records.get(&id).cloned() {
-            self.digest_item(&("record", id, &*old), false);
+            self.digest_record(id, &old, false);
             self.index(id, &old, false);
         }
         match held {
             Some(held) => {
-                self.digest_item(&("record", id, &held), true);
+                self.digest_record(id, &held, true);
                 self.index(id, &held, true);
                 self.records.insert(id, Arc::new(held));
             }
@@ -429,13 +437,57 @@ impl View {
         self.dirty.records.insert(id);
     }
 
-    /// Changes a record in place.
+    /// Changes a record in place, be it gone.
     pub(crate) fn edit_record(&mut self, id: RecordId, edit: impl FnOnce(&mut Held)) {
         if let Some(old) = self.records.get(&id) {
             let mut held = Held::clone(old);
             edit(&mut held);
             self.set_record(id, Some(held));
+        } else if let Some(held) = self.hidden.get_mut(&id) {
+            edit(Arc::make_mut(held));
+            self.dirty.records.insert(id);
         }
+    }
+
+    /// A record that shows or is gone, unless that is so long ago that nobody will name it any more.
+    pub(crate) fn present(&self, id: RecordId) -> Option<&Arc<Held>> {
+        self.records.get(&id).or_else(|| self.hidden.get(&id))
+    }
+
+    /// Takes away what is deleted and not kept, and what was only kept by that; and brings back what is gone and kept
+    /// (R1). What shows thus follows from the entries held, in whatever order they came.
+    pub(crate) fn settle(&mut self, from: impl IntoIterator<Item = RecordId>) {
+        let mut check: Vec<RecordId> = from.into_iter().collect();
+        while let Some(id) = check.pop() {
+            let Some(held) = self.present(id).filter(|held| held.deleted).cloned() else { continue };
+            let (shows, is_kept) = (self.records.contains_key(&id), self.is_kept(id));
+            if shows == is_kept {
+                continue;
+            }
+            if shows {
+                self.set_record(id, None);
+                if !on(Mutant::TombstoneDropped) {
+                    self.hidden.insert(id, held.clone());
+                }
+            } else {
+                self.hidden.remove(&id);
+                self.set_record(id, Some(Held::clone(&held)));
+            }
+            check.extend(held.references.iter().copied());
+        }
+    }
+
+    /// Whether nobody will name a record that is gone any more: all have its deletion, nothing is claimed for it, and
+    /// nobody can create it again (R2).
+    fn is_over(&self, id: RecordId, held: &Held, all_have: &dyn Fn(EntryId) -> bool) -> bool {
+        let is_stable = held.deletions.iter().any(|entry| all_have(*entry));
+        id.is_certified() && is_stable && self.ledger.claims_of(id).next().is_none()
+    }
+
+    /// The records that are gone and that nobody will name any more.
+    pub(crate) fn over(&self, all_have: &dyn Fn(EntryId) -> bool) -> Vec<RecordId> {
+        let over = self.hidden.iter().filter(|(id, held)| self.is_over(**id, held, all_have));
+        over.map(|(id, _)| *id).collect()
     }
 
     pub(crate) fn edit_name(&mut self, name: &Name, edit: impl FnOnce(&mut NameState)) {
@@ -445,8 +497,28 @@ impl View {
         state.bound.sort_unstable();
         state.unbound.sort_unstable();
         self.digest_name(name, &state, true);
-        self.names.insert(name.clone(), Arc::new(state));
+        if state == NameState::default() {
+            self.names.remove(name);
+        } else {
+            self.names.insert(name.clone(), Arc::new(state));
+        }
         self.dirty.names.insert(name.clone());
+    }
+
+    /// Takes every name from a record that was deleted. It never bears one again.
+    pub(crate) fn drop_names(&mut self, bearer: RecordId) {
+        let of_kind = self.names.range(Name { kind: bearer.kind, parent: Uuid::nil(), name: String::new() }..);
+        let of_kind = of_kind.take_while(|(name, _)| name.kind == bearer.kind);
+        let is_of = |state: &NameState| {
+            state.bound.iter().any(|(_, _, b)| *b == bearer) || state.unbound.iter().any(|(_, b)| *b == bearer)
+        };
+        let names: Vec<Name> = of_kind.filter(|(_, state)| is_of(state)).map(|(name, _)| name.clone()).collect();
+        for name in names {
+            self.edit_name(&name, |state| {
+                state.bound.retain(|(_, _, b)| *b != bearer);
+                state.unbound.retain(|(_, b)| *b != bearer);
+            });
+        }
     }
 
     pub(crate) fn set_member(&mut self, state: MemberState) {
@@ -552,12 +624,18 @@ impl View {
         }
     }
 
+    /// What folding leaves alone: not when and how it was deleted.
+    fn digest_record(&mut self, id: RecordId, held: &Held, add: bool) {
+        let Held { record, created, references, deleted, observation, .. } = held;
+        self.digest_item(&("record", id, record, created, references, deleted, observation), add);
+    }
+
     fn digest_item(&mut self, item: &impl Serialize, add: bool) {
         self.digest.add(&encode(item), add);
     }
 
     fn index(&mut self, id: RecordId, held: &Held, add: bool) {
-        for to in &held.references {
+        for to in &held.keeps {
             change_set(&mut self.referrers, *to, id, add);
         }
         for parent in held.record.as_ref().into_iter().flat_map(parents) {
@@ -569,7 +647,7 @@ impl View {
     /// said that the domain is gone. A claim that was made after the record, by an evacuation, keeps nothing: it may come
     /// when the record is gone, and what is visible must not depend on that.
     pub(crate) fn is_kept(&self, id: RecordId) -> bool {
-        let created = self.records.get(&id).map(|held| held.created.as_slice()).unwrap_or_default();
+        let created = self.present(id).map(|held| held.created.as_slice()).unwrap_or_default();
         let runs = |(by, claim): (ClaimId, &Claim)| {
             let may_run = claim.gone.is_empty() && !self.ledger.is_on_dead_host(claim);
             may_run && self.ledger.host_of(claim).is_some() && created.contains(&by.entry)
@@ -581,7 +659,7 @@ impl View {
     pub(crate) fn restore(&mut self, rows: Rows) {
         self.frontier = rows.frontier;
         self.branches = rows.branches;
-        self.tombstones = rows.tombstones.into_iter().map(|(id, created)| (id, Arc::new(created))).collect();
+        self.hidden = rows.hidden.into_iter().map(|(id, held)| (id, Arc::new(held))).collect();
         rows.members.into_iter().for_each(|state| self.set_member(state));
         rows.records.into_iter().for_each(|(id, held)| self.set_record(id, Some(held)));
         for (name, state) in rows.names {
@@ -608,7 +686,7 @@ impl View {
         let mut rows = Rows {
             frontier: std::mem::take(&mut self.frontier),
             branches,
-            tombstones: self.tombstones.iter().map(|(id, created)| (*id, Vec::clone(created))).collect(),
+            hidden: self.hidden.iter().map(|(id, held)| (*id, Held::clone(held))).collect(),
             members: self.members.values().cloned().collect(),
             records: self.records.iter().map(|(id, held)| (*id, Held::clone(held))).collect(),
             names: self.names.iter().map(|(name, state)| (name.clone(), NameState::clone(state))).collect(),
@@ -627,7 +705,7 @@ impl View {
 pub(crate) struct Rows {
     pub(crate) frontier: Frontier,
     pub(crate) branches: Branches,
-    pub(crate) tombstones: Vec<(RecordId, Vec<EntryId>)>,
+    pub(crate) hidden: Vec<(RecordId, Held)>,
     pub(crate) members: Vec<MemberState>,
     pub(crate) records: Vec<(RecordId, Held)>,
     pub(crate) names: Vec<(Name, NameState)>,
@@ -655,16 +733,14 @@ impl Rename for MemberState {
 impl Rename for Rows {
     fn rename(&mut self, by: &Renaming) {
         self.frontier.rename(by);
-        for (_, created) in &mut self.tombstones {
-            created.rename(by);
-            created.sort_unstable();
-        }
         for member in &mut self.members {
             member.rename(by);
         }
-        for (_, held) in &mut self.records {
-            held.created.rename(by);
-            held.created.sort_unstable();
+        for (_, held) in self.records.iter_mut().chain(&mut self.hidden) {
+            for entries in [&mut held.created, &mut held.deletions] {
+                entries.rename(by);
+                entries.sort_unstable();
+            }
         }
         for (_, state) in &mut self.names {
             state.bound.iter_mut().for_each(|(entry, _, _)| entry.rename(by));

@@ -53,14 +53,15 @@ pub(super) async fn create(
     let given = body.inner("aggregate")?;
     let name = given.required("name")?.trim().to_owned();
     let availability_zone = zone(&app.view(), given.text(ZONE)?)?;
-    let id = Uuid::new_v4();
-    app.transact(move |tx| {
+    let random = Uuid::new_v4();
+    let create = move |tx: &mut Tx<'_>| {
         let aggregate =
             Aggregate { name: name.clone(), availability_zone, created_at: tx.now(), ..Aggregate::default() };
-        let record = tx.create(id, aggregate, &[])?;
-        tx.bind(WHOLE_CLOUD, &name, record).map_err(|refusal| taken(refusal, &name))
-    })
-    .await?;
+        let record = tx.create(tx.fresh(Kind::Aggregate, random), aggregate, &[])?;
+        tx.bind(WHOLE_CLOUD, &name, record).map_err(|refusal| taken(refusal, &name))?;
+        Ok(record.id)
+    };
+    let id = app.transact(create).await?;
     let view = app.view();
     let aggregate = view.get::<Aggregate>(id).ok_or_else(|| no_aggregate(&number(id).to_string()))?;
     let mut value = render(&view, version, id, aggregate);

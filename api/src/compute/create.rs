@@ -73,6 +73,7 @@ struct Wanted {
     /// Where it shall go; the amount is the server's.
     request: Request,
     random: u64,
+    /// What their ids are made of.
     ids: Vec<Uuid>,
 }
 
@@ -148,6 +149,7 @@ fn attempt(wanted: Wanted) -> impl FnOnce(&mut Tx<'_>) -> Result<Uuid, Unplaced>
                 server.name = format!("{}-{}", server.name, index + 1);
                 server.hostname = format!("{}-{}", server.hostname, index + 1);
             }
+            let id = tx.fresh(Kind::Server, id);
             match create_one(tx, id, server, &request, &pools, &usable, random.wrapping_add(index)) {
                 Ok(()) => first = first.or(Some(id)),
                 // Enough have a place.

@@ -174,9 +174,9 @@ pub(super) async fn create(
         public: given.flag("os-flavor-access:is_public")?.unwrap_or(true),
         ..Flavor::default()
     };
-    let (record, id) = (flavor.clone(), Uuid::new_v4());
+    let (record, random) = (flavor.clone(), Uuid::new_v4());
     app.transact(move |tx| {
-        create_flavor(tx, id, record).map_err(|refusal| match Fault::from(refusal) {
+        create_flavor(tx, tx.fresh(Kind::Flavor, random), record).map_err(|refusal| match Fault::from(refusal) {
             Fault { status: StatusCode::CONFLICT, message } => Fault::conflict(format!("Flavor exists: {message}.")),
             other => other,
         })

@@ -109,10 +109,10 @@ pub(super) async fn create(
         .ok_or_else(|| Fault::bad("Keypair data is invalid: failed to generate fingerprint"))?;
     let keypair =
         Keypair { user, name, key_type: "ssh".into(), public_key, fingerprint, created_at: luc_sync::node::now() };
-    let (record, id) = (keypair.clone(), Uuid::new_v4());
+    let (record, random) = (keypair.clone(), Uuid::new_v4());
     app.transact(move |tx| {
         let name = record.name.clone();
-        let keypair = tx.create(id, record, &[])?;
+        let keypair = tx.create(tx.fresh(Kind::Keypair, random), record, &[])?;
         tx.bind(user, &name, keypair).map_err(|_| Fault::conflict(format!("Key pair '{name}' already exists.")))
     })
     .await?;

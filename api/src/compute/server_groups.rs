@@ -83,17 +83,21 @@ pub(super) async fn create(
         max_per_host: if policy == GroupPolicy::AntiAffinity { limit.unwrap_or(1) } else { 0 },
         has_limit: limit.is_some(),
     };
-    let id = Uuid::new_v4();
+    let random = Uuid::new_v4();
     let make = move |tx: &mut Tx<'_>| {
         tx.get::<Project>(project)?;
+        let id = tx.fresh(Kind::ServerGroup, random);
         let one = std::iter::once((Dimension::ServerGroups, 1)).collect();
         Quota::of(tx.view(), project).admits(&one).map_err(Missing::Short)?;
         let pools: Vec<_> = tx.view().ledger().quota_pools(project).map(|(id, _)| id).collect();
         tx.claim(&pools, &one, RecordId { kind: Kind::ServerGroup, id }, 0)?;
         tx.create(id, group, &[])?;
-        Ok(mint_group(tx, id, policy)?)
+        mint_group(tx, id, policy)?;
+        Ok(id)
     };
-    with_rights(&app, make, |text| Fault::forbidden(format!("Quota exceeded, too many server groups: {text}"))).await?;
+    let id =
+        with_rights(&app, make, |text| Fault::forbidden(format!("Quota exceeded, too many server groups: {text}")))
+            .await?;
     let view = app.view();
     let (_, group) = find(&view, &caller, &id.to_string(), Action::Read)?;
     ok(&json!({"server_group": render(&view, version, id, group)}))

@@ -63,7 +63,7 @@ impl Cloud {
         let node = cloud.app.node().clone();
         let site = node.site().clone();
         attach_agent(node, site);
-        for _ in 0..500 {
+        for _ in 0..6_000 {
             if cloud.get("/compute/v2.1/os-services").await.body["services"][0]["state"] == "up" {
                 return cloud;
             }
@@ -214,7 +214,7 @@ impl Cloud {
     /// Waits until a server's status is `wanted` and nothing is being done to it.
     pub(crate) async fn until(&self, id: &str, wanted: &str) -> Value {
         let mut last = Value::Null;
-        for _ in 0..500 {
+        for _ in 0..6_000 {
             last = self.get(&format!("/compute/v2.1/servers/{id}")).await.body["server"].take();
             if last["status"] == wanted && last["OS-EXT-STS:task_state"].is_null() {
                 return last;

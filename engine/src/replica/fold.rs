@@ -155,6 +155,11 @@ impl Replica {
         }
         dropping.forget_hashes(self)?;
         let Dropping { kept, mut batch, count, .. } = dropping;
+        let over = self.view.over(&|entry| nameable.get(&entry.author).is_some_and(|number| *number >= entry.number));
+        for id in &over {
+            batch.delete(Table::Tombstone, encode(id));
+            batch.delete(Table::Document, encode(id));
+        }
         if batch.is_empty() {
             return Ok(0);
         }
@@ -169,6 +174,7 @@ impl Replica {
             }
         }
         self.store.commit(&batch)?;
+        over.iter().for_each(|id| drop(self.view.hidden.remove(id)));
         self.pending.reader = self.store.reader()?;
         Ok(count)
     }
