@@ -359,6 +359,24 @@ async fn an_agent_serves_one_pool_for_ever_and_refuses_claims_on_others() {
     domain.undefine().unwrap();
 }
 
+/// S5. Broken once, to see it fail: only what an order names is stopped.
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_host_that_was_declared_dead_nothing_runs_though_nobody_orders_anything() {
+    let host = Host::new();
+    let server = Uuid::new_v4();
+    let mut agent = host.start(vec![present(server, 1, record(Power::Running, 0))]).await;
+    agent.until_state(server, DomainState::Running).await;
+    agent.to.send(ToAgent::Dead(pool(0))).await.unwrap();
+    agent.until("it is stopped", |_| host.state(server) == Some(5)).await;
+    agent.stop().await;
+    let domain = host.hypervisor.lookup_domain_by_uuid(server).unwrap();
+    domain.create().unwrap();
+    let mut agent = host.start(Vec::new()).await;
+    agent.until("it is stopped again", |_| host.state(server) == Some(5)).await;
+    agent.stop().await;
+    domain.undefine().unwrap();
+}
+
 #[tokio::test]
 async fn a_state_directory_has_one_agent() {
     let host = Host::new();
