@@ -105,10 +105,11 @@ impl RecordId {
         Self { kind, id: Uuid::from_u64_pair(high, low) }
     }
 
-    /// Whether one entry alone can create a record of this id.
+    /// Whether one entry alone can create a record of this id. A host's follows from its agent's key and has no version,
+    /// whatever its bits look like.
     #[must_use]
     pub fn is_certified(self) -> bool {
-        self.id.get_version_num() == 8
+        self.kind != Kind::Host && self.id.get_version_num() == 8
     }
 
     /// Whether `entry` can.

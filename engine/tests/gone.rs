@@ -8,8 +8,9 @@
 mod common;
 
 use common::{Cloud, Rogue, member};
-use luc_engine::entry::{Created, Frontier, Header, MemberOp};
-use luc_engine::record::{Kind, Project, RecordId, ServerGroup};
+use luc_engine::entry::{Created, Frontier, Header, HostIdentity, MemberOp, Subject};
+use luc_engine::ledger::Dimension;
+use luc_engine::record::{Host, Kind, Project, RecordId, ServerGroup};
 use luc_engine::replica::{Received, WHOLE_CLOUD};
 use luc_engine::store::{Store, Table};
 use luc_engine::tx::Refusal;
@@ -324,4 +325,22 @@ fn changes_of_what_their_author_cannot_have_seen_are_void_alike() {
         assert_eq!(replica.view().digest(), cloud.replicas[0].view().digest());
     }
     assert_eq!(member(7).replica, entry.id().author);
+}
+
+#[test]
+fn a_hosts_id_may_look_like_one_that_only_one_entry_can_give() {
+    let mut cloud = Cloud::new(1);
+    let mut lookalikes = 0;
+    for n in 0..64 {
+        let host = HostIdentity::sign(common::cloud(), &member(0).site, &common::key(100 + n));
+        lookalikes += u32::from(host.host.0.get_version_num() == 8);
+        let created = cloud.replicas[0].transact::<_, Refusal>(3, |tx| {
+            tx.mint(Subject::Host(host.clone()), [(Dimension::Vcpus, 1)].into_iter().collect())?;
+            tx.create(host.host.0, Host::default(), &[])
+        });
+        created.unwrap();
+    }
+    assert!(lookalikes > 0, "none of them");
+    cloud.exchange_all();
+    assert_eq!(cloud.replicas[1].view().count(Kind::Host), 64);
 }

@@ -69,7 +69,7 @@ async fn sites_that_rest_on_two_branches_agree_when_they_meet() {
     .await;
     for net in all {
         assert!(net.node().view().branches().is_forked(liar));
-        net.node().transact::<_, Refusal, _>(project(rand::random())).await.unwrap();
+        net.node().transact::<_, Refusal, _>(project(u128::from(rand::random::<u64>()))).await.unwrap();
     }
     until("they go on", || all.iter().all(|net| net.node().view().count(Kind::Project) == 11)).await;
 }

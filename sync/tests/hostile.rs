@@ -94,8 +94,8 @@ async fn create(net: &Net, project: u128) {
 /// Both still serve each other.
 async fn serve_each_other(a: &Net, b: &Net) {
     let before = a.node().view().count(Kind::Project).max(b.node().view().count(Kind::Project));
-    create(a, rand::random()).await;
-    create(b, rand::random()).await;
+    create(a, u128::from(rand::random::<u64>())).await;
+    create(b, u128::from(rand::random::<u64>())).await;
     until("what one writes, the other has", || {
         let counts = [a, b].map(|net| net.node().view().count(Kind::Project));
         counts.iter().all(|count| *count >= before + 2)
@@ -247,7 +247,7 @@ async fn next_entry(author: &Credentials, from: &Net, reader: &Credentials) -> O
     let identity = Identity { cloud: author.cloud, key: author.key.clone() };
     let mut replica = Replica::open(identity, Box::new(store)).unwrap();
     let project = Project { name: "elsewhere".into(), ..Project::default() };
-    let id = Uuid::from_u128(rand::random());
+    let id = Uuid::new_v4();
     replica.transact::<_, Refusal>(luc_sync::node::now(), |tx| tx.create(id, project, &[]).map(|_| ())).unwrap();
     let flushed = replica.flush().unwrap();
     flushed.entries.last().map(|entry| entry.bytes().to_vec())
