@@ -535,7 +535,7 @@ pub(crate) fn apply_observation(view: &mut View, author: Author<'_>, seen: &Obse
         let newest = view.present(id).and_then(|held| held.observation.as_ref());
         // Of two that claim the same place, which only a broken agent makes, the one with the higher bytes stands.
         let rank = |o: &Observation| (o.order(), crate::entry::encode(o));
-        if newest.is_none_or(|newest| rank(newest) < rank(seen)) {
+        if newest.is_none_or(|newest| rank(newest) < rank(seen) || on(Mutant::ObservationByArrival)) {
             view.edit_record(id, |held| held.observation = Some(seen.clone()));
         }
     }
@@ -616,7 +616,7 @@ fn refused(author: Author<'_>, what: &str) -> Invalid {
 /// The claims that `holder` can release: of records that are deleted, and stated gone if they are on hosts that live; with the claims of
 /// the same record on quotas and addresses (A3).
 pub(crate) fn releasable(view: &View, holder: ReplicaId, server: RecordId) -> Vec<ClaimId> {
-    let mine = |id: &ClaimId| view.retired().acts_for(holder, id.entry.author);
+    let mine = |id: &ClaimId| view.retired().acts_for(holder, id.entry.author) || on(Mutant::ReleaseByAnybody);
     let mine: Vec<_> = view.ledger.claims_of(server).filter(|(id, _)| mine(id)).collect();
     let on_host = |claim| view.ledger.host_of(claim).is_some();
     let deleted = view.records.get(&server).is_none_or(|held| held.deleted);

@@ -494,7 +494,9 @@ impl View {
         let mut state = self.names.get(name).map(|state| NameState::clone(state)).unwrap_or_default();
         self.digest_name(name, &state, false);
         edit(&mut state);
-        state.bound.sort_unstable();
+        if !on(Mutant::NameByArrival) {
+            state.bound.sort_unstable();
+        }
         state.unbound.sort_unstable();
         self.digest_name(name, &state, true);
         if state == NameState::default() {

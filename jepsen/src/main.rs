@@ -34,7 +34,7 @@ struct World {
     #[arg(long, default_value_t = 2_000)]
     ops: usize,
     /// Faults, separated by commas; `none` for none.
-    #[arg(long, value_delimiter = ',', default_values_t = workload::DEFAULT_FAULTS.map_names())]
+    #[arg(long, value_delimiter = ',', default_values_t = workload::FAULTS.map_names())]
     faults: Vec<String>,
 }
 

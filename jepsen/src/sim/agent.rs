@@ -8,6 +8,7 @@ use luc_engine::agent::{DomainState, Fault, FromAgent, HostFacts, Observation, O
 use luc_engine::entry::HostIdentity;
 use luc_engine::id::{ClaimId, CloudId, HostId, PoolId};
 use luc_engine::ledger::{Amount, Dimension};
+use luc_engine::mutant::{self, Mutant};
 use luc_engine::record::{Power, Server};
 use luc_engine::schedule::fits;
 use luc_engine::tx::Refusal;
@@ -131,6 +132,9 @@ impl World {
         agent.session += 1;
         agent.orders.clear();
         agent.working.clear();
+        if mutant::on(Mutant::WordForgotten) {
+            agent.refusals.clear();
+        }
         let (host, node) = (agent.facts.identity.host, agent.attached.take());
         if let Some(process) = node.and_then(|node| self.process(node)) {
             process.attached.remove(&host);
@@ -142,11 +146,9 @@ impl World {
         let Some(agent) = self.agents.get_mut(at).filter(|a| a.up && a.life == life && a.attached.is_none()) else {
             return;
         };
-        let serves = |node: &super::node::Node| {
-            node.site == agent.site && node.process.as_ref().is_some_and(|process| process.replica.fence().is_none())
-        };
-        // The newest: of a replaced replica and its successor, the successor.
-        let node = self.nodes.iter().rposition(serves);
+        let serves = |(_, node): &(usize, &super::node::Node)| node.site == agent.site && node.serves();
+        let serving: Vec<usize> = self.nodes.iter().enumerate().filter(serves).map(|(at, _)| at).collect();
+        let node = super::rng::pick(&serving, self.rng.bits());
         let Some(node) = node else { return self.at(RETRY, Event::Attach { agent: at, life }) };
         agent.session += 1;
         agent.attached = Some(node);

@@ -26,7 +26,7 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rules::{Broken, Rule};
-use workload::{DEFAULT_FAULTS, Step};
+use workload::{FAULTS, Step};
 use world::{Config, Outcome};
 
 /// What is run.
@@ -42,7 +42,7 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { sites: 8, ops: 2_000, faults: DEFAULT_FAULTS.iter().map(|name| (*name).to_owned()).collect() }
+        Self { sites: 8, ops: 2_000, faults: FAULTS.iter().map(|name| (*name).to_owned()).collect() }
     }
 }
 
