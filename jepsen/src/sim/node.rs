@@ -263,7 +263,12 @@ impl World {
         let Some(process) = &node.process else { return false };
         let peers = process.proto.peers();
         let told = |id: &ReplicaId| peers.get(id).is_some_and(|peer| !peer.reported.0.is_empty());
-        process.view.living().all(|(id, _)| *id == node.replica || told(id))
+        // Who is stopped for good tells nothing, and its retirement waits for this one.
+        let stopped = |id: &ReplicaId| {
+            let peer = self.by_replica.get(id).and_then(|at| self.nodes.get(*at));
+            peer.is_none_or(|peer| peer.gone || peer.stopped)
+        };
+        process.view.living().all(|(id, _)| *id == node.replica || told(id) || stopped(id))
     }
 
     /// The time to wait for the others is over, or one has told something: from now on it writes.
