@@ -535,7 +535,7 @@ pub(crate) fn apply_observation(view: &mut View, author: Author<'_>, seen: &Obse
         let newest = view.present(id).and_then(|held| held.observation.as_ref());
         // Of two that claim the same place, which only a broken agent makes, the one with the higher bytes stands.
         let rank = |o: &Observation| (o.order(), crate::entry::encode(o));
-        if newest.is_none_or(|newest| rank(newest) < rank(seen) || on(Mutant::ObservationByArrival)) {
+        if newest.is_none_or(|newest| rank(newest) < rank(seen)) {
             view.edit_record(id, |held| held.observation = Some(seen.clone()));
         }
     }

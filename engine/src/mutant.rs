@@ -43,8 +43,6 @@ mutants! {
     SealIgnored,
     /// Anybody releases a claim, not its holder alone.
     ReleaseByAnybody,
-    /// Of two observations the one that comes last stands.
-    ObservationByArrival,
     /// The bearers of a name stand in the order in which they came.
     NameByArrival,
     /// A deleted record goes, though another refers to it.
@@ -55,8 +53,6 @@ mutants! {
     OldDiskAccepted,
     /// A store that lies elsewhere than where it was made is taken for the first.
     PlaceIgnored,
-    /// An agent forgets what it has said is gone for good.
-    WordForgotten,
     /// A newcomer's snapshot lacks the claims.
     SnapshotTorn,
 }

@@ -8,7 +8,6 @@ use luc_engine::agent::{DomainState, Fault, FromAgent, HostFacts, Observation, O
 use luc_engine::entry::HostIdentity;
 use luc_engine::id::{ClaimId, CloudId, HostId, PoolId};
 use luc_engine::ledger::{Amount, Dimension};
-use luc_engine::mutant::{self, Mutant};
 use luc_engine::record::{Power, Server};
 use luc_engine::schedule::fits;
 use luc_engine::tx::Refusal;
@@ -132,9 +131,6 @@ impl World {
         agent.session += 1;
         agent.orders.clear();
         agent.working.clear();
-        if mutant::on(Mutant::WordForgotten) {
-            agent.refusals.clear();
-        }
         let (host, node) = (agent.facts.identity.host, agent.attached.take());
         if let Some(process) = node.and_then(|node| self.process(node)) {
             process.attached.remove(&host);

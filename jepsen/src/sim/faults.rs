@@ -33,17 +33,18 @@ impl World {
                 }
             }
             Fault::LoseDisk { node: bits, down } => {
-                if let Some(at) = node(bits).filter(|_| self.may_lose()) {
+                if let Some(at) = self.parting.take().or(node(bits)).filter(|_| self.may_lose()) {
                     self.lose_disk(at, down);
                 }
             }
             Fault::Retire { node: bits, again } => {
-                if let Some(at) = node(bits).filter(|_| self.may_lose()) {
+                if let Some(at) = self.parting.take().or(node(bits)).filter(|_| self.may_lose()) {
                     self.crash(at, false);
                     if let Some(node) = self.nodes.get_mut(at) {
                         node.stopped = true;
                     }
-                    self.replace(at, 500_000);
+                    let soon = self.rng.between(20_000, 500_000);
+                    self.replace(at, soon);
                     self.at(again, Event::Start { node: at });
                 }
             }
@@ -60,6 +61,11 @@ impl World {
                 if let (Some(from), Some(to)) = (node(from), node(to)) {
                     self.cut(from, to);
                 }
+            }
+            Fault::Isolate { node: bits, peers } => {
+                let Some(at) = node(bits) else { return };
+                self.parting = Some(at);
+                (0..self.nodes.len()).filter(|to| (peers >> (to % 64)) & 1 == 1).for_each(|to| self.cut(at, to));
             }
             Fault::Part { bits } => self.part(bits, None),
             Fault::Bridge { bits, bridge } => self.part(bits, node(bridge)),
@@ -238,20 +244,21 @@ impl World {
 
     /// The disk is put back as it was a while ago.
     fn old_disk(&mut self, at: usize, down: Micros) {
+        let takes_part = |(_, node): &(usize, &super::node::Node)| !node.gone && !node.stopped;
+        let others: Vec<usize> = self.nodes.iter().enumerate().filter(takes_part).map(|(at, _)| at).collect();
+        // Without a witness of what it wrote nobody can notice, and the numbers would be used again.
+        if !self.rules.is_held_by(at, &others) {
+            return;
+        }
         let Some((image, tracker)) = self.take_copy(at) else { return };
         self.crash(at, false);
         if let Some(node) = self.nodes.get_mut(at) {
             node.disk = Disk::from_image(&image);
             node.old = true;
         }
-        let lost = self.rules.rolled_back(at, tracker);
+        self.rules.put_in(at, tracker.of_copy());
         self.sometimes.saw(State::OldDisk);
-        if lost > 0 {
-            self.sometimes.saw(State::LostEntry);
-        }
-        self.trace.note(self.now, [15, at as u64, lost as u64], || {
-            format!("{at} has an old copy of its disk; {lost} entries are lost with the new one")
-        });
+        self.trace.note(self.now, [15, at as u64, 0], || format!("{at} has an old copy of its disk"));
         self.at(down, Event::Start { node: at });
     }
 

@@ -581,6 +581,10 @@ impl World {
             let checked = self.rules.applied(at, entry);
             self.check(checked);
             let id = entry.held_as();
+            if self.nodes.get(at).is_some_and(|node| node.original.is_some() && node.replica == id.author) {
+                let how = format!("a copy of {at}'s disk writes entry {id}, and the first may live");
+                self.check(Err(Broken::new(Rule::Authority, how)));
+            }
             if self.trace.is_text() && self.nodes.get(at).is_some_and(|node| node.replica == id.author) {
                 let (short, header) = (entry.tip().hash, &entry.header);
                 self.trace.note(self.now, [5, at as u64, short], || super::story::entry(at, header));

@@ -177,12 +177,12 @@ impl Rules {
         self.nodes.get(node).cloned()
     }
 
-    /// A node's disk is what it was before: what nobody else holds is lost. Says how many entries that were.
-    pub fn rolled_back(&mut self, node: usize, tracker: Tracker) -> usize {
-        if let Some(slot) = self.nodes.get_mut(node) {
-            *slot = tracker.of_copy();
-        }
-        self.lose(self.replica(node))
+    /// Whether one of these nodes holds everything that a node has written.
+    #[must_use]
+    pub fn is_held_by(&self, node: usize, others: &[usize]) -> bool {
+        let author = self.replica(node);
+        let number = |at: usize| self.nodes.get(at).map_or(0, |tracker| tracker.number(author));
+        others.iter().any(|at| *at != node && number(*at) >= number(node))
     }
 
     /// A node has another disk, with what the oracle knew of that.
@@ -259,11 +259,6 @@ impl Rules {
             None => {
                 self.entries.insert(id, Known { entry: entry.clone(), counts: !beyond });
                 if beyond { Ok(()) } else { self.count(entry) }
-            }
-            // The first was lost with the disk on which it was, and nobody holds it.
-            Some(known) if known.entry.hash() != entry.hash() && !known.counts && !beyond => {
-                *known = Known { entry: entry.clone(), counts: true };
-                self.count(entry)
             }
             Some(known) if known.entry.hash() != entry.hash() => {
                 Err(Broken::new(Rule::Authority, format!("entry {id} exists twice")))
@@ -540,6 +535,11 @@ impl Rules {
         }
         match self.claims.get(&claim) {
             None => return broken(format!("server {server} is started for claim {claim}, which is on no disk")),
+            Some(_) if self.refused.contains(&claim) => {
+                return broken(format!(
+                    "server {server} is started for claim {claim}, which its agent had said is gone"
+                ));
+            }
             Some(row) if row.released => {
                 return broken(format!("server {server} is started for claim {claim}, which was released"));
             }

@@ -60,6 +60,8 @@ pub enum Fault {
     CloneDisk { node: u64, down: Micros },
     /// One direction between two sites is cut.
     OneWay { from: u64, to: u64 },
+    /// Some hear a site no more; it is the next that is lost or retired.
+    Isolate { node: u64, peers: u64 },
     /// The sites are parted in two.
     Part { bits: u64 },
     /// The sites are parted in two, but for one that reaches all.
@@ -126,6 +128,12 @@ pub fn schedule(seed: u64, ops: usize, faults: &BTreeSet<String>) -> Vec<Step> {
                 let copied = at.saturating_sub(age).max(3_000_000);
                 steps.push(Step { at: copied, what: What::Fault(Fault::CopyDisk { node }) });
             }
+            if let Fault::LoseDisk { node, .. } | Fault::Retire { node, .. } = fault {
+                let before = at.saturating_sub(rng.between(20_000, 600_000)).max(3_000_000);
+                let isolate = Fault::Isolate { node, peers: rng.bits() };
+                steps.push(Step { at: before, what: What::Fault(isolate) });
+                steps.push(Step { at: at + rng.between(10_000, 900_000), what: What::Fault(Fault::Heal) });
+            }
             let heals = matches!(fault, Fault::OneWay { .. } | Fault::Part { .. } | Fault::Bridge { .. });
             steps.push(Step { at, what: What::Fault(fault) });
             if heals {
@@ -161,7 +169,11 @@ fn fault(kind: &str, rng: &mut Rng) -> Fault {
     match kind {
         "fail" => Fault::FailCommit { node: rng.bits(), down },
         "lose" => Fault::LoseDisk { node: rng.bits(), down },
-        "retire" => Fault::Retire { node: rng.bits(), again: rng.between(3_000_000, 20_000_000) },
+        "retire" => {
+            // Some come back while the others still agree.
+            let latest = if rng.chance(500) { 1_500_000 } else { 20_000_000 };
+            Fault::Retire { node: rng.bits(), again: rng.between(100_000, latest) }
+        }
         "old-disk" => Fault::OldDisk { node: rng.bits(), down },
         "clone" => Fault::CloneDisk { node: rng.bits(), down },
         "cut" => match rng.below(3) {

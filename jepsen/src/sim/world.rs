@@ -149,6 +149,8 @@ pub struct World {
     pub(super) known: super::ops::KnownRecords,
     pub(super) sites: usize,
     pub(super) ending: bool,
+    /// Who is cut off from some before it is lost.
+    pub(super) parting: Option<usize>,
     settled: bool,
 }
 
@@ -223,6 +225,7 @@ impl World {
             known: super::ops::KnownRecords::default(),
             sites: config.sites,
             ending: false,
+            parting: None,
             settled: false,
         };
         if let Err(reason) = world.found(config.sites) {
