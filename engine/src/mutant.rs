@@ -45,7 +45,7 @@ mutants! {
     ReleaseByAnybody,
     /// The bearers of a name stand in the order in which they came.
     NameByArrival,
-    /// A deleted record goes, though another refers to it.
+    /// A record that is gone stays so, though an entry that knew it refers to it.
     KeptIgnored,
     /// A released claim stays in the store.
     ReleaseNotStored,

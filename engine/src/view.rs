@@ -461,7 +461,7 @@ impl View {
         while let Some(id) = check.pop() {
             let Some(held) = self.present(id).filter(|held| held.deleted).cloned() else { continue };
             let (shows, is_kept) = (self.records.contains_key(&id), self.is_kept(id));
-            if shows == is_kept {
+            if shows == is_kept || (is_kept && on(Mutant::KeptIgnored)) {
                 continue;
             }
             if shows {

@@ -1,6 +1,6 @@
 //! What is deleted and referred to is being deleted, whether the reference or the deletion came first (`PROTOCOL.md`, R1).
 //!
-//! Broken once, to see this fail: `keep_referenced` left out of `apply_created` (the digests differ).
+//! Broken once, to see this fail: `View::settle` without bringing back what is kept (the digests differ).
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;

@@ -202,9 +202,8 @@ fn mutants(args: &MutantArgs) -> ExitCode {
     };
     println!("{:<28} {:<26} {:>6} {:>9}", "seeded bug", "caught by", "seed", "seconds");
     let mut escaped = 0;
-    let named = |mutant: &&luc_engine::mutant::Mutant| {
-        args.only.is_empty() || args.only.contains(&format!("{mutant:?}"))
-    };
+    let named =
+        |mutant: &&luc_engine::mutant::Mutant| args.only.is_empty() || args.only.contains(&format!("{mutant:?}"));
     for mutant in luc_engine::mutant::Mutant::ALL.iter().filter(named) {
         let caught = sim::mutants::hunt(&plan, *mutant, args.seeds);
         let (rule, seed) = caught.by.map_or_else(Default::default, |(rule, seed)| (rule.to_string(), seed.to_string()));
