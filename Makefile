@@ -29,8 +29,6 @@ test: ## Install what is missing and run all tests
 	@$(MAKE) --no-print-directory $(VENV)/ready
 	cargo build --locked -p luc-api
 	cargo $(RUNNER) --workspace --locked
-	@$(MAKE) --no-print-directory sim SEEDS=100 OPS=300
-	@$(MAKE) --no-print-directory mutants OPS=600
 
 # The OpenStack client that the tests use, at exactly the versions in tests/requirements.txt.
 $(VENV)/ready: tests/requirements.txt
