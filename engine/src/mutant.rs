@@ -31,6 +31,30 @@ mutants! {
     TombstoneDropped,
     /// The quota and the host are claimed by two entries.
     ClaimsSplit,
+    /// An entry is applied before its past.
+    PastIgnored,
+    /// An entry is judged by all that its receiver holds, not by its own past.
+    JudgedByReceiver,
+    /// A retirement takes effect by one seal alone.
+    OwnSealOnly,
+    /// The lowest seal is the cut.
+    LowestSeal,
+    /// Entries of whom one has sealed are taken as before.
+    SealIgnored,
+    /// Anybody releases a claim, not its holder alone.
+    ReleaseByAnybody,
+    /// The bearers of a name stand in the order in which they came.
+    NameByArrival,
+    /// A record that is gone stays so, though an entry that knew it refers to it.
+    KeptIgnored,
+    /// A released claim stays in the store.
+    ReleaseNotStored,
+    /// A replica writes on an old copy of its disk, though others hold later entries of its own.
+    OldDiskAccepted,
+    /// A store that lies elsewhere than where it was made is taken for the first.
+    PlaceIgnored,
+    /// A newcomer's snapshot lacks the claims.
+    SnapshotTorn,
 }
 
 /// Whether a seeded bug is switched on.

@@ -5,6 +5,7 @@
 //! rests on it, and together with that one (M2, M3; `docs/reservations.md`, R5 to R8). Whoever rests on another branch than
 //! is held here is not to blame: the branch is asked for, and taken with what rests on it.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use crate::branch::{Branch, Branches, Rename as _, Renaming};
 use crate::document;
 use crate::entry::{BadEntry, Entry, Frontier, Hash, Header, LedgerOp, MemberOp, SignedHeader, Tip};
 use crate::id::{EntryId, ReplicaId};
+use crate::mutant::{Mutant, on};
 use crate::record::RecordId;
 use crate::replica::fold::Kept;
 use crate::replica::{Chain, Received, Rejection, Replica, Saved, log_key};
@@ -84,6 +86,9 @@ impl Replica {
         if let Some(key) = self.key_of(&entry.header) {
             entry.verify(&key)?;
             if id.author == self.me() && !self.is_replaying() {
+                if on(Mutant::OldDiskAccepted) {
+                    return Ok(Received::Known);
+                }
                 self.put_up(Fence::OldStore(id));
                 return Err(Fence::OldStore(id).into());
             }
@@ -154,6 +159,7 @@ impl Replica {
             return true;
         }
         !view.retirements.is_empty()
+            && !on(Mutant::SealIgnored)
             && (view.retirements.is_forked(author, view.frontier()) || self.sealed().contains(&author))
     }
 
@@ -298,6 +304,9 @@ impl Replica {
     fn judge(&mut self, entry: &Arc<Entry>, place: Place) -> Result<Received, Rejection> {
         let id = entry.id();
         if id.author == self.me() && !self.is_replaying() {
+            if on(Mutant::OldDiskAccepted) {
+                return Ok(Received::Known);
+            }
             self.put_up(Fence::OldStore(id));
             return Err(Fence::OldStore(id).into());
         }
@@ -310,7 +319,10 @@ impl Replica {
         let mut frontier = Frontier::clone(&before);
         for (replica, tip) in &entry.header.seen {
             let named = EntryId { author: *replica, number: tip.number };
-            let of = self.resolve(*replica, *tip)?.ok_or(Rejection::Disagrees { entry: id, named })?;
+            let of = match self.resolve(*replica, *tip)? {
+                None if on(Mutant::PastIgnored) => continue,
+                of => of.ok_or(Rejection::Disagrees { entry: id, named })?,
+            };
             // A frontier never falls, and of its own author it says nothing.
             if self.view.branches.author(of) == id.author || tip.number <= before.number(of) {
                 return Err(Rejection::Chain(id));
@@ -330,7 +342,12 @@ impl Replica {
     fn apply(&mut self, entry: Arc<Entry>, frontier: Frontier) -> Result<Received, Rejection> {
         let mut view = self.view.clone();
         let mut documents = crate::tx::Overlay { base: &mut self.pending, changed: BTreeMap::new() };
-        match apply::apply(&mut view, &entry, &frontier, &mut documents) {
+        let mut past = Cow::Borrowed(&frontier);
+        if on(Mutant::JudgedByReceiver) {
+            let held = view.frontier().0.iter().filter(|(log, _)| **log != entry.log);
+            held.for_each(|(log, tip)| past.to_mut().set(*log, *tip));
+        }
+        match apply::apply(&mut view, &entry, &past, &mut documents) {
             Ok(()) => {}
             Err(ApplyError::Invalid(reason)) => return Err(Rejection::Invalid { entry: entry.id(), reason }),
             Err(ApplyError::Store(error)) => return Err(error.into()),
@@ -386,6 +403,9 @@ impl Replica {
     fn lack(&self, entry: &Entry, place: Place) -> Result<Option<Lack>, StoreError> {
         if place == Place::Unknown {
             return Ok(Some(previous(entry)));
+        }
+        if on(Mutant::PastIgnored) {
+            return Ok(None);
         }
         for (replica, tip) in &entry.header.seen {
             if self.resolve(*replica, *tip)?.is_none() {

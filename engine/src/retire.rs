@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::branch::{Branches, Rename, Renaming};
 use crate::entry::{Frontier, Tip};
 use crate::id::{EntryId, ReplicaId};
+use crate::mutant::{Mutant, on};
 use crate::view::MemberState;
 
 /// All votes on retirements.
@@ -272,7 +273,10 @@ impl Judge<'_> {
         let forced = self.asked.iter().filter(|asked| asked.request.force).flat_map(|asked| asked.set());
         let forced: BTreeSet<ReplicaId> = forced.chain(retired.replicas()).collect();
         let is_enough = |votes: u64| votes > VOTES / 2 || forced.is_superset(set);
-        let first = self.seals.iter().map(|(by, _)| *by).filter(|by| self.seal(*by, set).is_some());
+        let mut first = self.seals.iter().map(|(by, _)| *by).filter(|by| self.seal(*by, set).is_some());
+        if on(Mutant::OwnSealOnly) {
+            return first.next().map(|by| BTreeSet::from([by]));
+        }
         let closed = first.filter_map(|first| self.closure(first, set)).filter(|(_, votes)| is_enough(*votes));
         closed.map(|(sealers, _)| sealers).min_by_key(BTreeSet::len)
     }
@@ -295,7 +299,14 @@ impl Judge<'_> {
 
     fn grave(&self, replica: ReplicaId, set: &BTreeSet<ReplicaId>, sealers: &BTreeSet<ReplicaId>) -> Option<Grave> {
         let seals = || sealers.iter().filter_map(|by| self.seal(*by, set));
-        let highest = |log| seals().filter_map(|seal| seal.frontier.0.get(&log).copied()).max_by_key(|tip| tip.number);
+        let highest = |log| {
+            let sealed = seals().filter_map(|seal| seal.frontier.0.get(&log).copied());
+            if on(Mutant::LowestSeal) {
+                sealed.min_by_key(|tip| tip.number)
+            } else {
+                sealed.max_by_key(|tip| tip.number)
+            }
+        };
         let cuts = self.branches.logs(replica).filter_map(|log| Some((log, highest(log)?))).collect();
         // Of several who named it apart, the lowest entry's heir: all are known, since their authors have sealed since.
         let first = self.asked.iter().filter(|asked| !asked.again.contains(&replica)).find_map(|asked| {

@@ -461,7 +461,7 @@ impl View {
         while let Some(id) = check.pop() {
             let Some(held) = self.present(id).filter(|held| held.deleted).cloned() else { continue };
             let (shows, is_kept) = (self.records.contains_key(&id), self.is_kept(id));
-            if shows == is_kept {
+            if shows == is_kept || (is_kept && on(Mutant::KeptIgnored)) {
                 continue;
             }
             if shows {
@@ -494,7 +494,9 @@ impl View {
         let mut state = self.names.get(name).map(|state| NameState::clone(state)).unwrap_or_default();
         self.digest_name(name, &state, false);
         edit(&mut state);
-        state.bound.sort_unstable();
+        if !on(Mutant::NameByArrival) {
+            state.bound.sort_unstable();
+        }
         state.unbound.sort_unstable();
         self.digest_name(name, &state, true);
         if state == NameState::default() {

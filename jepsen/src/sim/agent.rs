@@ -142,11 +142,9 @@ impl World {
         let Some(agent) = self.agents.get_mut(at).filter(|a| a.up && a.life == life && a.attached.is_none()) else {
             return;
         };
-        let serves = |node: &super::node::Node| {
-            node.site == agent.site && node.process.as_ref().is_some_and(|process| process.replica.fence().is_none())
-        };
-        // The newest: of a replaced replica and its successor, the successor.
-        let node = self.nodes.iter().rposition(serves);
+        let serves = |(_, node): &(usize, &super::node::Node)| node.site == agent.site && node.serves();
+        let serving: Vec<usize> = self.nodes.iter().enumerate().filter(serves).map(|(at, _)| at).collect();
+        let node = super::rng::pick(&serving, self.rng.bits());
         let Some(node) = node else { return self.at(RETRY, Event::Attach { agent: at, life }) };
         agent.session += 1;
         agent.attached = Some(node);

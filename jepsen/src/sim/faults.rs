@@ -2,9 +2,11 @@
 
 use luc_engine::retire::Retired;
 
+use super::disk::{Disk, Image};
 use super::net::Micros;
 use super::node::Job;
 use super::rng::pick;
+use super::rules::Tracker;
 use super::sometimes::State;
 use super::workload::Fault;
 use super::world::{Event, World};
@@ -31,26 +33,39 @@ impl World {
                 }
             }
             Fault::LoseDisk { node: bits, down } => {
-                if let Some(at) = node(bits).filter(|_| self.may_lose()) {
+                if let Some(at) = self.parting.take().or(node(bits)).filter(|_| self.may_lose()) {
                     self.lose_disk(at, down);
                 }
             }
             Fault::Retire { node: bits, again } => {
-                if let Some(at) = node(bits).filter(|_| self.may_lose()) {
+                if let Some(at) = self.parting.take().or(node(bits)).filter(|_| self.may_lose()) {
                     self.crash(at, false);
                     if let Some(node) = self.nodes.get_mut(at) {
                         node.stopped = true;
                     }
-                    self.replace(at, 500_000);
+                    let soon = self.rng.between(20_000, 500_000);
+                    self.replace(at, soon);
                     self.at(again, Event::Start { node: at });
                 }
             }
-            Fault::OldDisk { node: bits, age, down } => self.old_disk(node(bits), age, down),
-            Fault::CloneDisk { .. } => {}
+            Fault::CopyDisk { node } => {
+                let at = self.machine(node);
+                let tracker = self.rules.tracker(at);
+                if let Some((node, tracker)) = self.nodes.get_mut(at).zip(tracker) {
+                    node.copy = Some((node.disk.image(), tracker));
+                }
+            }
+            Fault::OldDisk { node, down } => self.old_disk(self.machine(node), down),
+            Fault::CloneDisk { node, down } => self.clone_disk(self.machine(node), down),
             Fault::OneWay { from, to } => {
                 if let (Some(from), Some(to)) = (node(from), node(to)) {
                     self.cut(from, to);
                 }
+            }
+            Fault::Isolate { node: bits, peers } => {
+                let Some(at) = node(bits) else { return };
+                self.parting = Some(at);
+                (0..self.nodes.len()).filter(|to| (peers >> (to % 64)) & 1 == 1).for_each(|to| self.cut(at, to));
             }
             Fault::Part { bits } => self.part(bits, None),
             Fault::Bridge { bits, bridge } => self.part(bits, node(bridge)),
@@ -90,7 +105,7 @@ impl World {
 
     fn up(&self) -> Vec<usize> {
         let nodes = self.nodes.iter().enumerate();
-        nodes.filter(|(_, node)| node.process.is_some()).map(|(at, _)| at).collect()
+        nodes.filter(|(_, node)| node.process.is_some() && node.original.is_none()).map(|(at, _)| at).collect()
     }
 
     /// A retirement needs a majority, so only so many may be gone.
@@ -214,21 +229,65 @@ impl World {
         self.at(PATIENCE, Event::RetireTry { gone });
     }
 
+    /// A machine, running or not: a copy of its disk and what is done with it must be of one.
+    fn machine(&self, bits: u64) -> usize {
+        usize::try_from(bits).unwrap_or(0) % self.sites.max(1)
+    }
+
+    /// The copy of a disk that was made earlier, if its machine runs with its own.
+    fn take_copy(&mut self, at: usize) -> Option<(Image, Tracker)> {
+        let may = self.may_lose();
+        let node = self.nodes.get_mut(at)?;
+        let runs = node.process.is_some() && node.original.is_none() && !node.stopped && may;
+        node.copy.take().filter(|_| runs)
+    }
+
     /// The disk is put back as it was a while ago.
-    fn old_disk(&mut self, node: Option<usize>, age: Micros, down: Micros) {
-        let Some(at) = node else { return };
-        let now = self.now;
-        let tracker = self.rules.tracker(at);
-        let Some((node, tracker)) = self.nodes.get_mut(at).zip(tracker) else { return };
-        let image = node.disk.image();
-        node.copies.push((now, image, tracker));
-        let old = node.copies.iter().rev().find(|(made, _, _)| *made + age <= now).cloned();
-        let Some((_, image, tracker)) = old else { return };
+    fn old_disk(&mut self, at: usize, down: Micros) {
+        let takes_part = |(_, node): &(usize, &super::node::Node)| !node.gone && !node.stopped;
+        let others: Vec<usize> = self.nodes.iter().enumerate().filter(takes_part).map(|(at, _)| at).collect();
+        // Without a witness of what it wrote nobody can notice, and the numbers would be used again.
+        if !self.rules.is_held_by(at, &others) {
+            return;
+        }
+        let Some((image, tracker)) = self.take_copy(at) else { return };
         self.crash(at, false);
         if let Some(node) = self.nodes.get_mut(at) {
-            node.disk = super::disk::Disk::from_image(&image);
+            node.disk = Disk::from_image(&image);
+            node.old = true;
         }
-        self.rules.rolled_back(at, tracker);
+        self.rules.put_in(at, tracker.of_copy());
+        self.sometimes.saw(State::OldDisk);
+        self.trace.note(self.now, [15, at as u64, 0], || format!("{at} has an old copy of its disk"));
         self.at(down, Event::Start { node: at });
+    }
+
+    /// A copy of the disk is started on another machine while the first is off.
+    fn clone_disk(&mut self, at: usize, down: Micros) {
+        let Some((image, tracker)) = self.take_copy(at) else { return };
+        self.crash(at, false);
+        let first = self.rules.tracker(at);
+        self.rules.put_in(at, tracker.of_copy());
+        if let Some((node, first)) = self.nodes.get_mut(at).zip(first) {
+            node.original = Some((std::mem::replace(&mut node.disk, Disk::from_image(&image)), first));
+            node.place = 1;
+        }
+        self.sometimes.saw(State::Cloned);
+        self.trace.note(self.now, [16, at as u64, 0], || format!("a copy of {at}'s disk is started elsewhere"));
+        self.at(10_000, Event::Start { node: at });
+        self.at(down + 1_000_000, Event::Original { node: at });
+    }
+
+    /// The machine whose disk was copied goes on with it; the copy's is off.
+    pub(super) fn original(&mut self, at: usize) {
+        let Some((disk, tracker)) = self.nodes.get_mut(at).and_then(|node| node.original.take()) else { return };
+        self.crash(at, false);
+        self.rules.put_in(at, tracker);
+        if let Some(node) = self.nodes.get_mut(at) {
+            node.disk = disk;
+            node.place = 0;
+        }
+        self.trace.note(self.now, [17, at as u64, 0], || format!("{at} goes on with its own disk"));
+        self.at(10_000, Event::Start { node: at });
     }
 }

@@ -26,7 +26,7 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rules::{Broken, Rule};
-use workload::{DEFAULT_FAULTS, Step};
+use workload::{FAULTS, Step};
 use world::{Config, Outcome};
 
 /// What is run.
@@ -42,7 +42,7 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { sites: 8, ops: 2_000, faults: DEFAULT_FAULTS.iter().map(|name| (*name).to_owned()).collect() }
+        Self { sites: 8, ops: 2_000, faults: FAULTS.iter().map(|name| (*name).to_owned()).collect() }
     }
 }
 
@@ -73,14 +73,20 @@ pub fn run(plan: &Plan, seed: u64, steps: Vec<Step>, text: bool) -> Outcome {
     })
 }
 
+/// The steps that a failing seed needs.
+#[must_use]
+pub fn shrunk(plan: &Plan, seed: u64, rule: Rule, budget: usize) -> Vec<Step> {
+    let all = workload::schedule(seed, plan.ops, &plan.faults);
+    let mut fails = |steps: &[Step]| run(plan, seed, steps.to_vec(), false).broken.map(|broken| broken.rule);
+    shrink::shrink(all, rule, budget, &mut fails)
+}
+
 /// A failing seed's short story, as text: what broke, the steps that it needs, and everything that happens in them.
 #[must_use]
 pub fn story(plan: &Plan, seed: u64, rule: Rule, budget: usize) -> String {
     use std::fmt::Write;
-    let all = workload::schedule(seed, plan.ops, &plan.faults);
-    let count = all.len();
-    let mut fails = |steps: &[Step]| run(plan, seed, steps.to_vec(), false).broken.map(|broken| broken.rule);
-    let steps = shrink::shrink(all, rule, budget, &mut fails);
+    let count = workload::schedule(seed, plan.ops, &plan.faults).len();
+    let steps = shrunk(plan, seed, rule, budget);
     let outcome = run(plan, seed, steps.clone(), true);
     let mut text = format!("seed {seed}, {} sites: rule {rule} is broken\n", plan.sites);
     if let Some(broken) = &outcome.broken {

@@ -15,6 +15,16 @@ pub struct Caught {
     pub seconds: f64,
 }
 
+/// How many steps are left of the schedule at which a bug was caught, after at most so many runs.
+#[cfg(feature = "mutants")]
+#[must_use]
+pub fn shrink(plan: &super::Plan, mutant: Mutant, (rule, seed): (Rule, u64), budget: usize) -> usize {
+    luc_engine::mutant::set(Some(mutant));
+    let steps = super::shrunk(plan, seed, rule, budget);
+    luc_engine::mutant::set(None);
+    steps.len()
+}
+
 /// Switches a bug on and runs seeds until a rule breaks.
 #[cfg(feature = "mutants")]
 #[must_use]

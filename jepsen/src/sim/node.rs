@@ -32,6 +32,8 @@ use super::world::{Event, World};
 const BATCH: usize = 512;
 /// Messages with entries that may wait for the node.
 const ARRIVALS: usize = 64;
+/// How long a replica that starts waits for what the others hold, as `api` has it.
+const MEET: Micros = 1_500_000;
 /// Bytes of log in one batch of anti-entropy. Smaller than the real one, so that catching up takes several.
 const LOG_BATCH: usize = 64 << 10;
 
@@ -56,8 +58,16 @@ pub(super) struct Node {
     pub(super) gone: bool,
     /// An operator has stopped it for good.
     pub(super) stopped: bool,
-    /// Copies of its disk, with what the oracle knew of it.
-    pub(super) copies: Vec<(Micros, Image, Tracker)>,
+    /// Where its disk lies.
+    pub(super) place: u8,
+    /// A copy of its disk, with what the oracle knew of it.
+    pub(super) copy: Option<(Image, Tracker)>,
+    /// The disk as it is, while a copy of it is started elsewhere.
+    pub(super) original: Option<(Disk, Tracker)>,
+    /// What the disk held before a driver committed before its time.
+    pub(super) before: Option<Image>,
+    /// Its disk is an old one: it writes once all others have told what they hold.
+    pub(super) old: bool,
 }
 
 impl Node {
@@ -76,8 +86,17 @@ impl Node {
             tries: 0,
             gone: false,
             stopped: false,
-            copies: Vec::new(),
+            place: 0,
+            copy: None,
+            original: None,
+            before: None,
+            old: false,
         }
+    }
+
+    /// It runs, and may write.
+    pub(super) fn serves(&self) -> bool {
+        self.process.as_ref().is_some_and(|process| process.met && process.replica.fence().is_none())
     }
 }
 
@@ -94,6 +113,8 @@ pub(super) struct Process {
     receiving: usize,
     /// This replica has written since the last flush.
     pub(super) wrote: bool,
+    /// All others have told what they hold, or were waited for: from now on it writes (`PROTOCOL.md`, M4).
+    pub(super) met: bool,
     pub(super) attached: BTreeMap<HostId, (usize, u64)>,
 }
 
@@ -197,14 +218,18 @@ impl World {
         node.disk.reopen();
         node.life += 1;
         let life = node.life;
+        let in_place = Replica::settle(&mut node.disk, &[node.place]);
         let opened = Replica::open(node.identity.clone(), Box::new(node.disk.clone()));
-        let replica = match opened {
+        let mut replica = match opened {
             Ok(replica) => replica,
             Err(error) => {
                 let how = format!("node {at} does not start: {error}");
                 return self.check(Err(Broken::new(Rule::AcknowledgedIsDurable, how)));
             }
         };
+        if !matches!(in_place, Ok(true)) && !mutant::on(Mutant::PlaceIgnored) {
+            replica.put_up(Fence::Copy);
+        }
         let view = replica.view().clone();
         let proto = Proto::new(node.replica);
         node.process = Some(Process {
@@ -216,22 +241,50 @@ impl World {
             waiting: Waiting::default(),
             receiving: 0,
             wrote: false,
+            met: false,
             attached: BTreeMap::new(),
         });
         self.trace.note(self.now, [3, at as u64, life], || format!("{at} starts"));
         let checked = self.rules.opened(at, &view);
         self.check(checked);
-        let checked = self.rules.published(at, &view, &[]);
+        let checked = self.rules.cut(at, &view).and_then(|()| self.rules.published(at, &view, &[]));
         self.check(checked);
-        let clock = self.clock(at);
-        if let Some(process) = self.process(at)
-            && matches!(process.replica.tend(clock, None), Ok(true))
-        {
-            process.wrote = true;
-            self.job(at, Job::Wake);
+        if self.process(at).is_some_and(|process| process.replica.fence().is_some()) {
+            return self.fenced(at);
         }
         self.dial_members(at);
         self.begin_ticking(at, life);
+        self.at(MEET, Event::Met { node: at, life });
+    }
+
+    /// Whether all other members have told what they hold, since it started.
+    fn has_met(&self, at: usize) -> bool {
+        let Some(node) = self.nodes.get(at) else { return false };
+        let Some(process) = &node.process else { return false };
+        let peers = process.proto.peers();
+        let told = |id: &ReplicaId| peers.get(id).is_some_and(|peer| !peer.reported.0.is_empty());
+        // Who is stopped for good tells nothing, and its retirement waits for this one.
+        let stopped = |id: &ReplicaId| {
+            let peer = self.by_replica.get(id).and_then(|at| self.nodes.get(*at));
+            peer.is_none_or(|peer| peer.gone || peer.stopped)
+        };
+        process.view.living().all(|(id, _)| *id == node.replica || told(id) || stopped(id))
+    }
+
+    /// The time to wait for the others is over, or one has told something: from now on it writes.
+    pub(super) fn meet(&mut self, at: usize, over: bool) {
+        let old = self.nodes.get(at).is_some_and(|node| node.old) && !mutant::on(Mutant::OldDiskAccepted);
+        let met = self.has_met(at) || (over && !old);
+        let clock = self.clock(at);
+        let Some(process) = self.process(at).filter(|process| met && !process.met) else { return };
+        process.met = true;
+        if matches!(process.replica.tend(clock, None), Ok(true)) {
+            process.wrote = true;
+        }
+        if let Some(node) = self.nodes.get_mut(at) {
+            node.old = false;
+        }
+        self.job(at, Job::Wake);
     }
 
     /// A node's process ends. A commit that is under way is kept on the disk, or lost; nobody is told of it.
@@ -243,7 +296,7 @@ impl World {
         let mut checks = Vec::new();
         if unflushed && mutant::on(Mutant::PushedBeforeFlush) && !kept {
             // This driver has committed before its time, to have what it pushes: the disk has not.
-            if let Some((_, image, _)) = node.copies.last() {
+            if let Some(image) = &node.before {
                 node.disk = Disk::from_image(image);
             }
         } else if unflushed && kept {
@@ -313,6 +366,7 @@ impl World {
             }
             // Nobody is away for so long here that logs are dropped.
             Output::TakeSnapshot(_) => None,
+            Output::OldStore(_) if mutant::on(Mutant::OldDiskAccepted) => None,
             Output::OldStore(entry) => {
                 self.job(at, Job::PutUp(Fence::OldStore(entry)));
                 None
@@ -344,11 +398,8 @@ impl World {
 
     /// The seeded bug: what is not on the disk yet is sent.
     fn push_early(&mut self, at: usize) {
-        let now = self.now;
-        let tracker = self.rules.tracker(at);
         let Some(node) = self.nodes.get_mut(at) else { return };
-        let Some(tracker) = tracker else { return };
-        node.copies = vec![(now, node.disk.image(), tracker)];
+        node.before = Some(node.disk.image());
         let Some(process) = &mut node.process else { return };
         if let Ok(flushed) = process.replica.flush() {
             process.view = process.replica.view().clone();
@@ -373,7 +424,9 @@ impl World {
             Job::ReadLog { peer, from } => After::ReadLog { peer, from },
             Job::Grant { ask, turn, to, pool, amount, frontier } => {
                 let asker = self.nodes.get(to).map(|node| node.replica);
-                let Some((process, asker)) = self.process(at).zip(asker) else { return After::Nothing };
+                let Some((process, asker)) = self.process(at).filter(|process| process.met).zip(asker) else {
+                    return After::Nothing;
+                };
                 let granted = process.replica.transact::<_, Refusal>(clock, |tx| grant(tx, asker, pool, &amount));
                 process.wrote |= granted.is_ok();
                 let granted = granted.map(|(amount, _)| amount).unwrap_or_default();
@@ -394,7 +447,11 @@ impl World {
             }
             Job::Heard { agent, session, message } => self.heard(at, agent, session, message),
             Job::Admit { newcomer } => {
-                let Some((member, process)) = self.admit(newcomer).zip(self.process(at)) else { return After::Nothing };
+                let process = |world: &mut Self| world.process(at).is_some_and(|process| process.met);
+                let met = process(self);
+                let Some((member, process)) = self.admit(newcomer).filter(|_| met).zip(self.process(at)) else {
+                    return After::Nothing;
+                };
                 let admitted = process.replica.transact::<_, Refusal>(clock, |tx| admit_replica(tx, member));
                 process.wrote = true;
                 if admitted.is_ok() { After::Admitted { newcomer } } else { After::Nothing }
@@ -403,7 +460,7 @@ impl World {
             Job::Retire { gone, heir } => {
                 let id = |node: usize| self.nodes.get(node).map(|node| node.replica);
                 let Some((replica, heir)) = id(gone).zip(id(heir)) else { return After::Nothing };
-                let Some(process) = self.process(at) else { return After::Nothing };
+                let Some(process) = self.process(at).filter(|process| process.met) else { return After::Nothing };
                 let request = Request { set: vec![Retiree { replica, heir }], force: false };
                 let _ = process.replica.transact::<_, Refusal>(clock, |tx| tx.membership(MemberOp::Retire(request)));
                 process.wrote = true;
@@ -478,7 +535,7 @@ impl World {
             process.view = process.replica.view().clone();
             self.publish(at, &flushed);
         }
-        if let Some(process) = self.process(at)
+        if let Some(process) = self.process(at).filter(|process| process.met)
             && matches!(process.replica.tend(clock, Some(&flushed)), Ok(true))
         {
             process.wrote = true;
@@ -497,8 +554,17 @@ impl World {
     /// It has been told that it writes no more: its operator ends it, and sees that its site has another.
     fn fenced(&mut self, at: usize) {
         self.trace.note(self.now, [14, at as u64, 0], || format!("{at} is fenced"));
-        self.sometimes.saw(State::Fenced);
+        let fence = self.process(at).and_then(|process| process.replica.fence());
+        self.sometimes.saw(match fence {
+            Some(Fence::Copy) => State::CopyFenced,
+            Some(Fence::OldStore(_)) => State::OldDiskFenced,
+            Some(Fence::Retired { .. }) | None => State::Fenced,
+        });
         self.crash(at, false);
+        if fence == Some(Fence::Copy) {
+            // The first goes on in its time.
+            return;
+        }
         if let Some(node) = self.nodes.get_mut(at)
             && !std::mem::replace(&mut node.stopped, true)
         {
@@ -507,10 +573,18 @@ impl World {
     }
 
     fn publish(&mut self, at: usize, flushed: &Flushed) {
+        if let Some(view) = self.nodes.get(at).and_then(|node| Some(node.process.as_ref()?.view.clone())) {
+            let checked = self.rules.cut(at, &view);
+            self.check(checked);
+        }
         for entry in &flushed.entries {
             let checked = self.rules.applied(at, entry);
             self.check(checked);
             let id = entry.held_as();
+            if self.nodes.get(at).is_some_and(|node| node.original.is_some() && node.replica == id.author) {
+                let how = format!("a copy of {at}'s disk writes entry {id}, and the first may live");
+                self.check(Err(Broken::new(Rule::Authority, how)));
+            }
             if self.trace.is_text() && self.nodes.get(at).is_some_and(|node| node.replica == id.author) {
                 let (short, header) = (entry.tip().hash, &entry.header);
                 self.trace.note(self.now, [5, at as u64, short], || super::story::entry(at, header));

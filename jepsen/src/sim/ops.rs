@@ -12,7 +12,7 @@ use luc_engine::tx::{Refusal, Shortage, Tx};
 use luc_sync::join::mint_quota;
 use uuid::Uuid;
 
-use super::node::Job;
+use super::node::{Job, Node};
 use super::rng::pick;
 use super::sometimes::State;
 use super::workload::Op;
@@ -77,8 +77,7 @@ fn quota(size: u64) -> Amount {
 impl World {
     /// A client sends a request to one of the sites whose replica runs.
     pub(super) fn ask_for(&mut self, node: u64, op: Op) {
-        let up: Vec<usize> =
-            (0..self.nodes.len()).filter(|at| self.nodes.get(*at).is_some_and(|node| node.process.is_some())).collect();
+        let up: Vec<usize> = (0..self.nodes.len()).filter(|at| self.nodes.get(*at).is_some_and(Node::serves)).collect();
         let Some(at) = pick(&up, node) else { return };
         let id = self.fresh();
         self.trace.note(self.now, [7, at as u64, id.as_u64_pair().0], || format!("{at} is asked: {op:?}"));
@@ -91,6 +90,8 @@ impl World {
         let server = |bits: u64| pick(&known.servers, bits);
         let subject = match &asked.op {
             Op::Create { project, .. } => pick(&known.projects, *project),
+            // Some stay, or nothing could be created any more.
+            Op::DeleteProject { project } => pick(known.projects.get(2..).unwrap_or_default(), *project),
             Op::Delete { server: bits } | Op::Power { server: bits, .. } | Op::Rename { server: bits, .. } => {
                 server(*bits)
             }
@@ -157,6 +158,7 @@ impl World {
         match op {
             Op::Delete { .. } => known.servers.retain(|id| Some(*id) != subject),
             Op::DeleteFlavor { .. } => known.flavors.retain(|id| Some(*id) != subject),
+            Op::DeleteProject { .. } => known.projects.retain(|id| Some(*id) != subject),
             _ => {}
         }
     }
@@ -235,6 +237,7 @@ fn attempt(tx: &mut Tx<'_>, op: &Op, id: Uuid, subject: Option<Uuid>) -> Result<
             flavor.extra_specs.insert(format!("k{}", value % 3), format!("v{value}"));
         }),
         Op::DeleteFlavor { .. } => delete(tx, Kind::Flavor, subject),
+        Op::DeleteProject { .. } => delete(tx, Kind::Project, subject),
         Op::Grow { pool, size } => {
             let me = tx.me();
             let retired = tx.view().retired();

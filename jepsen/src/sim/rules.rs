@@ -32,6 +32,8 @@ pub enum Rule {
     Authority,
     /// Minted = free + claimed + burnt.
     Conservation,
+    /// Of whom is retired nobody holds more than counts.
+    NothingBeyondTheCut,
     /// A server, its quota claim and its host claim are one.
     Atomicity,
     /// The code noticed by itself that something is wrong, and stopped.
@@ -49,6 +51,7 @@ impl fmt::Display for Rule {
             Self::HostTruth => "host-truth",
             Self::Authority => "authority",
             Self::Conservation => "conservation",
+            Self::NothingBeyondTheCut => "nothing-beyond-the-cut",
             Self::Atomicity => "atomicity",
             Self::Panic => "no-panic",
         })
@@ -114,13 +117,19 @@ pub struct Tracker {
     pub replica: ReplicaId,
     frontier: BTreeMap<ReplicaId, Tip>,
     accounts: BTreeMap<(ReplicaId, PoolId), Vector>,
-    /// Its disk may be an old copy, or a copy of it live elsewhere: forks are its to answer for.
+    /// Its disk was put back as it had been: others may hold what it lacks.
     excused: bool,
     /// Its disk is gone.
     gone: bool,
 }
 
 impl Tracker {
+    /// The same for a disk that lacks what its author's own may hold.
+    #[must_use]
+    pub fn of_copy(self) -> Self {
+        Self { excused: true, ..self }
+    }
+
     fn number(&self, replica: ReplicaId) -> u64 {
         self.frontier.get(&replica).map_or(0, |tip| tip.number)
     }
@@ -168,18 +177,27 @@ impl Rules {
         self.nodes.get(node).cloned()
     }
 
-    /// A node's disk is what it was before.
-    pub fn rolled_back(&mut self, node: usize, tracker: Tracker) {
+    /// Whether one of these nodes holds everything that a node has written.
+    #[must_use]
+    pub fn is_held_by(&self, node: usize, others: &[usize]) -> bool {
+        let author = self.replica(node);
+        let number = |at: usize| self.nodes.get(at).map_or(0, |tracker| tracker.number(author));
+        others.iter().any(|at| *at != node && number(*at) >= number(node))
+    }
+
+    /// A node has another disk, with what the oracle knew of that.
+    pub fn put_in(&mut self, node: usize, tracker: Tracker) {
         if let Some(slot) = self.nodes.get_mut(node) {
-            *slot = Tracker { excused: true, ..tracker };
+            *slot = tracker;
         }
     }
 
-    /// A copy of a node's disk is started elsewhere.
-    pub fn excuse(&mut self, node: usize) {
-        if let Some(tracker) = self.nodes.get_mut(node) {
-            tracker.excused = true;
-        }
+    /// Takes back what an author wrote that nobody holds any more.
+    fn lose(&mut self, author: ReplicaId) -> usize {
+        let held = self.nodes.iter().filter(|tracker| !tracker.gone).map(|tracker| tracker.number(author)).max();
+        let lost = self.later_than(author, held.unwrap_or(0));
+        lost.iter().rev().for_each(|id| self.discount(*id));
+        lost.len()
     }
 
     /// An entry is on a node's disk and visible there.
@@ -243,11 +261,7 @@ impl Rules {
                 if beyond { Ok(()) } else { self.count(entry) }
             }
             Some(known) if known.entry.hash() != entry.hash() => {
-                if excused {
-                    Ok(())
-                } else {
-                    Err(Broken::new(Rule::Authority, format!("entry {id} exists twice")))
-                }
+                Err(Broken::new(Rule::Authority, format!("entry {id} exists twice")))
             }
             // It was thought to be lost with a disk, and was on its way.
             Some(known) if !known.counts && !beyond => {
@@ -385,10 +399,7 @@ impl Rules {
         let Some(tracker) = self.nodes.get_mut(node) else { return 0 };
         tracker.gone = true;
         let author = tracker.replica;
-        let held = self.nodes.iter().filter(|tracker| !tracker.gone).map(|tracker| tracker.number(author)).max();
-        let lost = self.later_than(author, held.unwrap_or(0));
-        lost.iter().rev().for_each(|id| self.discount(*id));
-        lost.len()
+        self.lose(author)
     }
 
     fn later_than(&self, author: ReplicaId, number: u64) -> Vec<EntryId> {
@@ -420,9 +431,22 @@ impl Rules {
                 return Err(Broken::new(Rule::Conservation, how));
             }
         }
+        Ok(())
+    }
+
+    /// Takes in whom a view shows as retired, and where each is cut: what lies beyond does not count.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub fn cut(&mut self, node: usize, view: &View) -> Checked {
         let retired = view.retired();
         for replica in retired.replicas() {
             let cut = retired.cut(replica).unwrap_or(0);
+            let held = view.frontier().number(replica);
+            if held > cut && self.replica(node) != replica {
+                let how = format!("node {node} holds entry {held} of {replica}, which is cut at {cut}");
+                return Err(Broken::new(Rule::NothingBeyondTheCut, how));
+            }
             match self.cuts.insert(replica, cut) {
                 None => self.later_than(replica, cut).into_iter().rev().for_each(|id| self.discount(id)),
                 Some(other) if other != cut => {
@@ -472,7 +496,7 @@ impl Rules {
     /// # Errors
     /// [`Broken`].
     pub fn short(&self, node: usize, pools: &[PoolId], wanted: &Amount) -> Checked {
-        let Some(tracker) = self.nodes.get(node).filter(|tracker| !tracker.excused) else { return Ok(()) };
+        let Some(tracker) = self.nodes.get(node) else { return Ok(()) };
         let wanted = vector(wanted);
         let enough = |pool: &&PoolId| {
             let held = tracker.accounts.get(&(tracker.replica, **pool)).copied().unwrap_or_default();
@@ -490,12 +514,8 @@ impl Rules {
     /// An honest replica's entry was refused.
     ///
     /// # Errors
-    /// [`Broken`], unless its author's disk was copied or put back.
+    /// [`Broken`].
     pub fn refused(&self, node: usize, author: Option<ReplicaId>, why: &str) -> Checked {
-        let excused = self.nodes.iter().any(|tracker| tracker.excused);
-        if excused {
-            return Ok(());
-        }
         Err(Broken::new(Rule::Authority, format!("node {node} refuses an entry of {author:?}: {why}")))
     }
 
@@ -515,6 +535,11 @@ impl Rules {
         }
         match self.claims.get(&claim) {
             None => return broken(format!("server {server} is started for claim {claim}, which is on no disk")),
+            Some(_) if self.refused.contains(&claim) => {
+                return broken(format!(
+                    "server {server} is started for claim {claim}, which its agent had said is gone"
+                ));
+            }
             Some(row) if row.released => {
                 return broken(format!("server {server} is started for claim {claim}, which was released"));
             }

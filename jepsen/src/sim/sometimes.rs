@@ -52,6 +52,10 @@ states! {
     SkewedClock: "two clocks differed by more than a minute",
     Dropped: "a frame was dropped for want of room in a queue, or of a connection",
     LostOnBreak: "frames were lost when a connection broke",
+    OldDisk: "a disk was put back as it had been",
+    OldDiskFenced: "a replica on an old disk was told so",
+    Cloned: "a copy of a disk was started elsewhere",
+    CopyFenced: "a copy of a disk found that it was one",
     Burnt: "a pool shrank while in use",
     Grown: "a pool grew while in use",
 }

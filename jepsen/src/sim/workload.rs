@@ -31,6 +31,8 @@ pub enum Op {
     EditFlavor { flavor: u64, value: u64 },
     /// A flavor is deleted.
     DeleteFlavor { flavor: u64 },
+    /// A project is deleted, whatever belongs to it.
+    DeleteProject { project: u64 },
     /// A pool rooted here grows.
     Grow { pool: u64, size: u64 },
     /// Free rights held here are burnt.
@@ -50,12 +52,16 @@ pub enum Fault {
     /// The process is stopped for good with its disk; it is retired, and its site goes on with a new replica. Much
     /// later somebody starts it again.
     Retire { node: u64, again: Micros },
-    /// The process starts again from a copy of its disk that was made so long ago.
-    OldDisk { node: u64, age: Micros, down: Micros },
-    /// A copy of the disk is started on another machine, while the first lives.
-    CloneDisk { node: u64 },
+    /// A copy of a disk is made.
+    CopyDisk { node: u64 },
+    /// The process dies, and starts again from the copy of its disk.
+    OldDisk { node: u64, down: Micros },
+    /// The copy of the disk is started on another machine, out of the first one's sight; later the first goes on.
+    CloneDisk { node: u64, down: Micros },
     /// One direction between two sites is cut.
     OneWay { from: u64, to: u64 },
+    /// Some hear a site no more; it is the next that is lost or retired.
+    Isolate { node: u64, peers: u64 },
     /// The sites are parted in two.
     Part { bits: u64 },
     /// The sites are parted in two, but for one that reaches all.
@@ -75,8 +81,6 @@ pub enum Fault {
 /// Names of faults, as `--faults` takes them.
 pub const FAULTS: &[&str] =
     &["crash", "fail", "lose", "retire", "cut", "slow", "agent", "join", "skew", "old-disk", "clone"];
-/// Those that are on unless others are named: what the engine promises to stand without a witness.
-pub const DEFAULT_FAULTS: &[&str] = &["crash", "fail", "lose", "retire", "cut", "slow", "agent", "join", "skew"];
 
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,6 +123,17 @@ pub fn schedule(seed: u64, ops: usize, faults: &BTreeSet<String>) -> Vec<Step> {
             && let Some(kind) = super::rng::pick(&kinds, rng.bits())
         {
             let fault = fault(kind, &mut rng);
+            if let Fault::OldDisk { node, .. } | Fault::CloneDisk { node, .. } = fault {
+                let age = rng.between(100_000, 4_000_000);
+                let copied = at.saturating_sub(age).max(3_000_000);
+                steps.push(Step { at: copied, what: What::Fault(Fault::CopyDisk { node }) });
+            }
+            if let Fault::LoseDisk { node, .. } | Fault::Retire { node, .. } = fault {
+                let before = at.saturating_sub(rng.between(20_000, 600_000)).max(3_000_000);
+                let isolate = Fault::Isolate { node, peers: rng.bits() };
+                steps.push(Step { at: before, what: What::Fault(isolate) });
+                steps.push(Step { at: at + rng.between(10_000, 900_000), what: What::Fault(Fault::Heal) });
+            }
             let heals = matches!(fault, Fault::OneWay { .. } | Fault::Part { .. } | Fault::Bridge { .. });
             steps.push(Step { at, what: What::Fault(fault) });
             if heals {
@@ -142,7 +157,8 @@ fn op(rng: &mut Rng) -> Op {
         84..85 => Op::Project { size: rng.between(10, 60) },
         85..88 => Op::Flavor { name: rng.below(6) },
         88..91 => Op::EditFlavor { flavor: rng.bits(), value: rng.bits() },
-        91..93 => Op::DeleteFlavor { flavor: rng.bits() },
+        91..92 => Op::DeleteFlavor { flavor: rng.bits() },
+        92..93 if rng.below(4) == 0 => Op::DeleteProject { project: rng.bits() },
         93..96 => Op::Grow { pool: rng.bits(), size: rng.between(1, 5) },
         _ => Op::Burn { pool: rng.bits(), size: rng.between(1, 3) },
     }
@@ -153,9 +169,13 @@ fn fault(kind: &str, rng: &mut Rng) -> Fault {
     match kind {
         "fail" => Fault::FailCommit { node: rng.bits(), down },
         "lose" => Fault::LoseDisk { node: rng.bits(), down },
-        "retire" => Fault::Retire { node: rng.bits(), again: rng.between(3_000_000, 20_000_000) },
-        "old-disk" => Fault::OldDisk { node: rng.bits(), age: rng.between(100_000, 10_000_000), down },
-        "clone" => Fault::CloneDisk { node: rng.bits() },
+        "retire" => {
+            // Some come back while the others still agree.
+            let latest = if rng.chance(500) { 1_500_000 } else { 20_000_000 };
+            Fault::Retire { node: rng.bits(), again: rng.between(100_000, latest) }
+        }
+        "old-disk" => Fault::OldDisk { node: rng.bits(), down },
+        "clone" => Fault::CloneDisk { node: rng.bits(), down },
         "cut" => match rng.below(3) {
             0 => Fault::OneWay { from: rng.bits(), to: rng.bits() },
             1 => Fault::Part { bits: rng.bits() },

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use luc_engine::entry::Member;
 use luc_engine::id::{Millis, ReplicaId};
+use luc_engine::mutant::{self, Mutant};
 use luc_engine::replica::{Identity, Replica, founded_by};
 use luc_engine::store::{Batch, Store, Table};
 use luc_engine::tx::Refusal;
@@ -71,6 +72,14 @@ pub(super) enum Event {
         life: u64,
     },
     Start {
+        node: usize,
+    },
+    Met {
+        node: usize,
+        life: u64,
+    },
+    /// The machine whose disk was copied goes on.
+    Original {
         node: usize,
     },
     Rights(Rights),
@@ -140,6 +149,8 @@ pub struct World {
     pub(super) known: super::ops::KnownRecords,
     pub(super) sites: usize,
     pub(super) ending: bool,
+    /// Who is cut off from some before it is lost.
+    pub(super) parting: Option<usize>,
     settled: bool,
 }
 
@@ -214,6 +225,7 @@ impl World {
             known: super::ops::KnownRecords::default(),
             sites: config.sites,
             ending: false,
+            parting: None,
             settled: false,
         };
         if let Err(reason) = world.found(config.sites) {
@@ -282,7 +294,8 @@ impl World {
     pub(super) fn copy_snapshot(&mut self, from: &Replica, newcomer: usize, sponsor: usize) -> Result<(), String> {
         let reader = from.reader().map_err(|error| error.to_string())?;
         let mut batch = Batch::default();
-        for table in Table::in_snapshot() {
+        let torn = |table: &Table| *table == Table::Claim && mutant::on(Mutant::SnapshotTorn);
+        for table in Table::in_snapshot().filter(|table| !torn(table)) {
             let mut put = |key: &[u8], value: &[u8]| {
                 batch.put(table, key.to_vec(), value.to_vec());
                 true
@@ -371,6 +384,12 @@ impl World {
             Event::Established { from, to } => self.established(from, to),
             Event::Tick { node, life } => self.tick(node, life),
             Event::Start { node } => self.start(node),
+            Event::Met { node, life } => {
+                if self.nodes.get(node).is_some_and(|node| node.life == life) {
+                    self.meet(node, true);
+                }
+            }
+            Event::Original { node } => self.original(node),
             Event::Rights(rights) => self.rights(rights),
             Event::Attach { agent, life } => self.attach(agent, life),
             Event::ToReplica { node, agent, session, talk } => self.replica_hears(node, agent, session, talk),
@@ -401,7 +420,11 @@ impl World {
             let (from, to) = (from as u64, to as u64);
             self.trace.note(self.now, [1, from << 32 | to, kind], || format!("{to} gets {kind} entries from {from}"));
         }
+        let told = matches!(message, Msg::Frontier { .. });
         self.core(to, Input::Message(peer, message));
+        if told && self.process(to).is_some_and(|process| !process.met) {
+            self.meet(to, false);
+        }
     }
 
     /// Sends over a connection, if there is one.
@@ -561,6 +584,7 @@ impl World {
             self.start_agent(agent);
         }
         for node in 0..self.nodes.len() {
+            self.original(node);
             let starts = self.nodes.get(node).is_some_and(|node| !node.gone && node.process.is_none() && node.joined);
             if starts && !self.nodes.get(node).is_some_and(|node| node.stopped) {
                 self.start(node);
