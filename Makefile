@@ -29,6 +29,8 @@ test: ## Install what is missing and run all tests
 	@$(MAKE) --no-print-directory $(VENV)/ready
 	cargo build --locked -p luc-api
 	cargo $(RUNNER) --workspace --locked
+	@$(MAKE) --no-print-directory sim SEEDS=100 OPS=300
+	@$(MAKE) --no-print-directory mutants
 
 # The OpenStack client that the tests use, at exactly the versions in tests/requirements.txt.
 $(VENV)/ready: tests/requirements.txt
@@ -76,4 +78,4 @@ sim: ## Run the simulator (SEEDS=100, SEED=1, OPS=2000, HOURS=2)
 	$(SIM) -- sim --seed $(SEED) --seeds $(SEEDS) --ops $(OPS) $(if $(HOURS),--hours $(HOURS))
 
 mutants: ## Switch on each seeded bug, and print which rule of the simulator catches it
-	$(SIM) -- mutants --ops $(OPS)
+	$(SIM) -- mutants --ops 600
