@@ -200,6 +200,7 @@ impl Net {
         tokio::spawn(net.clone().take_arrivals(arrived));
         tokio::spawn(net.clone().accept());
         tokio::spawn(net.clone().dial_members());
+        tokio::spawn(net.clone().begin());
         Ok(net)
     }
 

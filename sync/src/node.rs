@@ -52,6 +52,8 @@ struct Inner {
     counters: Counters,
     failure: watch::Sender<Option<String>>,
     fence: watch::Sender<Option<Fence>>,
+    /// Whether this replica writes: see [`Node::begin`].
+    begun: watch::Sender<bool>,
 }
 
 /// What was read of the log.
@@ -83,10 +85,13 @@ struct Worker {
     replica: Replica,
     /// Entries whose past is not held yet.
     waiting: Waiting,
+    /// Whether it writes, and has looked at all that it owes.
+    begun: bool,
+    looked: bool,
 }
 
 impl Node {
-    /// Starts the thread. Claims that could be released before the last end are released now.
+    /// Starts the thread. Nothing is written before [`Node::begin`].
     ///
     /// # Errors
     /// [`StoreError`] if the first flush fails.
@@ -107,9 +112,10 @@ impl Node {
             counters: Counters::default(),
             failure: watch::Sender::new(None),
             fence: watch::Sender::new(replica.fence()),
+            begun: watch::Sender::new(false),
         });
         let node = Self { inner: inner.clone() };
-        let worker = Worker { replica, waiting: Waiting::default() };
+        let worker = Worker { replica, waiting: Waiting::default(), begun: false, looked: false };
         let weak = Arc::downgrade(&inner);
         let thread = std::thread::Builder::new().name("replica".into());
         let failed = |error: std::io::Error| StoreError::Failed { doing: "start", reason: error.to_string() };
@@ -182,7 +188,20 @@ impl Node {
         self.inner.flushed.subscribe()
     }
 
-    /// Runs a transaction; when this returns, it is durable and visible here.
+    /// From now on this replica writes: whatever waits to be written, and what it owes the others since its last end. Not
+    /// before the others were met, or it was seen that they cannot be: one that lacks entries of its own, since its store is
+    /// an old copy, learns of it by them (`PROTOCOL.md`, M4).
+    pub async fn begin(&self) {
+        let job = |worker: &mut Worker| -> After {
+            worker.begun = true;
+            Box::new(|_| ())
+        };
+        if self.run(Box::new(job)).await.is_ok() {
+            self.inner.begun.send_replace(true);
+        }
+    }
+
+    /// Runs a transaction, once this replica writes; when this returns, it is durable and visible here.
     ///
     /// # Errors
     /// What `f` says, or a [`Refusal`]; nothing of it happened, except after [`Refusal::Store`], when it is unknown.
@@ -192,6 +211,7 @@ impl Node {
         E: From<Refusal> + Send + 'static,
         F: FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
     {
+        let _ = self.inner.begun.subscribe().wait_for(|begun| *begun).await;
         let (reply, answer) = oneshot::channel();
         let job = move |worker: &mut Worker| {
             let result = worker.replica.transact(now(), f).map(|(value, _)| value);
@@ -332,7 +352,7 @@ fn after<T: Send + 'static>(
 
 impl Worker {
     fn run(mut self, mut queue: mpsc::Receiver<Job>, node: &std::sync::Weak<Inner>) {
-        let mut tended = self.replica.tend(now(), None);
+        let mut tended = Ok(false);
         while let Some(first) = queue.blocking_recv() {
             let mut replies = vec![first(&mut self)];
             while replies.len() < BATCH
@@ -351,7 +371,7 @@ impl Worker {
                 Ok(flushed) => {
                     let flushed = inner.publish(&self.replica, flushed, micros);
                     inner.note_fence(self.replica.fence());
-                    tended = self.replica.tend(now(), Some(&flushed));
+                    tended = self.tend(&flushed);
                     inner.counters.log_bytes.store(self.replica.log_bytes(), Ordering::Relaxed);
                     replies.into_iter().for_each(|reply| reply(Ok(())));
                 }
@@ -368,6 +388,15 @@ impl Worker {
                 let _ = inner.jobs.try_send(Box::new(|_| Box::new(|_| ())));
             }
         }
+    }
+
+    /// What this replica owes the others: all of it at first, then what a flush has changed.
+    fn tend(&mut self, flushed: &Flushed) -> Result<bool, Refusal> {
+        if !self.begun {
+            return Ok(false);
+        }
+        let all = !std::mem::replace(&mut self.looked, true);
+        self.replica.tend(now(), (!all).then_some(flushed))
     }
 
     /// After a failed flush the state in memory is ahead of the disk: nothing of it may be used.

@@ -34,6 +34,9 @@ pub struct Reach {
     pub status: Status,
 }
 
+/// How long a replica that starts waits to hear what the others hold of its own entries.
+const MEET: Duration = Duration::from_millis(1_500);
+
 impl Net {
     /// How all other members are reached.
     #[must_use]
@@ -73,6 +76,12 @@ impl Net {
         let heard = self.inner.reach.lock().get(&replica).and_then(|seen| seen.heard);
         replica == self.inner.node.me()
             || (heard.is_some_and(|heard| heard.elapsed() < SILENT) && self.inner.peers.lock().contains_key(&replica))
+    }
+
+    /// Meets the others, and then lets this replica write.
+    pub(crate) async fn begin(self) {
+        self.meet(MEET).await;
+        self.inner.node.begin().await;
     }
 
     /// Waits until every other member that takes part has told what it holds, or until `limit`: a replica that starts

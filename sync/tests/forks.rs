@@ -10,7 +10,7 @@ use luc_engine::store::{MemoryStore, RedbStore, Store};
 use luc_engine::tx::{Refusal, Tx};
 use luc_sync::join::Admission;
 use luc_sync::net::Net;
-use luc_sync::node::now;
+use luc_sync::node::{Node, now};
 use luc_sync::rpc::take_snapshot;
 use support::{admitted, found, free_address, joined, run, until};
 use uuid::Uuid;
@@ -36,20 +36,43 @@ fn written(replica: &mut Replica, projects: &[u128]) -> Vec<Vec<u8>> {
     replica.flush().unwrap().entries.iter().map(|entry| entry.bytes().to_vec()).collect()
 }
 
+/// One that lacks entries of its own, since its disk is an old copy, would fork its own log by what it writes before it hears.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_written_before_the_others_were_met() {
+    let dirs: Vec<_> = (0..2).map(|_| tempfile::tempdir().unwrap()).collect();
+    let paris = found(dirs[0].path(), free_address());
+    let admission = admitted(&paris, dirs[0].path(), "lyon", free_address()).await;
+    let mut lyon = opened(&paris, &admission, Box::new(MemoryStore::default())).await;
+    written(&mut lyon, &[1]);
+    let node = Node::start(lyon).unwrap();
+    let before = node.view().frontier().clone();
+    let writing = tokio::spawn({
+        let node = node.clone();
+        async move { node.transact::<_, Refusal, _>(project(2)).await }
+    });
+    let received = node.receive(Vec::new()).await.unwrap();
+    assert!(received.is_empty());
+    assert_eq!(*node.view().frontier(), before, "neither what is asked nor what is owed");
+    node.begin().await;
+    writing.await.unwrap().unwrap();
+    assert_eq!(node.view().count(Kind::Project), 2);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sites_that_rest_on_two_branches_agree_when_they_meet() {
     let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
     let paris = found(dirs[0].path(), free_address());
     let rennes = joined(&paris, dirs[0].path(), dirs[2].path(), "rennes").await;
     let mallory = admitted(&paris, dirs[0].path(), "mallory", free_address()).await;
-    let address = free_address();
-    let admission = admitted(&paris, dirs[0].path(), "lyon", address).await;
-    let store = RedbStore::open(&dirs[1].path().join("store")).unwrap();
-    let mut lyon = opened(&paris, &admission, Box::new(store)).await;
     // The same member, twice.
     let mut one = opened(&paris, &mallory, Box::new(MemoryStore::default())).await;
     let mut other = opened(&paris, &mallory, Box::new(MemoryStore::default())).await;
     let liar: ReplicaId = one.identity().replica();
+    // Has all that they have.
+    let address = free_address();
+    let admission = admitted(&paris, dirs[0].path(), "lyon", address).await;
+    let store = RedbStore::open(&dirs[1].path().join("store")).unwrap();
+    let mut lyon = opened(&paris, &admission, Box::new(store)).await;
 
     let received = paris.node().receive(written(&mut one, &[1, 2, 3])).await.unwrap();
     assert!(received.iter().all(|one| matches!(one, Received::Applied)), "{received:?}");

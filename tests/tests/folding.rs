@@ -43,8 +43,12 @@ fn a_site_that_was_away_for_longer_than_logs_are_kept_takes_a_snapshot_and_loses
     assert!(has(&clients[2], "soon") && has(&clients[0], "meanwhile"));
     assert!(!cloud.sites[2].log().contains("a snapshot takes the place"));
 
+    let ended = |cloud: &Cloud| cloud.sites[2].log().matches("connection ended").count();
+    let before = ended(&cloud);
     cloud.cut(2);
     add(&clients[2], "away");
+    // What was sent before a connection ends comes when the link is back: that is no long absence.
+    eventually(LONG, "both connections to end", || Ok(ended(&cloud) >= before + 2)).unwrap();
     let mut wrote = 0;
     eventually(LONG, "the log to be dropped though one lacks it", || {
         wrote += 1;

@@ -23,9 +23,6 @@ use super::found::{STORE, authority};
 use crate::app::App;
 use crate::bootstrap::describe_site;
 
-/// How long a replica that starts waits to hear what the others hold of its own entries.
-const MEET: Duration = Duration::from_millis(1_500);
-
 pub(super) fn serve(path: &Path) -> Result<()> {
     let config = Config::load(path)?;
     config.start_logging();
@@ -54,7 +51,6 @@ async fn run(config: &Config) -> Result<()> {
     let listener = tokio::net::TcpListener::bind(config.api.listen).await;
     let listener = listener.with_context(|| format!("api.listen: cannot listen on {}", config.api.listen))?;
     let net = Net::start(node.clone(), credentials, authority, Tokens::of(dir), blobs, config.listen)?;
-    net.meet(MEET).await;
     introduce(&node, config).await?;
     let (stop, stopped) = oneshot::channel();
     let agent = config.agent.enabled.then(|| start_agent(&net, config, stopped));
