@@ -85,12 +85,8 @@ impl Replica {
         let mut blamed = None;
         if let Some(key) = self.key_of(&entry.header) {
             entry.verify(&key)?;
-            if id.author == self.me() && !self.is_replaying() {
-                if on(Mutant::OldDiskAccepted) {
-                    return Ok(Received::Known);
-                }
-                self.put_up(Fence::OldStore(id));
-                return Err(Fence::OldStore(id).into());
+            if let Some(own) = self.own(id) {
+                return own;
             }
             blamed = self.evidence(&entry, place)?;
         }
@@ -121,6 +117,18 @@ impl Replica {
         Ok(Received::Waiting(from))
     }
 
+    /// What becomes of an entry of this replica's own that it lacks: its store is an old copy.
+    fn own(&mut self, id: EntryId) -> Option<Result<Received, Rejection>> {
+        if id.author != self.me() || self.is_replaying() {
+            return None;
+        }
+        if on(Mutant::OldDiskAccepted) {
+            return Some(Ok(Received::Known));
+        }
+        self.put_up(Fence::OldStore(id));
+        Some(Err(Fence::OldStore(id).into()))
+    }
+
     fn blame(&mut self, author: ReplicaId, rejection: &Rejection) {
         if !matches!(rejection, Rejection::Store(_) | Rejection::Fenced(_)) {
             self.quarantine.entry(author).or_insert_with(|| rejection.clone());
@@ -131,9 +139,7 @@ impl Replica {
     fn evidence(&mut self, entry: &Entry, place: Place) -> Result<Option<Rejection>, Rejection> {
         let id = entry.id();
         let branches = &self.view.branches;
-        let same =
-            |log: &ReplicaId| branches.first(*log) <= id.number && id.number <= self.view.frontier().number(*log);
-        if let Some(author) = branches.logs(id.author).find(same) {
+        if let Some(author) = branches.logs(id.author).find(|log| self.spans(*log, id.number)) {
             let held = self.entry_at(EntryId { author, number: id.number })?;
             if let Some(held) = held.filter(|_| !self.proofs.contains_key(&id.author)) {
                 self.proofs.insert(id.author, (held.signed_header()?, entry.signed_header()?));
@@ -146,8 +152,10 @@ impl Replica {
 
     /// The proof that a member forked, to be told to all.
     pub(crate) fn unspoken_proof(&mut self) -> Option<(ReplicaId, (SignedHeader, SignedHeader))> {
-        let view = &self.view;
-        let known = view.retirements.named(view.frontier());
+        if self.proofs.is_empty() {
+            return None;
+        }
+        let known = self.view.retirements.named(self.view.frontier());
         self.proofs.retain(|author, _| !known.contains(author));
         self.proofs.first_key_value().map(|(author, proof)| (*author, proof.clone()))
     }
@@ -218,7 +226,8 @@ impl Replica {
             if place == Place::Held {
                 continue;
             }
-            for lack in self.lacks(&entry, place)? {
+            for lack in self.lacks(&entry, place) {
+                let lack = lack?;
                 match self.staged(&lack) {
                     Some(below) if met.insert(below.hash()) => todo.push(below.clone()),
                     Some(_) => {}
@@ -303,12 +312,8 @@ impl Replica {
     /// Applies an entry that its author signed, and whose past is held.
     fn judge(&mut self, entry: &Arc<Entry>, place: Place) -> Result<Received, Rejection> {
         let id = entry.id();
-        if id.author == self.me() && !self.is_replaying() {
-            if on(Mutant::OldDiskAccepted) {
-                return Ok(Received::Known);
-            }
-            self.put_up(Fence::OldStore(id));
-            return Err(Fence::OldStore(id).into());
+        if let Some(own) = self.own(id) {
+            return own;
         }
         let log = match place {
             Place::Next(log) => log,
@@ -373,12 +378,8 @@ impl Replica {
         let before = number.saturating_sub(1);
         let branches = &self.view.branches;
         let ends = |log| (branches.first(log), self.view.frontier().number(log));
-        for log in branches.logs(author) {
-            let (first, last) = ends(log);
-            let named = EntryId { author: log, number };
-            if first <= number && number <= last && self.is_held_as(named, entry.hash().short())? {
-                return Ok(Place::Held);
-            }
+        if self.resolve(author, entry.tip())?.is_some() {
+            return Ok(Place::Held);
         }
         for log in branches.logs(author) {
             let (first, last) = ends(log);
@@ -401,28 +402,19 @@ impl Replica {
 
     /// The first thing that an entry rests on and that is not held.
     fn lack(&self, entry: &Entry, place: Place) -> Result<Option<Lack>, StoreError> {
-        if place == Place::Unknown {
-            return Ok(Some(previous(entry)));
-        }
-        if on(Mutant::PastIgnored) {
-            return Ok(None);
-        }
-        for (replica, tip) in &entry.header.seen {
-            if self.resolve(*replica, *tip)?.is_none() {
-                return Ok(Some(seen(*replica, *tip)));
-            }
-        }
-        Ok(None)
+        self.lacks(entry, place).next().transpose()
     }
 
-    fn lacks(&self, entry: &Entry, place: Place) -> Result<Vec<Lack>, StoreError> {
-        let mut lacks: Vec<Lack> = (place == Place::Unknown).then(|| previous(entry)).into_iter().collect();
-        for (replica, tip) in &entry.header.seen {
-            if self.resolve(*replica, *tip)?.is_none() {
-                lacks.push(seen(*replica, *tip));
-            }
-        }
-        Ok(lacks)
+    /// All of them.
+    fn lacks<'a>(&'a self, entry: &'a Entry, place: Place) -> impl Iterator<Item = Result<Lack, StoreError>> + 'a {
+        let before = (place == Place::Unknown).then(|| Ok(previous(entry)));
+        let past = if on(Mutant::PastIgnored) { &[] } else { entry.header.seen.as_slice() };
+        let is_lacking = |(replica, tip): &(ReplicaId, Tip)| match self.resolve(*replica, *tip) {
+            Ok(Some(_)) => None,
+            Ok(None) => Some(Ok(seen(*replica, *tip))),
+            Err(error) => Some(Err(error)),
+        };
+        before.into_iter().chain(past.iter().filter_map(is_lacking))
     }
 
     /// Whether what is lacking lies above what is held, as it does for whoever is just behind.
@@ -435,12 +427,17 @@ impl Replica {
         EntryId { author, number: number.min(self.view.frontier().number(author) + 1) }
     }
 
+    /// Whether a log has an entry of this number.
+    fn spans(&self, log: ReplicaId, number: u64) -> bool {
+        self.view.branches.first(log) <= number && number <= self.view.frontier().number(log)
+    }
+
     /// The log that holds an entry that somebody has seen; none if it is not held.
     fn resolve(&self, replica: ReplicaId, tip: Tip) -> Result<Option<ReplicaId>, StoreError> {
         let branches = &self.view.branches;
         for log in branches.logs(branches.author(replica)) {
-            let held = branches.first(log) <= tip.number && tip.number <= self.view.frontier().number(log);
-            if held && self.is_held_as(EntryId { author: log, number: tip.number }, tip.hash)? {
+            let named = EntryId { author: log, number: tip.number };
+            if self.spans(log, tip.number) && self.is_held_as(named, tip.hash)? {
                 return Ok(Some(log));
             }
         }

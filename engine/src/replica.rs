@@ -461,8 +461,8 @@ impl Replica {
         let view = &self.view;
         let going = view.retirements.named(&view.frontier);
         let site = &view.member(of)?.member.site;
-        let others = view.living().filter(|(id, _)| **id != of && !going.contains(id));
-        others.filter(|(_, state)| state.member.site == *site).map(|(id, _)| *id).next()
+        let mut others = view.living().filter(|(id, _)| **id != of && !going.contains(id));
+        others.find(|(_, state)| state.member.site == *site).map(|(id, _)| *id)
     }
 
     /// Countersigns the grants of confirmed pools whose root this replica is, or acts for (A5). Not those of an author
