@@ -41,8 +41,8 @@ pub struct Memory {
     pub fulfilled: Option<(Power, u64)>,
     /// It was seen to end without being asked, under the fulfilled wish.
     pub ended: bool,
-    /// Its guest was asked to shut down, and has neither done so nor been given up: it may end yet, though that is no
-    /// longer wanted.
+    /// Its guest was asked to shut down, and has neither done so nor begun anew since: it may end yet, however late, though
+    /// that is no longer wanted.
     pub stopping: bool,
     /// Its disk was made: should it be missing, the data is lost, and no new disk is made in its place.
     pub built: bool,
@@ -472,6 +472,8 @@ fn present(s: &Situation<'_>, order: &Order, server: &Arc<Server>) -> Plan {
         memory.fulfilled = s.done.wish;
         (memory.ended, memory.stopping) = (false, false);
     }
+    // A guest that was reset was asked nothing.
+    memory.stopping &= s.done.hard_reboots <= memory.hard_reboots;
     memory.soft_reboots = memory.soft_reboots.max(s.done.soft_reboots);
     memory.hard_reboots = memory.hard_reboots.max(s.done.hard_reboots);
     let step = match s.domain {
@@ -534,11 +536,11 @@ fn drive(s: &Situation<'_>, memory: &mut Memory, server: &Server, state: DomainS
     }
     let given_up = s.asked.map_or(0, |asked| asked.first) + s.rules.shutdown_timeout;
     let stopped = server.power != Power::Running && is_off(state);
-    let deaf = server.power != Power::Stopped && !is_off(state) && s.now >= given_up;
-    memory.stopping &= !stopped && !deaf;
+    memory.stopping &= !stopped;
     let due = memory.fulfilled != Some(wish);
-    if memory.stopping && server.power == Power::Running && state == DomainState::Running {
-        // It will end, and is to be started then: a stop that was followed by a start leaves it running.
+    if memory.stopping && server.power == Power::Running && state == DomainState::Running && s.now < given_up {
+        // It will end, and is to be started then: a stop that was followed by a start leaves it running. One that takes
+        // longer than it was given is taken for running, and is started all the same should it end.
         return Step::wait(Task::Powering, Some(given_up));
     }
     let met = match server.power {
@@ -615,7 +617,7 @@ fn run(
         DomainState::Paused => (due || soft).then(|| Step::act(Action::Resume, task)),
         DomainState::Shutoff | DomainState::Crashed | DomainState::Saved | DomainState::Missing => {
             let unwatched = !memory.ended && !s.watched;
-            if due || hard || soft || unwatched {
+            if due || hard || soft || unwatched || memory.stopping {
                 let restore = state == DomainState::Saved && !hard;
                 let start = Action::Start { paused: false, fresh: hard };
                 return Some(Step::act(if restore { Action::Restore } else { start }, task));
