@@ -1,8 +1,15 @@
-//! The consistency suite: the deterministic simulator, the WAN emulator, and (in `src/bin`) the benchmarks.
+//! The consistency suite: the deterministic simulator, the WAN emulator, the suite of workloads, faults and checkers that
+//! looks at real clouds from outside, and (in `src/bin`) the benchmarks.
 
+#[cfg(feature = "suite")]
+pub mod client;
+#[cfg(feature = "suite")]
+pub mod history;
 pub mod sim;
 #[cfg(feature = "wan")]
 pub mod wan;
+#[cfg(feature = "suite")]
+pub mod workload;
 
 #[cfg(feature = "memo")]
 #[global_allocator]
