@@ -15,7 +15,7 @@ use luc_engine::id::{ClaimId, EntryId, PoolId, ReplicaId};
 use luc_engine::interval::{Interval, Intervals};
 use luc_engine::ledger::{Amount, BadLedgerOp, Dimension, MAX_FREE_INTERVALS, MAX_INTERVALS};
 use luc_engine::record::{AddressPool, Kind, RecordId};
-use luc_engine::replica::{Invalid, Received};
+use luc_engine::replica::Invalid;
 use luc_engine::tx::{Refusal, Tx};
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -238,14 +238,7 @@ impl World {
             Step::ClaimAny { at, n } => self.claim_any(at % count, n),
             Step::Release { at, pick } => self.release(at % count, pick),
             Step::Deliver { from, to, skip, count: some, reverse } => {
-                let mut entries: Vec<_> = self.cloud.log(from % count).into_values().skip(skip).take(some).collect();
-                if reverse {
-                    entries.reverse();
-                }
-                for bytes in entries.iter().chain(entries.first()) {
-                    let received = self.cloud.replicas[to % count].receive(bytes);
-                    assert!(!matches!(received, Received::Refused(_)), "{received:?}");
-                }
+                self.cloud.pass(from % count, to % count, skip..skip + some, reverse);
             }
             Step::Confirm => self.confirm(),
             Step::Restart { at } => self.cloud.restart(at % count),

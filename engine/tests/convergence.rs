@@ -14,7 +14,7 @@ use luc_engine::entry::{HostIdentity, MemberOp, Subject};
 use luc_engine::id::{ClaimId, HostId, PoolId};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::{Kind, Project, RecordId, Server, User};
-use luc_engine::replica::{Received, WHOLE_CLOUD};
+use luc_engine::replica::WHOLE_CLOUD;
 use luc_engine::tx::Refusal;
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -203,14 +203,7 @@ impl World {
                 self.cloud.replicas[at % count].flush().unwrap();
             }
             Step::Deliver { from, to, skip, count: some, reverse } => {
-                let mut entries: Vec<_> = self.cloud.log(from % count).into_values().skip(skip).take(some).collect();
-                if reverse {
-                    entries.reverse();
-                }
-                for bytes in entries.iter().chain(entries.first()) {
-                    let received = self.cloud.replicas[to % count].receive(bytes);
-                    assert!(!matches!(received, Received::Refused(_)), "{received:?}");
-                }
+                self.cloud.pass(from % count, to % count, skip..skip + some, reverse);
             }
             Step::Restart { at } => self.cloud.restart(at % count),
             Step::Fold { at } => {

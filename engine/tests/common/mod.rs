@@ -92,6 +92,18 @@ impl Cloud {
         }
     }
 
+    /// Some entries of one reach another: from somewhere, one of them twice, maybe backwards.
+    pub fn pass(&mut self, from: usize, to: usize, which: std::ops::Range<usize>, reverse: bool) {
+        let mut entries: Vec<_> = self.log(from).into_values().skip(which.start).take(which.len()).collect();
+        if reverse {
+            entries.reverse();
+        }
+        for bytes in entries.iter().chain(entries.first()) {
+            let received = self.replicas[to].receive(bytes);
+            assert!(!matches!(received, Received::Refused(_)), "{received:?}");
+        }
+    }
+
     pub fn tick(&mut self) -> u64 {
         self.clock += 1;
         self.clock
