@@ -5,6 +5,8 @@
 pub mod client;
 #[cfg(feature = "suite")]
 pub mod history;
+#[cfg(feature = "suite")]
+pub mod run;
 pub mod sim;
 #[cfg(feature = "wan")]
 pub mod wan;
