@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::history::History;
+use crate::history::{History, Kind, Process};
 use crate::workload::Verdict;
 
 /// One run.
@@ -21,6 +21,12 @@ pub struct Run {
     pub started: u64,
     /// How long it took, nanoseconds.
     pub duration: u64,
+    /// When the last fault was healed, nanoseconds since the run began: what comes later are convergence and final reads.
+    #[serde(default)]
+    pub healed: u64,
+    /// How long it then took until all endpoints had equal frontiers and digests, nanoseconds; none if they never had.
+    #[serde(default)]
+    pub converged: Option<u64>,
     /// What ran: `luc`, `jepsen`, `libvirt`, …, with their versions.
     pub versions: BTreeMap<String, String>,
     /// The sites, in the cloud's order.
@@ -42,6 +48,7 @@ pub struct Run {
 
 /// A fault, from its beginning to its end.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Fault {
     /// Which: `partition`, `kill`, `pause`, …
     pub name: String,
@@ -52,14 +59,75 @@ pub struct Fault {
     /// The sites it hit.
     pub sites: Vec<String>,
     /// Which sites could not talk to which, `(from, to)`; empty if the fault is none of the network.
-    #[serde(default)]
     pub cut: Vec<(String, String)>,
     /// What was done, in words; for faults of disks, with the case of `PROTOCOL.md`, M4.
     pub detail: String,
     /// Whether acknowledged writes that only the sites it hit held may be lost by it: a disk that was wiped or rolled back, a
     /// replica that was retired.
-    #[serde(default)]
     pub may_lose: bool,
+    /// Which acknowledged writes may be lost by it, exactly: no others.
+    pub excused: Vec<Excuse>,
+}
+
+/// Acknowledged writes that may be lost: those that only a disk held that was wiped or rolled back, or that left with a
+/// retired replica, because no survivor had received them yet (`PROTOCOL.md`, M4). Nothing else may be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Excuse {
+    /// The site whose replica answered.
+    pub site: String,
+    /// Where that replica answers: a site may have others.
+    pub base: String,
+    /// The processes that work there with that replica.
+    pub processes: Vec<u32>,
+    /// Only what completed after this time, nanoseconds since the run began: what came before, a survivor is known to hold.
+    pub after: u64,
+    /// And not later than this: then it had stopped.
+    pub until: u64,
+    /// The rule.
+    pub case: String,
+}
+
+impl Excuse {
+    /// Whether it covers an operation that completed at this site and time.
+    #[must_use]
+    pub fn covers(&self, site: &str, completed: u64) -> bool {
+        self.site == site && self.after < completed && completed <= self.until
+    }
+}
+
+/// The faults of a history, by their beginning. Their operations are `start` and `stop`, or `once` for what is over at once; the
+/// value is a [`Fault`] with a number, `id`, that its operations share. A fault lasts from the invocation of its start to the
+/// completion of its stop.
+#[must_use]
+pub fn faults(history: &History) -> Vec<Fault> {
+    let mut found: Vec<(u64, Fault)> = Vec::new();
+    for op in history.0.iter().filter(|op| op.process == Process::Nemesis) {
+        let Some(id) = op.value["id"].as_u64() else { continue };
+        let open = found.iter_mut().find(|(other, _)| *other == id).map(|(_, fault)| fault);
+        let told = || serde_json::from_value::<Fault>(op.value.clone()).ok();
+        match (op.f.as_str(), op.kind == Kind::Invoke, open) {
+            ("start" | "once", true, None) => {
+                let fault = told().unwrap_or_default();
+                found.push((id, Fault { from: op.time, until: None, ..fault }));
+            }
+            ("start", false, Some(fault)) => *fault = Fault { from: fault.from, ..told().unwrap_or_default() },
+            ("once", false, Some(fault)) => {
+                *fault = Fault { from: fault.from, until: Some(op.time), ..told().unwrap_or_default() };
+            }
+            ("stop", false, Some(fault)) => {
+                fault.until = Some(op.time);
+                fault.excused.extend(told().unwrap_or_default().excused);
+            }
+            _ => {}
+        }
+    }
+    found.into_iter().map(|(_, fault)| fault).collect()
+}
+
+/// All that a history's faults excuse.
+#[must_use]
+pub fn excuses(history: &History) -> Vec<Excuse> {
+    faults(history).into_iter().flat_map(|fault| fault.excused).collect()
 }
 
 /// What one site said of itself at one moment.
@@ -99,4 +167,41 @@ pub struct Domains {
     /// Domains that are defined and do not run.
     #[serde(default)]
     pub stopped: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::history::Op;
+
+    fn op(index: u64, kind: Kind, f: &str, value: Value) -> Op {
+        let (process, time) = (Process::Nemesis, index * 10);
+        Op { index, time, kind, process, f: f.into(), value, site: None, workload: None, error: None }
+    }
+
+    #[test]
+    fn a_fault_lasts_from_the_invocation_of_its_start_to_the_completion_of_its_stop() {
+        let excuse = json!([{"site": "lyon", "processes": [3], "base": "", "after": 5, "until": 12, "case": "M4"}]);
+        let wiped = json!({"name": "wipe", "id": 1, "sites": ["lyon"], "may_lose": true, "excused": excuse});
+        let history = History(vec![
+            op(0, Kind::Invoke, "start", json!({"name": "wipe", "id": 1})),
+            op(1, Kind::Info, "start", wiped),
+            op(2, Kind::Invoke, "once", json!({"name": "kill", "id": 2})),
+            op(3, Kind::Info, "once", json!({"name": "kill", "id": 2})),
+            op(4, Kind::Invoke, "stop", json!({"name": "wipe", "id": 1})),
+            op(5, Kind::Info, "stop", json!({"name": "wipe", "id": 1})),
+            op(6, Kind::Invoke, "start", json!({"name": "pause", "id": 3})),
+        ]);
+        let faults = faults(&history);
+        let spans: Vec<_> = faults.iter().map(|one| (one.name.as_str(), one.from, one.until)).collect();
+        assert_eq!(spans, [("wipe", 0, Some(50)), ("kill", 20, Some(30)), ("pause", 60, None)]);
+        assert!(faults[0].may_lose);
+        let excuses = excuses(&history);
+        assert!(excuses[0].covers("lyon", 6) && excuses[0].covers("lyon", 12));
+        assert!(!excuses[0].covers("lyon", 5) && !excuses[0].covers("lyon", 13) && !excuses[0].covers("paris", 6));
+    }
 }
