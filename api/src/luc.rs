@@ -95,20 +95,23 @@ async fn transfers(State(app): State<App>, caller: Caller) -> Reply {
     ok(&json!({"transfers": transfer_list(&app)}))
 }
 
+/// The digest, and the frontier at which it is that: replicas that show the same of the second must show the same of the first.
 async fn digest(State(app): State<App>, _: Caller) -> Reply {
     let view = app.view();
-    ok(
-        &json!({"digest": view.digest().to_string(), "entries": view.frontier().0.values().map(|tip| tip.number).sum::<u64>()}),
-    )
+    let entries = view.frontier().0.values().map(|tip| tip.number).sum::<u64>();
+    ok(&json!({"digest": view.digest().to_string(), "entries": entries, "frontier": numbers(&view)}))
 }
 
 async fn frontier(State(app): State<App>, _: Caller) -> Reply {
-    let view = app.view();
+    ok(&json!({"frontier": numbers(&app.view())}))
+}
+
+fn numbers(view: &View) -> Value {
     let mut numbers = Map::new();
     for (replica, tip) in &view.frontier().0 {
         numbers.insert(replica.to_string(), json!({"number": tip.number, "hash": format!("{:016x}", tip.hash)}));
     }
-    ok(&json!({"frontier": numbers}))
+    Value::Object(numbers)
 }
 
 fn entries(app: &App) -> u64 {

@@ -4,6 +4,8 @@
 #[cfg(feature = "suite")]
 pub mod client;
 #[cfg(feature = "suite")]
+pub mod edn;
+#[cfg(feature = "suite")]
 pub mod history;
 #[cfg(feature = "suite")]
 pub mod run;

@@ -142,15 +142,24 @@ pub struct Sample {
     pub site: String,
     /// Its digest, if it answered.
     pub digest: Option<String>,
-    /// Its frontier, as `/luc/v1/frontier` shows it: for each replica the entry's number.
+    /// Its frontier, of the same moment as the digest (`/luc/v1/digest` tells both): for each replica, its last entry here.
     #[serde(default)]
-    pub frontier: BTreeMap<String, u64>,
+    pub frontier: BTreeMap<String, Tip>,
     /// Entries that it holds and each other site has not confirmed.
     #[serde(default)]
     pub lag: BTreeMap<String, u64>,
     /// The answer to `/luc/v1/pools`; null if that was not asked.
     #[serde(default)]
     pub pools: Value,
+}
+
+/// The last entry of a replica's log that a site holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Tip {
+    /// Its number.
+    pub number: u64,
+    /// The beginning of its hash, which tells two branches of a fork apart.
+    pub hash: String,
 }
 
 /// What a hypervisor was seen to run at one moment, beside what the APIs said.
