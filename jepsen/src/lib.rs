@@ -6,9 +6,15 @@ pub mod client;
 #[cfg(feature = "suite")]
 pub mod edn;
 #[cfg(feature = "suite")]
+pub mod cluster;
+#[cfg(feature = "suite")]
 pub mod history;
 #[cfg(feature = "suite")]
+pub mod nemesis;
+#[cfg(feature = "suite")]
 pub mod run;
+#[cfg(feature = "suite")]
+pub mod runner;
 pub mod sim;
 #[cfg(feature = "wan")]
 pub mod wan;

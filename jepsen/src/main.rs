@@ -23,6 +23,16 @@ enum Command {
     Sim(SimArgs),
     /// Switches each seeded bug on and says which rule catches it.
     Mutants(MutantArgs),
+    /// Tries a cloud of real processes with clients, faults and checkers.
+    #[cfg(feature = "suite")]
+    Run(Box<jepsen::runner::cli::RunArgs>),
+    /// Judges a run that was written, once more.
+    #[cfg(feature = "suite")]
+    Check(jepsen::runner::cli::CheckArgs),
+    /// The network of a run.
+    #[cfg(feature = "suite")]
+    #[command(hide = true)]
+    Switch { net: String, seed: u64, sites: Vec<String> },
 }
 
 #[derive(Args)]
@@ -98,6 +108,15 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Sim(args) => simulate(&args),
         Command::Mutants(args) => mutants(&args),
+        #[cfg(feature = "suite")]
+        Command::Run(args) => jepsen::runner::cli::run(&args),
+        #[cfg(feature = "suite")]
+        Command::Check(args) => jepsen::runner::cli::check(&args),
+        #[cfg(feature = "suite")]
+        Command::Switch { net, seed, sites } => match jepsen::wan::up::up(&net, sites, jepsen::cluster::FIRST, seed) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error.to_string()),
+        },
     }
 }
 

@@ -7,9 +7,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
 use clap::{Parser, Subcommand};
-use jepsen::wan::run::run;
 use jepsen::wan::site::{Network, namespace, socket};
-use jepsen::wan::switch::Switch;
+use jepsen::wan::up::up;
 use serde_json::Value;
 
 /// What stops it.
@@ -65,7 +64,7 @@ enum Action {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.action {
-        Action::Up { sites, first, seed } => up(&cli.net, sites, first, seed),
+        Action::Up { sites, first, seed } => up(&cli.net, sites, first, seed).map_err(Into::into),
         Action::Exec { site, program } => exec(&cli.net, &site, &program),
         Action::Down => down(&cli.net),
         Action::Clean => Network::take(&cli.net).map(drop).map_err(Into::into),
@@ -81,30 +80,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn up(net: &str, sites: Vec<String>, first: Ipv4Addr, seed: u64) -> Fallible<()> {
-    let last = usize::from(first.octets()[3]) + sites.len();
-    if sites.is_empty() || last > 255 {
-        return Err("so many sites have no room in a network of 24 bits".into());
-    }
-    if (1..sites.len()).any(|n| sites[n..].contains(&sites[n - 1])) {
-        return Err("two sites have one name".into());
-    }
-    let addresses: Vec<Ipv4Addr> = (u32::from(first)..).take(sites.len()).map(Ipv4Addr::from).collect();
-    let network = Network::take(net)?;
-    let mut taps = Vec::new();
-    for (index, (site, address)) in sites.iter().zip(&addresses).enumerate() {
-        taps.push(network.site(index, site, *address, &addresses)?);
-    }
-    for (site, address) in sites.iter().zip(&addresses) {
-        println!("{site} {address}");
-    }
-    println!("up");
-    std::io::stdout().flush()?;
-    run(Switch::new(sites, seed), taps, &socket(net))?;
-    drop(network);
-    Ok(())
 }
 
 fn exec(net: &str, site: &str, program: &[String]) -> Fallible<()> {

@@ -10,3 +10,4 @@ pub mod line;
 pub mod run;
 pub mod site;
 pub mod switch;
+pub mod up;

@@ -1,0 +1,147 @@
+//! What endpoints and hypervisors say of themselves beside the clients' work: frontiers, digests, lag and rights over time.
+//! Each is asked by a thread of its own, so that a silent one delays no other.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::Value;
+
+use super::recorder::Recorder;
+use crate::client::Client;
+use crate::cluster::hypervisor;
+use crate::run::{Domains, Sample};
+use crate::workload::Cloud;
+
+/// Between two questions to one endpoint.
+const EVERY: Duration = Duration::from_millis(500);
+/// Rights are asked for every so many times: the answer is long.
+const RIGHTS: u64 = 10;
+/// Between two questions to one hypervisor.
+const HYPERVISOR: Duration = Duration::from_secs(2);
+/// How long an endpoint may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A host whose hypervisor may be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Its site.
+    pub site: String,
+    /// Its name.
+    pub name: String,
+    /// libvirt's URI.
+    pub uri: String,
+}
+
+/// What was seen so far, by time of the answer.
+#[derive(Default)]
+pub struct Seen {
+    samples: Mutex<Vec<(usize, Sample)>>,
+    domains: Mutex<Vec<Domains>>,
+}
+
+impl Seen {
+    /// What all endpoints said, by time.
+    #[must_use]
+    pub fn samples(&self) -> Vec<Sample> {
+        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut samples: Vec<Sample> = samples.iter().map(|(_, sample)| sample.clone()).collect();
+        samples.sort_by_key(|sample| sample.time);
+        samples
+    }
+
+    /// What all hypervisors said, by time.
+    #[must_use]
+    pub fn domains(&self) -> Vec<Domains> {
+        let mut domains = self.domains.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        domains.sort_by_key(|domains| domains.time);
+        domains
+    }
+
+    /// When an endpoint was last asked that then showed so many entries of a replica, or fewer: what it had acknowledged by
+    /// then lies in those. The beginning, if never.
+    #[must_use]
+    pub fn last_within(&self, endpoint: usize, replica: &str, number: u64) -> u64 {
+        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = samples.iter().filter(|(at, sample)| *at == endpoint && sample.digest.is_some());
+        let within = of.filter(|(_, sample)| sample.frontier.get(replica).is_some_and(|held| *held <= number));
+        within.map(|(_, sample)| sample.time).max().unwrap_or(0)
+    }
+
+    /// Writes a sample down.
+    pub fn add(&self, endpoint: usize, sample: Sample) {
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner).push((endpoint, sample));
+    }
+
+    /// Writes down what a hypervisor said.
+    pub fn add_domains(&self, domains: Domains) {
+        self.domains.lock().unwrap_or_else(PoisonError::into_inner).push(domains);
+    }
+}
+
+/// Asks one endpoint again and again until it is told to stop.
+pub fn endpoint(cloud: &Cloud, at: usize, recorder: &Recorder, seen: &Seen, stop: &AtomicBool) {
+    let Some(endpoint) = cloud.endpoints.get(at) else { return };
+    let client = Client::admin(endpoint, &cloud.password).patient(TIMEOUT);
+    let mut turn = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let time = recorder.now();
+        let sample = sample(&client, turn % RIGHTS == 0).unwrap_or_default();
+        let answered = recorder.now();
+        let site = endpoint.site.clone();
+        seen.add(at, Sample { time, answered, site, ..sample });
+        turn += 1;
+        sleep(EVERY, stop);
+    }
+}
+
+/// What an endpoint says of itself now.
+///
+/// # Errors
+/// If it does not answer.
+pub fn sample(client: &Client, rights: bool) -> Result<Sample> {
+    let digest = client.get("/luc/v1/digest")?;
+    let replicas = client.get("/luc/v1/replicas")?;
+    let pools = if rights { client.get("/luc/v1/pools")? } else { Value::Null };
+    let numbers = digest["frontier"].as_object().into_iter().flatten();
+    let frontier = numbers.filter_map(|(replica, number)| Some((replica.clone(), number.as_u64()?))).collect();
+    let mut lag = BTreeMap::new();
+    for replica in replicas["replicas"].as_array().into_iter().flatten().filter(|one| one["local"] != true) {
+        let behind: &mut u64 = lag.entry(replica["site"].as_str().unwrap_or_default().to_owned()).or_default();
+        *behind = (*behind).max(replica["lag"].as_u64().unwrap_or(0));
+    }
+    let digest = digest["digest"].as_str().map(str::to_owned);
+    Ok(Sample { digest, frontier, lag, pools, ..Sample::default() })
+}
+
+/// Asks one hypervisor again and again until it is told to stop.
+pub fn host(host: &Host, recorder: &Recorder, seen: &Seen, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        let time = recorder.now();
+        if let Ok(found) = hypervisor::domains(&host.uri) {
+            seen.add_domains(record(host, time, found));
+        }
+        sleep(HYPERVISOR, stop);
+    }
+}
+
+/// What a hypervisor said, for the record.
+#[must_use]
+pub fn record(host: &Host, time: u64, found: hypervisor::Domains) -> Domains {
+    let (running, stopped) = (found.active.into_iter().collect(), found.inactive.into_iter().collect());
+    Domains { time, site: host.site.clone(), host: host.name.clone(), running, stopped }
+}
+
+/// Sleeps, but not long after it is told to stop.
+pub fn sleep(time: Duration, stop: &AtomicBool) {
+    let until = std::time::Instant::now() + time;
+    while !stop.load(Ordering::Relaxed) {
+        let left = until.saturating_duration_since(std::time::Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        std::thread::sleep(left.min(Duration::from_millis(50)));
+    }
+}
