@@ -4,9 +4,9 @@
 #[cfg(feature = "suite")]
 pub mod client;
 #[cfg(feature = "suite")]
-pub mod edn;
-#[cfg(feature = "suite")]
 pub mod cluster;
+#[cfg(feature = "suite")]
+pub mod edn;
 #[cfg(feature = "suite")]
 pub mod history;
 #[cfg(feature = "suite")]

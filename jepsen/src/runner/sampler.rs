@@ -66,7 +66,7 @@ impl Seen {
     pub fn last_within(&self, endpoint: usize, replica: &str, number: u64) -> u64 {
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         let of = samples.iter().filter(|(at, sample)| *at == endpoint && sample.digest.is_some());
-        let within = of.filter(|(_, sample)| sample.frontier.get(replica).is_some_and(|held| *held <= number));
+        let within = of.filter(|(_, sample)| sample.frontier.get(replica).is_some_and(|held| held.number <= number));
         within.map(|(_, sample)| sample.time).max().unwrap_or(0)
     }
 
@@ -105,8 +105,7 @@ pub fn sample(client: &Client, rights: bool) -> Result<Sample> {
     let digest = client.get("/luc/v1/digest")?;
     let replicas = client.get("/luc/v1/replicas")?;
     let pools = if rights { client.get("/luc/v1/pools")? } else { Value::Null };
-    let numbers = digest["frontier"].as_object().into_iter().flatten();
-    let frontier = numbers.filter_map(|(replica, number)| Some((replica.clone(), number.as_u64()?))).collect();
+    let frontier = serde_json::from_value(digest["frontier"].clone())?;
     let mut lag = BTreeMap::new();
     for replica in replicas["replicas"].as_array().into_iter().flatten().filter(|one| one["local"] != true) {
         let behind: &mut u64 = lag.entry(replica["site"].as_str().unwrap_or_default().to_owned()).or_default();
