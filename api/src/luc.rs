@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::stream::{self, Stream};
 use luc_engine::entry::{Entry, MemberOp};
-use luc_engine::id::HostId;
+use luc_engine::id::{HostId, SiteName};
 use luc_engine::record::{Host, Kind, Site};
 use luc_engine::view::View;
 use luc_sync::node::now;
@@ -120,18 +120,35 @@ fn entries(app: &App) -> u64 {
 
 fn site_list(app: &App) -> Vec<Value> {
     let view = app.view();
-    let one = |site: &luc_engine::id::SiteName| {
+    let one = |site: &SiteName| {
         let record = view.get::<Site>(luc_engine::record::site_record(site.as_str()).id);
         let local = site == app.node().site();
         let replicas = view.living().filter(|(_, state)| state.member.site == *site).count();
         json!({
             "name": site.as_str(), "endpoint": record.map(|site| &site.endpoint), "replicas": replicas,
             "reachable": local || !app.net().reachable_in(site).is_empty(),
-            // One disk alone cannot tell an old copy of itself (PROTOCOL.md, M4).
-            "witness": replicas > 1,
+            "witness": witness(app, site, replicas),
         })
     };
     view.sites().iter().map(one).collect()
+}
+
+/// Who tells a site's replica that its disk is an old copy (`PROTOCOL.md`, M4): one disk alone cannot. The agent in its own
+/// process does not count, since it is restored together with it.
+fn witness(app: &App, site: &SiteName, replicas: usize) -> &'static str {
+    let told: usize = if site == app.node().site() {
+        app.node().agents().witnesses()
+    } else {
+        let reach = app.net().reach();
+        let there = app.net().reachable_in(site);
+        reach.iter().filter(|reach| there.contains(&reach.replica)).map(|reach| reach.status.witnesses).sum()
+    };
+    match (told, replicas) {
+        (1.., _) => "agent",
+        (0, 2..) => "replica",
+        (0, _) if app.view().living().count() > replicas => "sites",
+        _ => "none",
+    }
 }
 
 fn replica_list(app: &App) -> Vec<Value> {

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ed25519_dalek::SigningKey;
-use luc_engine::agent::{FromAgent, HostFacts, Observation, Statement, ToAgent};
-use luc_engine::id::{ClaimId, HostId, Millis, PoolId};
+use luc_engine::agent::{FromAgent, HostFacts, Observation, SignedTip, Statement, ToAgent};
+use luc_engine::id::{ClaimId, HostId, Millis, PoolId, ReplicaId};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -41,6 +41,8 @@ const RECONNECT: Duration = Duration::from_millis(500);
 const SHUTDOWN_REPEAT: Duration = Duration::from_secs(10);
 /// Console answers that wait for the link.
 const ANSWERS: usize = 64;
+/// Replicas that an agent is a witness for, at most. A site has a few at a time, and each that joins anew is another.
+const WITNESSED: usize = 1024;
 
 /// Why an agent ended. What runs goes on running.
 #[derive(Debug, thiserror::Error)]
@@ -161,6 +163,8 @@ struct Driver {
     facts: HostFacts,
     /// As decided; the world and `facts` follow once it is on the disk.
     bound: Bound,
+    /// How far the logs of its site's replicas go, as each has told (M4).
+    witnessed: BTreeMap<ReplicaId, SignedTip>,
     /// The pool that was named in the last introduction.
     said: Option<PoolId>,
     /// The pool that this host is to serve instead of one that was declared dead, as soon as nothing runs.
@@ -182,6 +186,7 @@ struct Driver {
 /// What waits for the link; the newest of each server, so it is bounded.
 #[derive(Default)]
 struct Outbox {
+    witnessed: Vec<SignedTip>,
     hello: Option<HostFacts>,
     observations: BTreeMap<Uuid, Observation>,
     statements: BTreeSet<ClaimId>,
@@ -225,6 +230,7 @@ impl Driver {
             world,
             facts,
             bound: loaded.bound,
+            witnessed: loaded.witnessed,
             said: None,
             coming: None,
             started: Instant::now(),
@@ -319,9 +325,9 @@ impl Driver {
     fn introduce(&mut self) {
         let observations = self.world.observations().map(|seen| (seen.server, seen.clone())).collect();
         let statements = self.world.unheld().into_iter().collect();
-        let hello = Some(self.facts.clone());
+        let (witnessed, hello) = (self.witnessed.values().cloned().collect(), Some(self.facts.clone()));
         self.said = self.facts.pool;
-        self.outbox = Outbox { hello, observations, statements, answers: VecDeque::new(), heartbeat: true };
+        self.outbox = Outbox { witnessed, hello, observations, statements, answers: VecDeque::new(), heartbeat: true };
     }
 
     /// A replica names the host's pool. The first one is taken, and another only in place of the one that this host
@@ -377,7 +383,21 @@ impl Driver {
                 }
                 self.outbox.statements.remove(&claim);
             }
+            ToAgent::Witness(word) => self.told_tip(*word),
             ToAgent::Console { request, server, lines } => self.shop.console(request, server, lines),
+        }
+    }
+
+    /// A replica tells how far its log goes. That is on the disk no later than what its later orders change there. One that
+    /// tells less than before has been shown that already, when it was connected.
+    fn told_tip(&mut self, word: SignedTip) {
+        let is_more = match self.witnessed.get(&word.replica) {
+            Some(known) => word.tip.number > known.tip.number,
+            None => self.witnessed.len() < WITNESSED,
+        };
+        if is_more && word.verify(self.shop.config.cloud) {
+            self.writes.push(Write::Witnessed(word.clone()));
+            self.witnessed.insert(word.replica, word);
         }
     }
 
@@ -617,6 +637,9 @@ impl Driver {
     }
 
     fn next_message(&mut self) -> Option<FromAgent> {
+        if !self.outbox.witnessed.is_empty() {
+            return Some(FromAgent::Witnessed(std::mem::take(&mut self.outbox.witnessed)));
+        }
         if let Some(facts) = self.outbox.hello.take() {
             return Some(FromAgent::Hello(Box::new(facts)));
         }

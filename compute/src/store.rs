@@ -1,4 +1,5 @@
-//! What an agent must not forget: who it is, what it was ordered, what it refused, what it told.
+//! What an agent must not forget: who it is, what it was ordered, what it refused, what it told, and what replicas told it
+//! of their logs.
 //!
 //! One redb file in the state directory. All changes that are ready go into one commit, and nothing that rests on a
 //! change is done or said before that commit is on the disk. Refusals are kept for ever, some 60 bytes each: no replica can
@@ -11,6 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use ed25519_dalek::SigningKey;
+use luc_engine::agent::SignedTip;
 use luc_engine::id::{ClaimId, EntryId, HostId, ReplicaId};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::Serialize;
@@ -23,6 +25,7 @@ use crate::world::{Bound, Refused};
 const IDENTITY: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("identity");
 const MEMORY: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("memory");
 const REFUSED: TableDefinition<'_, [u8; 28], &[u8]> = TableDefinition::new("refused");
+const WITNESSED: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("witnessed");
 
 /// Memory for the file's pages, bytes: everything is read once, at the start.
 const CACHE: usize = 4 << 20;
@@ -79,6 +82,8 @@ pub struct Loaded {
     pub memories: BTreeMap<Uuid, Memory>,
     /// Refused claims.
     pub refused: HashMap<ClaimId, Refused>,
+    /// The last entry of its own that each replica has told of.
+    pub witnessed: BTreeMap<ReplicaId, SignedTip>,
 }
 
 /// One change.
@@ -92,6 +97,8 @@ pub enum Write {
     Refuse(ClaimId, Refused),
     /// A refusal as it is now, and nothing else.
     Refused(ClaimId, Refused),
+    /// How far a replica's log goes.
+    Witnessed(SignedTip),
 }
 
 /// See the module.
@@ -130,6 +137,7 @@ impl Store {
             let mut table = transaction.open_table(IDENTITY).map_err(database)?;
             transaction.open_table(MEMORY).map_err(database)?;
             transaction.open_table(REFUSED).map_err(database)?;
+            transaction.open_table(WITNESSED).map_err(database)?;
             if table.get("key").map_err(database)?.is_none() {
                 let mut key = [0; 32];
                 io::Read::read_exact(&mut fs::File::open("/dev/urandom").map_err(StoreError::Random)?, &mut key)
@@ -166,7 +174,13 @@ impl Store {
             let claim = claim_of(id.value());
             refused.insert(claim, decode(&format!("claim {claim}"), value.value())?);
         }
-        Ok(Loaded { identity, bound, memories, refused })
+        let mut witnessed = BTreeMap::new();
+        for row in transaction.open_table(WITNESSED).map_err(database)?.iter().map_err(database)? {
+            let (id, value) = row.map_err(database)?;
+            let replica = ReplicaId(Uuid::from_bytes(id.value()));
+            witnessed.insert(replica, decode(&format!("replica {replica}"), value.value())?);
+        }
+        Ok(Loaded { identity, bound, memories, refused, witnessed })
     }
 
     /// Makes changes durable, all or none.
@@ -190,6 +204,10 @@ impl Store {
                     Write::Refuse(claim, refused) => {
                         memories.remove(refused.server.as_bytes()).map_err(database)?;
                         refusals.insert(claim_key(*claim), encode(refused)?.as_slice()).map_err(database)?;
+                    }
+                    Write::Witnessed(word) => {
+                        let mut witnessed = transaction.open_table(WITNESSED).map_err(database)?;
+                        witnessed.insert(*word.replica.0.as_bytes(), encode(word)?.as_slice()).map_err(database)?;
                     }
                     Write::Refused(claim, refused) => {
                         refusals.insert(claim_key(*claim), encode(refused)?.as_slice()).map_err(database)?;

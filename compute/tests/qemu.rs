@@ -209,7 +209,7 @@ impl Process {
             }
             FromAgent::Stated(statement) => self.statements.push(statement),
             FromAgent::ConsoleOutput { output, .. } => self.console = Some(output),
-            FromAgent::Hello(_) | FromAgent::Heartbeat(_) => {}
+            FromAgent::Witnessed(_) | FromAgent::Hello(_) | FromAgent::Heartbeat(_) => {}
         }
     }
 

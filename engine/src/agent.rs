@@ -4,6 +4,10 @@
 //! wish, never a step, so a lost or repeated one does no harm. The agent answers with **observations** (what it sees)
 //! and **statements** (what it promises for ever, signed). Nothing an agent is ordered rests on an entry that is not
 //! flushed (`PROTOCOL.md`, E2).
+//!
+//! An agent is also its replicas' **witness** (M4): it keeps the last entry that each has told it of, on a disk of its
+//! own, and shows that to whoever connects. So a replica whose disk was rolled back hears of what it has lost, though no
+//! peer can be reached, before it writes those numbers again.
 
 use std::sync::Arc;
 
@@ -11,8 +15,8 @@ use ed25519_dalek::{Signer, SigningKey};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::entry::{HostIdentity, is_signed};
-use crate::id::{ClaimId, CloudId, HostId, Millis, PoolId};
+use crate::entry::{HostIdentity, Tip, is_signed};
+use crate::id::{ClaimId, CloudId, HostId, Millis, PoolId, ReplicaId};
 use crate::record::Server;
 
 /// Replica to agent.
@@ -36,6 +40,9 @@ pub enum ToAgent {
     Dead(PoolId),
     /// The replica's entry holding this statement is durable: the agent need not send it again.
     StatementHeld(ClaimId),
+    /// How far the replica's own log goes: to be kept, and shown on every later connection. Said before any order that
+    /// rests on those entries.
+    Witness(Box<SignedTip>),
     /// Ask for the last `lines` of a server's console (all that is kept if none).
     Console {
         /// Repeated in the answer.
@@ -50,7 +57,9 @@ pub enum ToAgent {
 /// Agent to replica.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum FromAgent {
-    /// The first message on a connection, and again after each [`ToAgent::Pool`].
+    /// What replicas have told this agent of their logs, if any has: before the first [`FromAgent::Hello`].
+    Witnessed(Vec<SignedTip>),
+    /// The first message on a connection but for that, and again after each [`ToAgent::Pool`].
     Hello(Box<HostFacts>),
     /// What the agent sees of one server. Sent when it changes, and for all servers after `Hello`.
     Observed(Box<Observation>),
@@ -293,4 +302,42 @@ impl Statement {
         bytes.extend(self.incarnation.to_be_bytes());
         bytes
     }
+}
+
+/// A replica's signed word that its own log goes as far as this entry. Kept by a witness, it proves to that replica that
+/// its store is an old copy (M4); nobody else can make one, so nobody else can silence it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedTip {
+    /// The replica; follows from the key.
+    pub replica: ReplicaId,
+    /// Its public key.
+    #[serde(with = "serde_bytes")]
+    pub public_key: [u8; 32],
+    /// Its last entry.
+    pub tip: Tip,
+    /// Ed25519 signature by that key over cloud, number and hash.
+    #[serde(with = "serde_bytes")]
+    pub signature: Vec<u8>,
+}
+
+impl SignedTip {
+    /// Makes and signs one. Call only with an entry that is flushed (E2).
+    #[must_use]
+    pub fn sign(cloud: CloudId, tip: Tip, key: &SigningKey) -> Self {
+        let public_key = key.verifying_key().to_bytes();
+        let signature = key.sign(&tip_bytes(cloud, tip)).to_bytes().to_vec();
+        Self { replica: ReplicaId::of_key(&public_key), public_key, tip, signature }
+    }
+
+    /// Whether its replica signed this for `cloud`.
+    #[must_use]
+    pub fn verify(&self, cloud: CloudId) -> bool {
+        let is_own_key = ReplicaId::of_key(&self.public_key) == self.replica;
+        is_own_key && is_signed(&self.public_key, &tip_bytes(cloud, self.tip), &self.signature)
+    }
+}
+
+fn tip_bytes(cloud: CloudId, tip: Tip) -> Vec<u8> {
+    let (number, hash) = (tip.number.to_be_bytes(), tip.hash.to_be_bytes());
+    [b"luc/tip/1\0".as_slice(), cloud.0.as_bytes(), &number, &hash].concat()
 }

@@ -11,6 +11,7 @@ use ed25519_dalek::SigningKey;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
+use crate::agent::SignedTip;
 use crate::apply::{self, Documents};
 pub use crate::apply::{Invalid, founded_by};
 use crate::branch::Branches;
@@ -327,11 +328,17 @@ impl Replica {
         if view.member(identity.replica()).is_none_or(|state| state.member.public_key != identity.public_key()) {
             return Err(OpenError::NotMember);
         }
+        let old = reader.get(Table::Meta, OLD_STORE)?.map(|row| rmp_serde::from_slice(&row));
+        let bad =
+            |error: rmp_serde::decode::Error| OpenError::Row { table: Table::Meta.name(), reason: error.to_string() };
+        let old: Option<EntryId> = old.transpose().map_err(bad)?;
+        drop(reader);
         let mut replica = Self::over(identity, view, chains, store)?;
         // The process may have ended while a snapshot took the place of its state.
         if replica.replay()? {
             replica.flush()?;
         }
+        replica.fence = old.map(Fence::OldStore);
         Ok(replica)
     }
 
@@ -414,9 +421,40 @@ impl Replica {
         cut.or_else(|| (!retired.is_empty() && is_void()).then_some(Fence::Retired { cut: 0 })).or(self.fence)
     }
 
-    /// Fences this replica: from now on it writes nothing and takes nothing.
+    /// Fences this replica: from now on it writes nothing and takes nothing. That its store is an old copy is written
+    /// down: whoever has shown it may be out of reach when it starts again.
     pub fn put_up(&mut self, fence: Fence) {
+        if let Fence::OldStore(entry) = fence {
+            let mut batch = Batch::default();
+            batch.put(Table::Meta, OLD_STORE.to_vec(), encode(&entry));
+            // A store that takes no more writes keeps the replica from writing, too.
+            let _ = self.store.commit(&batch);
+        }
         self.fence.get_or_insert(fence);
+    }
+
+    /// A witness shows how far this replica has said that its log goes. If its store has less, or something else, the store
+    /// is an old copy, and the replica is fenced (`PROTOCOL.md`, M4). What this replica has not signed says nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the log cannot be read.
+    pub fn witnessed(&mut self, word: &SignedTip) -> Result<(), StoreError> {
+        if word.replica == self.me && word.verify(self.identity.cloud) && !self.has_written(word.tip)? {
+            self.put_up(Fence::OldStore(EntryId { author: self.me, number: word.tip.number }));
+        }
+        Ok(())
+    }
+
+    /// Whether this replica's log has that entry of its own, as far as it still tells: what is folded may be any.
+    fn has_written(&self, tip: Tip) -> Result<bool, StoreError> {
+        let own = self.view.frontier.0.get(&self.me).copied().unwrap_or(Tip { number: 0, hash: 0 });
+        if own.number <= tip.number {
+            return Ok(own == tip);
+        }
+        let id = EntryId { author: self.me, number: tip.number };
+        let Some(bytes) = read_log(&*self.pending.reader, id, 1, 1)?.pop() else { return Ok(true) };
+        let entry = Entry::decode(&bytes).ok().filter(|entry| entry.header.number == tip.number);
+        Ok(entry.is_none_or(|entry| entry.tip() == tip))
     }
 
     /// Does what this replica owes the others after a flush, or after a start if none is given: seals what it is asked
@@ -930,6 +968,8 @@ fn load<K: DeserializeOwned, V: DeserializeOwned>(reader: &dyn Reader, table: Ta
     }
 }
 
+/// Where it is noted in [`Table::Meta`] that the store is an old copy: the entry that it lacks.
+const OLD_STORE: &[u8] = b"old-store";
 /// Most accounts that one entry takes over: an entry has a limit.
 const INHERITED: usize = 5_000;
 /// Most grants that one entry countersigns: the rest come with the next.

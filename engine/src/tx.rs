@@ -69,9 +69,10 @@ pub enum Fence {
         /// Its last entry that counts.
         cut: u64,
     },
-    /// Others hold an entry of this replica's that its own store has not: the store is an old copy (M4).
+    /// Others hold an entry of this replica's that its own store has not, or its agents have been told of one: the store
+    /// is an old copy (M4).
     #[error(
-        "others hold entry {0} of this replica, which its store lacks: the store is an old copy; `luc join --replace` makes it another replica"
+        "others have seen entry {0} of this replica, which its store lacks: the store is an old copy; `luc join --replace` makes it another replica"
     )]
     OldStore(EntryId),
     /// The store lies elsewhere than where it was made: it is a copy, and the first may live (M4).

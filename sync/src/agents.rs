@@ -3,14 +3,16 @@
 //! What an agent is ordered follows from the durable view alone, and is the whole wish for a server. So orders to one
 //! agent gather in a map, the newest of each server, and a slow agent costs at most one order a server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use luc_engine::agent::{DomainState, FromAgent, Heartbeat, HostFacts, Observation, Order, Orphan, ToAgent, Wanted};
+use luc_engine::agent::{
+    DomainState, FromAgent, Heartbeat, HostFacts, Observation, Order, Orphan, SignedTip, ToAgent, Wanted,
+};
 use luc_engine::entry::{Frontier, HostIdentity, Subject, Tip};
-use luc_engine::id::{ClaimId, HostId, PoolId, ReplicaId};
+use luc_engine::id::{ClaimId, HostId, PoolId, ReplicaId, SiteName};
 use luc_engine::ledger::{Amount, Claim, Dimension, Pool};
 use luc_engine::record::{Host, Kind, Project, Record, RecordId, host_record};
 use luc_engine::replica::Flushed;
@@ -38,6 +40,8 @@ const DOWN: std::time::Duration = std::time::Duration::from_secs(15);
 #[derive(Default)]
 pub struct Agents {
     attached: Mutex<BTreeMap<HostId, Arc<Attached>>>,
+    /// Those that have said, since this replica started, what they were told of its log.
+    met: Mutex<BTreeSet<HostId>>,
     heard: Mutex<BTreeMap<HostId, (Instant, Heartbeat)>>,
 }
 
@@ -52,6 +56,8 @@ struct Attached {
     standing: Standing,
     /// Not so any more: it is to introduce itself again.
     again: AtomicBool,
+    /// It has a machine of its own: a witness that an old copy of this replica's disk does not take along (M4).
+    elsewhere: bool,
 }
 
 /// Whether a host lives.
@@ -101,10 +107,13 @@ pub enum AgentError {
 
 impl Agents {
     /// The orders that follow from a change go to the hosts that they are for.
-    pub(crate) fn changed(&self, view: &View, flushed: &Flushed) {
+    pub(crate) fn changed(&self, view: &View, flushed: &Flushed, me: ReplicaId) {
         let attached = self.attached.lock();
         if attached.is_empty() {
             return;
+        }
+        if flushed.entries.iter().any(|entry| entry.header.author == me) {
+            attached.values().filter(|agent| agent.elsewhere).for_each(|agent| agent.wake.notify_one());
         }
         let records = flushed.records.iter().filter(|id| id.kind == Kind::Host).map(|id| HostId(id.id));
         let pools = flushed.pools.iter().filter_map(|id| match &view.ledger().pool(*id)?.subject {
@@ -147,6 +156,18 @@ impl Agents {
         self.heard.lock().get(&host).is_some_and(|(at, beat)| at.elapsed() < DOWN && beat.hypervisor_up)
     }
 
+    /// How many agents on machines of their own are attached: they are this replica's witnesses (`PROTOCOL.md`, M4). One
+    /// in its own process keeps what it is told on the same disk, as a rule, and is restored with it.
+    #[must_use]
+    pub fn witnesses(&self) -> usize {
+        self.attached.lock().values().filter(|agent| agent.elsewhere).count()
+    }
+
+    /// Whether a host's agent has said, since this replica started, what it was told of its log.
+    pub(crate) fn has_met(&self, host: HostId) -> bool {
+        self.met.lock().contains(&host)
+    }
+
     /// Asks a host's agent for the end of a console.
     ///
     /// # Errors
@@ -180,8 +201,9 @@ pub async fn serve(
     let host = facts.identity.host;
     let (console, mut questions) = mpsc::channel(64);
     let standing = Standing::of(&node.view(), host);
-    let again = AtomicBool::new(false);
-    let attached = Arc::new(Attached { orders: Mutex::default(), wake: Notify::new(), console, standing, again });
+    let (again, elsewhere) = (AtomicBool::new(false), certified.is_some());
+    let attached =
+        Arc::new(Attached { orders: Mutex::default(), wake: Notify::new(), console, standing, again, elsewhere });
     // From here on, changes gather as orders; the full list below may repeat some, which does no harm.
     node.agents().attached.lock().insert(host, attached.clone());
     let _detach = Detach { node: node.clone(), host, attached: attached.clone() };
@@ -190,6 +212,8 @@ pub async fn serve(
     if Standing::of(&view, host) != standing {
         return Err(AgentError::Again);
     }
+    let mut told = 0;
+    tell_tip(&node, &to, &mut told).await?;
     let mut all: Vec<Order> = view.ledger().claims_on(host).filter_map(|(id, claim)| order(&view, id, claim)).collect();
     drop(view);
     // A host with thousands of servers gets the rest one by one: a frame has a limit.
@@ -208,6 +232,8 @@ pub async fn serve(
                     messages.push(message);
                 }
                 heard(&node, host, messages, &to, &mut asked).await?;
+                // One in this process is told now and then, and before every order: it would flush to the same disk.
+                tell_tip(&node, &to, &mut told).await?;
                 // What writes no more has no say over machines either: the agent looks for another replica.
                 if let Some(fence) = node.fence() {
                     return Err(AgentError::Refused(fence.into()));
@@ -218,6 +244,8 @@ pub async fn serve(
                     return Err(AgentError::Again);
                 }
                 let orders = std::mem::take(&mut *attached.orders.lock());
+                // Before the orders that rest on it: no agent has obeyed what its replica could write a second time.
+                tell_tip(&node, &to, &mut told).await?;
                 for order in orders.into_values() {
                     to.send(ToAgent::Order(Box::new(order))).await.map_err(|_| AgentError::Gone)?;
                 }
@@ -230,6 +258,16 @@ pub async fn serve(
             }
         }
     }
+}
+
+/// Tells an agent how far this replica's log goes, if it has not been told that.
+async fn tell_tip(node: &Node, to: &mpsc::Sender<ToAgent>, told: &mut u64) -> Result<(), AgentError> {
+    if node.view().frontier().number(node.me()) <= *told {
+        return Ok(());
+    }
+    let Some(word) = node.signed_tip() else { return Ok(()) };
+    *told = word.tip.number;
+    to.send(ToAgent::Witness(Box::new(word))).await.map_err(|_| AgentError::Gone)
 }
 
 struct Detach {
@@ -260,6 +298,7 @@ async fn heard(
     for message in messages {
         match message {
             FromAgent::Hello(_) => return Err(AgentError::NoHello),
+            FromAgent::Witnessed(words) => witnessed(node, words).await?,
             FromAgent::Observed(observation) if observation.host == host => seen.push(*observation),
             FromAgent::Observed(_) => {}
             FromAgent::Stated(statement) => stated.push(statement),
@@ -440,10 +479,17 @@ async fn greet(
     to: &mpsc::Sender<ToAgent>,
     certified: Option<([u8; 32], HostId)>,
 ) -> Result<HostFacts, AgentError> {
-    let Some(FromAgent::Hello(facts)) = from.recv().await else { return Err(AgentError::NoHello) };
-    let mut facts = *facts;
+    let mut facts = loop {
+        match from.recv().await {
+            Some(FromAgent::Hello(facts)) => break *facts,
+            Some(FromAgent::Witnessed(words)) => witnessed(node, words).await?,
+            _ => return Err(AgentError::NoHello),
+        }
+    };
+    let mut told = 0;
     loop {
         check(node, &facts, certified)?;
+        node.agents().met.lock().insert(facts.identity.host);
         let introduced = facts.clone();
         match node.transact::<_, Refusal, _>(move |tx| meet(tx, introduced)).await? {
             Met::Served => return Ok(facts),
@@ -452,6 +498,7 @@ async fn greet(
                 return Ok(facts);
             }
             Met::Told { pool, instead_of } => {
+                tell_tip(node, to, &mut told).await?;
                 let is_dead = |id: &PoolId| node.view().ledger().pool(*id).is_some_and(|pool| !pool.dead.is_empty());
                 if let Some(dead) = instead_of.filter(is_dead) {
                     to.send(ToAgent::Dead(dead)).await.map_err(|_| AgentError::Gone)?;
@@ -472,6 +519,12 @@ async fn greet(
             }
         }
     }
+}
+
+/// What an agent was told by replicas. If this one's store turns out to be an old copy, nothing is ordered any more.
+async fn witnessed(node: &Node, words: Vec<SignedTip>) -> Result<(), AgentError> {
+    node.witnessed(words).await.map_err(Refusal::from)?;
+    node.fence().map_or(Ok(()), |fence| Err(AgentError::Refused(fence.into())))
 }
 
 /// Waits until a pool's entry is here, or is known never to come.
@@ -574,6 +627,12 @@ pub fn others(view: &View, me: ReplicaId) -> Vec<ReplicaId> {
     let gone = view.retirements().named(view.frontier());
     let takes_part = |id: &ReplicaId, revoked: bool| *id != me && !revoked && !gone.contains(id);
     view.members().filter(|(id, state)| takes_part(id, state.revoked)).map(|(id, _)| *id).collect()
+}
+
+/// The hosts of a site that live.
+pub(crate) fn hosts_of(view: &View, site: &SiteName) -> Vec<HostId> {
+    let hosts = view.ledger().hosts().filter(|host| view.site_of_host(*host).as_ref() == Some(site));
+    hosts.filter(|host| view.death(*host).is_none()).collect()
 }
 
 /// A host that grew gives rights; one that shrank burns free ones, at most those held here, and never a claim.

@@ -297,8 +297,8 @@ impl Net {
 
     fn status(&self) -> Status {
         let view = self.inner.node.view();
-        let hosts = self.inner.node.agents().statuses();
-        Status { at: now(), digest: view.digest().to_string(), connected: Vec::new(), hosts }
+        let (hosts, witnesses) = (self.inner.node.agents().statuses(), self.inner.node.agents().witnesses());
+        Status { at: now(), digest: view.digest().to_string(), connected: Vec::new(), hosts, witnesses }
     }
 
     fn note(&self, proto: &Proto) {

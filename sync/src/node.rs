@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use luc_engine::agent::SignedTip;
 use luc_engine::branch::Branches;
 use luc_engine::entry::{Entry, Frontier, Tip};
 use luc_engine::id::{EntryId, Millis, ReplicaId, SiteName};
-use luc_engine::replica::{Flushed, Received, Rejection, ReplaceError, Replica, read_log};
+use luc_engine::replica::{Flushed, Identity, Received, Rejection, ReplaceError, Replica, read_log};
 use luc_engine::store::{Reader, StoreError};
 use luc_engine::tx::{Fence, Refusal, Tx};
 use luc_engine::view::View;
@@ -42,6 +43,7 @@ pub struct Node {
 
 struct Inner {
     me: ReplicaId,
+    identity: Identity,
     site: SiteName,
     jobs: mpsc::Sender<Job>,
     view: ArcSwap<View>,
@@ -102,6 +104,7 @@ impl Node {
         let site = view.member(me).map(|state| state.member.site.clone()).ok_or(StoreError::Poisoned)?;
         let inner = Arc::new(Inner {
             me,
+            identity: replica.identity().clone(),
             site,
             jobs,
             frontier: watch::Sender::new(Arc::new(view.frontier().clone())),
@@ -180,6 +183,28 @@ impl Node {
         };
         // A thread that takes no more jobs writes nothing either.
         let _ = self.run(Box::new(job)).await;
+    }
+
+    /// How far this replica's durable log goes, signed: for a witness to keep. None before its first entry.
+    #[must_use]
+    pub fn signed_tip(&self) -> Option<SignedTip> {
+        let tip = self.view().frontier().0.get(&self.inner.me).copied()?;
+        Some(SignedTip::sign(self.inner.identity.cloud, tip, &self.inner.identity.key))
+    }
+
+    /// What a witness was told by replicas, this one perhaps among them. If that is more than the store has, this replica is
+    /// fenced when this returns.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the log cannot be read.
+    pub async fn witnessed(&self, words: Vec<SignedTip>) -> Result<(), StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let job = move |worker: &mut Worker| {
+            let judged = words.iter().try_for_each(|word| worker.replica.witnessed(word));
+            after(reply, judged, |error| Err(error.clone()))
+        };
+        self.run(Box::new(job)).await?;
+        answer.await.unwrap_or(Err(StoreError::Poisoned))
     }
 
     /// Every flush from now on. A subscriber that is too far behind is told that it missed some.
@@ -450,7 +475,7 @@ impl Inner {
         let view = Arc::new(replica.view().clone());
         self.view.store(view.clone());
         self.frontier.send_replace(Arc::new(view.frontier().clone()));
-        self.agents.changed(&view, &flushed);
+        self.agents.changed(&view, &flushed, self.me);
         let _ = self.flushed.send(flushed.clone());
         flushed
     }

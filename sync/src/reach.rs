@@ -36,6 +36,8 @@ pub struct Reach {
 
 /// How long a replica that starts waits to hear what the others hold of its own entries.
 const MEET: Duration = Duration::from_millis(1_500);
+/// And how long for the agents of its site's hosts, who dial: each has to notice first that the last connection is gone.
+const AGENTS: Duration = Duration::from_secs(5);
 
 impl Net {
     /// How all other members are reached.
@@ -80,19 +82,34 @@ impl Net {
 
     /// Meets the others, and then lets this replica write.
     pub(crate) async fn begin(self) {
-        self.meet(MEET).await;
-        self.inner.node.begin().await;
+        self.meet(MEET, AGENTS).await;
+        let node = &self.inner.node;
+        let is_seen =
+            node.agents().witnesses() > 0 || self.inner.reach.lock().values().any(|seen| seen.heard.is_some());
+        if !is_seen {
+            tracing::warn!(
+                "no witness: neither another replica nor an agent on another machine is here to tell whether this disk is \
+                 an old copy"
+            );
+        }
+        node.begin().await;
     }
 
-    /// Waits until every other member that takes part has told what it holds, or until `limit`: a replica that starts
-    /// from an old copy of its store learns it here, before it writes (`PROTOCOL.md`, M4). A site that is cut off goes
-    /// on all the same.
-    pub async fn meet(&self, limit: Duration) {
-        let others = crate::agents::others(&self.inner.node.view(), self.inner.node.me());
-        let until = Instant::now() + limit;
+    /// Waits until every other member that takes part has told what it holds, and the agents of this site's hosts what
+    /// they were told, or until these limits: a replica that starts from an old copy of its store learns it here, before it
+    /// writes (`PROTOCOL.md`, M4). A site that is cut off goes on all the same.
+    pub async fn meet(&self, members: Duration, agents: Duration) {
+        let node = &self.inner.node;
+        let started = Instant::now();
+        let view = node.view();
+        let others = crate::agents::others(&view, node.me());
+        let hosts = crate::agents::hosts_of(&view, node.site());
         let met = |id: &ReplicaId| self.inner.reach.lock().get(id).is_some_and(|seen| !seen.reported.0.is_empty());
         let proving = || self.inner.proving.load(Ordering::Acquire);
-        while (proving() || !others.iter().all(met)) && Instant::now() < until {
+        let awaits_members = || proving() || !others.iter().all(met);
+        let awaits_agents = || !hosts.iter().all(|host| node.agents().has_met(*host));
+        let waits = |passed| (passed < members && awaits_members()) || (passed < agents && awaits_agents());
+        while node.fence().is_none() && waits(started.elapsed()) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Version of all frames.
-pub const VERSION: u8 = 4;
+pub const VERSION: u8 = 5;
 /// Largest frame, bytes: one entry at its limit, with room for the rest of its batch.
 pub const MAX_FRAME: usize = 6 << 20;
 
@@ -96,6 +96,8 @@ pub struct Status {
     pub connected: Vec<ReplicaId>,
     /// Its site's hosts, as heard from their agents.
     pub hosts: Vec<HostStatus>,
+    /// How many agents on other machines are its witnesses now (`PROTOCOL.md`, M4).
+    pub witnesses: usize,
 }
 
 /// Soft state of a host.

@@ -279,6 +279,8 @@ async fn an_agent_that_attaches_for_another_sites_host_is_refused() {
     let own = HostIdentity::sign(cloud, &site, &agent.credentials.key);
     let mut connection = AgentConnection::connect(&agent.credentials, &at).await.unwrap();
     connection.to.send(FromAgent::Hello(Box::new(facts(own.clone())))).await.unwrap();
+    // How far its log goes comes before anything that rests on it.
+    assert!(matches!(connection.from.recv().await, Some(ToAgent::Witness(_))));
     let Some(ToAgent::Pool { pool, .. }) = connection.from.recv().await else { panic!("told no pool") };
     assert_eq!(paris.node().view().count(Kind::Host), 0, "nobody uses a host that serves no pool yet");
     let served = HostFacts { pool: Some(pool), ..facts(own) };

@@ -179,6 +179,66 @@ impl Cloud {
     }
 }
 
+/// A further host of a site: an agent in a process of its own. Killed when dropped.
+pub struct Agent {
+    config: PathBuf,
+    process: Option<Child>,
+}
+
+impl Agent {
+    /// Joins a site by a token, and starts.
+    ///
+    /// # Errors
+    /// Whatever keeps it from joining.
+    pub fn join(cloud: &Cloud, at: usize, name: &str) -> Result<Self> {
+        let site = &cloud.sites[at];
+        let dir = cloud.dir().join(format!("host-{name}"));
+        std::fs::create_dir_all(&dir)?;
+        let text = format!(
+            "data_dir = {:?}\nreplicas = [\"{}\"]\n[agent]\nname = \"{name}\"\nlibvirt_uri = \"test:///default\"\n\
+             cpus = 8\nmemory_mib = 65536\ndisk_gib = 500\n",
+            dir.join("data"),
+            site.quic,
+        );
+        let config = dir.join("agent.toml");
+        std::fs::write(&config, text)?;
+        let token = site.luc(&["token", "--site", &site.name, "--agent"])?;
+        let joined = Command::new(luc()).args(["join", "--config"]).arg(&config).arg(token.trim()).output()?;
+        if !joined.status.success() {
+            bail!("luc join: {}", String::from_utf8_lossy(&joined.stderr).trim());
+        }
+        let mut agent = Self { config, process: None };
+        agent.start()?;
+        Ok(agent)
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn start(&mut self) -> Result<()> {
+        self.kill();
+        let mut agent = Command::new(luc());
+        agent.args(["agent", "--config"]).arg(&self.config).stdin(Stdio::null()).stdout(Stdio::null());
+        self.process = Some(agent.stderr(Stdio::null()).process_group(0).spawn()?);
+        Ok(())
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
 impl Drop for Cloud {
     fn drop(&mut self) {
         for site in &mut self.sites {

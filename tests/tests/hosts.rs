@@ -1,47 +1,19 @@
 //! Further hosts, and disks that fill up.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use luc_tests::{Cloud, eventually, luc};
+use luc_tests::{Agent, Cloud, eventually};
 
 const LONG: Duration = Duration::from_secs(60);
-
-/// Killed when dropped.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 #[test]
 fn a_further_host_joins_by_a_token_and_takes_servers() {
     let cloud = Cloud::start(&["paris"]).unwrap();
     let client = cloud.login(0).unwrap();
     let image = client.upload("tiny", &[3; 4096]).unwrap();
-    let dir = cloud.dir().join("host");
-    std::fs::create_dir_all(&dir).unwrap();
-    let config = dir.join("agent.toml");
-    let text = format!(
-        "data_dir = {:?}\nreplicas = [\"{}\"]\n[agent]\nname = \"second\"\nlibvirt_uri = \"test:///default\"\ncpus = 8\n\
-         memory_mib = 65536\ndisk_gib = 500\n",
-        dir.join("data"),
-        cloud.sites[0].quic,
-    );
-    std::fs::write(&config, text).unwrap();
-    let token = cloud.sites[0].luc(&["token", "--site", "paris", "--agent"]).unwrap();
-    let joined = Command::new(luc()).args(["join", "--config"]).arg(&config).arg(token.trim()).output().unwrap();
-    assert!(joined.status.success(), "{}", String::from_utf8_lossy(&joined.stderr));
-    let start = || {
-        let mut agent = Command::new(luc());
-        agent.args(["agent", "--config"]).arg(&config).stdin(Stdio::null()).stderr(Stdio::null());
-        Process(agent.spawn().unwrap())
-    };
-    let agent = start();
+    let mut agent = Agent::join(&cloud, 0, "second").unwrap();
     let up = || {
         let hosts = client.get("/luc/v1/hosts")?;
         let hosts = hosts["hosts"].as_array().cloned().unwrap_or_default();
@@ -54,11 +26,11 @@ fn a_further_host_joins_by_a_token_and_takes_servers() {
     assert_eq!(server["OS-EXT-SRV-ATTR:host"], "second");
 
     // Its agent dies: what is wished meanwhile comes about when it is back.
-    drop(agent);
+    agent.kill();
     client.call("DELETE", &format!("/compute/v2.1/servers/{id}"), None).unwrap();
     std::thread::sleep(Duration::from_millis(500));
     assert!(client.server(&id).unwrap().is_some(), "nobody has said yet that it is gone");
-    let _agent = start();
+    agent.start().unwrap();
     eventually(LONG, "the server to go", || Ok(client.server(&id)?.is_none())).unwrap();
 }
 

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use luc_tests::{Client, Cloud, Site, eventually};
+use luc_tests::{Agent, Client, Cloud, Site, eventually};
 use serde_json::Value;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -128,4 +128,74 @@ fn a_disk_that_was_rolled_back_in_its_place_is_noticed_before_it_writes() {
     assert!(refused.contains("503") && refused.contains("old copy"), "{refused}");
     let eve = cloud.login(0).unwrap().get("/identity/v3/users?name=eve").unwrap();
     assert_eq!(eve["users"].as_array().unwrap().len(), 1, "the others have what it lost");
+}
+
+fn witness_of(site: &Site, of: &str) -> String {
+    let status: Value = serde_json::from_str(&site.luc(&["status", "--json"]).unwrap()).unwrap();
+    let sites = status["sites"].as_array().unwrap();
+    sites.iter().find(|site| site["name"] == of).unwrap()["witness"].as_str().unwrap().to_owned()
+}
+
+/// No peer can be reached; only the agent on another machine knows what the disk has lost.
+#[test]
+fn a_further_host_is_a_witness_of_a_disk_that_was_rolled_back() {
+    let mut cloud = Cloud::start(&["paris", "lyon"]).unwrap();
+    let clients = [cloud.login(0).unwrap(), cloud.login(1).unwrap()];
+    cloud.agree(&clients, LONG).unwrap();
+    let _agent = Agent::join(&cloud, 1, "second").unwrap();
+    eventually(LONG, "a witness", || Ok(witness_of(&cloud.sites[1], "lyon") == "agent")).unwrap();
+    eventually(LONG, "the other site to hear of it", || Ok(witness_of(&cloud.sites[0], "lyon") == "agent")).unwrap();
+    let second = || {
+        let hosts = clients[1].get("/luc/v1/hosts")?;
+        Ok(hosts["hosts"].as_array().is_some_and(|hosts| hosts.iter().any(|host| host["name"] == "second")))
+    };
+    eventually(LONG, "its record", second).unwrap();
+    cloud.cut(1);
+    cloud.sites[1].kill();
+    // The whole disk of the replica's machine is rolled back, and the agent in the replica's process with it.
+    let (data, before) = (cloud.dir().join("lyon/data"), cloud.dir().join("before"));
+    copy(&data, &before);
+    cloud.sites[1].start().unwrap();
+    let user = |name: &str| serde_json::json!({"user": {"name": name}});
+    cloud.login(1).unwrap().post("/identity/v3/users", &user("eve")).unwrap();
+    cloud.sites[1].kill();
+    for part in ["store.redb", "agent/agent.redb"] {
+        // In place: the files stay the same ones.
+        std::fs::write(data.join(part), std::fs::read(before.join(part)).unwrap()).unwrap();
+    }
+    cloud.sites[1].start().unwrap();
+    eventually(LONG, "it to notice", || Ok(cloud.sites[1].log().contains("the store is an old copy"))).unwrap();
+    let refused = cloud.login(1).unwrap().post("/identity/v3/users", &user("bob")).unwrap_err().to_string();
+    assert!(refused.contains("503") && refused.contains("old copy"), "{refused}");
+}
+
+#[test]
+fn a_site_of_one_machine_restarts_unattended_and_says_that_it_has_no_witness() {
+    let mut cloud = Cloud::start(&["paris"]).unwrap();
+    let client = cloud.login(0).unwrap();
+    let image = client.upload("tiny", &[1; 16]).unwrap();
+    let id = client.create("before", "paris", &image).unwrap();
+    client.becomes(&id, "ACTIVE", LONG).unwrap();
+    assert_eq!(witness_of(&cloud.sites[0], "paris"), "none", "the agent in its process is restored with it");
+    cloud.sites[0].kill();
+    cloud.sites[0].start().unwrap();
+    let client = cloud.login(0).unwrap();
+    let id = client.create("after", "paris", &image).unwrap();
+    client.becomes(&id, "ACTIVE", LONG).unwrap();
+    assert!(cloud.sites[0].log().contains("no witness"));
+    // A further host that was there all along agrees, too.
+    let agent = Agent::join(&cloud, 0, "second").unwrap();
+    eventually(LONG, "a witness", || Ok(witness_of(&cloud.sites[0], "paris") == "agent")).unwrap();
+    client.upload("more", &[1; 16]).unwrap();
+    cloud.sites[0].kill();
+    cloud.sites[0].start().unwrap();
+    let client = cloud.login(0).unwrap();
+    client.upload("still", &[1; 16]).unwrap();
+    eventually(LONG, "the witness again", || Ok(witness_of(&cloud.sites[0], "paris") == "agent")).unwrap();
+    client.upload("more", &[1; 16]).unwrap();
+    // One that is away keeps nobody from writing.
+    drop(agent);
+    cloud.sites[0].kill();
+    cloud.sites[0].start().unwrap();
+    cloud.login(0).unwrap().upload("alone", &[1; 16]).unwrap();
 }

@@ -108,7 +108,7 @@ fn describe(status: &Value) -> String {
     );
     let _ = writeln!(out, "\nSITE              REACHABLE  REPLICAS  WITNESS  API");
     for site in status["sites"].as_array().into_iter().flatten() {
-        let witness = if site["witness"] == true { "yes" } else { "none" };
+        let witness = text(&site["witness"]);
         let reach = if site["reachable"] == true { "yes" } else { "no" };
         let _ = writeln!(
             out,

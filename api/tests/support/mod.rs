@@ -259,7 +259,7 @@ pub(crate) fn attach_agent(node: Node, site: SiteName) {
                     to_replica.send(output).await.unwrap();
                     continue;
                 }
-                ToAgent::StatementHeld(_) | ToAgent::Dead(_) => continue,
+                ToAgent::StatementHeld(_) | ToAgent::Dead(_) | ToAgent::Witness(_) => continue,
                 ToAgent::Pool { pool, .. } => {
                     let facts = HostFacts { pool: Some(pool), ..facts.clone() };
                     to_replica.send(FromAgent::Hello(Box::new(facts))).await.unwrap();

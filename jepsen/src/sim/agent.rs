@@ -228,7 +228,10 @@ impl World {
                 });
                 if noted.is_ok() { After::Held { agent, session, claim } } else { After::Nothing }
             }
-            FromAgent::Hello(_) | FromAgent::Heartbeat(_) | FromAgent::ConsoleOutput { .. } => After::Nothing,
+            FromAgent::Witnessed(_)
+            | FromAgent::Hello(_)
+            | FromAgent::Heartbeat(_)
+            | FromAgent::ConsoleOutput { .. } => After::Nothing,
         }
     }
 

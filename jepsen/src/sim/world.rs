@@ -528,7 +528,7 @@ impl World {
         };
         let digest = process.view.digest().to_string();
         let at = self.clock(node);
-        let status = luc_sync::wire::Status { at, digest, connected: Vec::new(), hosts: Vec::new() };
+        let status = luc_sync::wire::Status { at, digest, ..luc_sync::wire::Status::default() };
         self.core(node, Input::Tick(status));
         self.at(TICK, Event::Tick { node, life });
     }
