@@ -2,7 +2,24 @@
 //! together.
 //!
 //! A checker judges a [`History`] and shares no code with what it checks. What it finds wrong it names by the rule, with the
-//! operations that show it.
+//! operations that show it. It needs nothing but the history: an old one can be judged again.
+//!
+//! An acknowledged write may be missing only where a fault [excuses](crate::run::excuses) it. A run whose operations mostly
+//! failed for dull reasons says nothing, and its verdict says so: [`Valid::Unknown`].
+//!
+//! An invocation of `domains` is answered by who runs the workload: hypervisors are asked, not sites.
+
+mod auth;
+mod causal;
+mod claims;
+mod images;
+mod lifecycle;
+mod quota;
+mod register;
+mod registers;
+mod set;
+mod stage;
+mod story;
 
 use std::path::PathBuf;
 
@@ -110,4 +127,99 @@ pub trait Workload: Send + Sync {
 
     /// Judges the history of this workload (`all` holds faults and other workloads too).
     fn check(&self, history: &History, all: &History) -> Vec<Verdict>;
+}
+
+/// All workloads.
+#[must_use]
+pub fn all() -> Vec<Box<dyn Workload>> {
+    vec![
+        Box::<claims::Claims>::default(),
+        Box::<quota::Quota>::default(),
+        Box::<set::Set>::default(),
+        Box::<register::Register>::default(),
+        Box::<causal::Causal>::default(),
+        Box::<lifecycle::Lifecycle>::default(),
+        Box::<auth::Auth>::default(),
+        Box::<images::Images>::default(),
+    ]
+}
+
+/// A fault put into a history by hand, to prove the checker that has to find it.
+#[derive(Clone, Debug)]
+pub struct Seeded {
+    /// The workload whose history it is.
+    pub workload: &'static str,
+    /// The checker that must say that its rule was broken.
+    pub checker: &'static str,
+    /// What is wrong, in a few words.
+    pub bug: &'static str,
+    /// The same story without it, with which that checker must be content.
+    pub good: History,
+    /// The story with it.
+    pub bad: History,
+}
+
+/// At least one seeded fault for every checker of every workload.
+#[must_use]
+pub fn seeded() -> Vec<Seeded> {
+    [
+        claims::seeded(),
+        quota::seeded(),
+        set::seeded(),
+        register::seeded(),
+        causal::seeded(),
+        lifecycle::seeded(),
+        auth::seeded(),
+        images::seeded(),
+    ]
+    .concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn judge(seeded: &Seeded, history: &History) -> Vec<Verdict> {
+        let found = all().into_iter().find(|workload| workload.name() == seeded.workload);
+        found.map(|workload| workload.check(&history.of(seeded.workload), history)).unwrap_or_default()
+    }
+
+    #[test]
+    fn every_seeded_fault_is_caught_by_its_checker_and_by_what_shows_it() {
+        for seeded in seeded() {
+            let name = format!("{} {}: {}", seeded.workload, seeded.checker, seeded.bug);
+            let good = judge(&seeded, &seeded.good);
+            let good = good.iter().find(|verdict| verdict.checker == seeded.checker);
+            assert_eq!(good.map(|verdict| verdict.valid), Some(Valid::True), "{name}: {good:#?}");
+            let bad = judge(&seeded, &seeded.bad);
+            let bad = bad.iter().find(|verdict| verdict.checker == seeded.checker);
+            assert_eq!(bad.map(|verdict| verdict.valid), Some(Valid::False), "{name}: {bad:#?}");
+            let shown = bad.map(|verdict| verdict.anomaly.clone()).unwrap_or_default();
+            assert!(!shown.is_empty(), "{name} is shown by nothing");
+            let known: BTreeSet<u64> = seeded.bad.0.iter().map(|op| op.index).collect();
+            assert!(shown.iter().all(|index| known.contains(index)), "{name}: {shown:?}");
+        }
+    }
+
+    #[test]
+    fn no_checker_is_without_a_fault_to_its_name() {
+        let caught: BTreeSet<_> =
+            seeded().iter().map(|one| (one.workload.to_owned(), one.checker.to_owned())).collect();
+        for workload in all() {
+            for verdict in workload.check(&History::default(), &History::default()) {
+                assert!(caught.contains(&(verdict.workload.clone(), verdict.checker.clone())), "{}", verdict.checker);
+            }
+        }
+    }
+
+    #[test]
+    fn of_an_empty_history_nothing_is_said() {
+        for workload in all() {
+            for verdict in workload.check(&History::default(), &History::default()) {
+                assert_eq!(verdict.valid, Valid::Unknown, "{} {}", verdict.workload, verdict.checker);
+            }
+        }
+    }
 }

@@ -1,0 +1,103 @@
+//! Histories made by hand, for seeded faults: who did what, in order. Process 0 is at paris, 1 at lyon, 2 at rennes, 3 at
+//! paris again, and so on; every line is a second after the one before.
+
+use serde_json::{Value, json};
+
+use crate::history::{History, Kind, Op, Outcome, Process};
+
+const SECOND: u64 = 1_000_000_000;
+const SITES: [&str; 3] = ["paris", "lyon", "rennes"];
+
+/// A history in the making.
+#[derive(Clone)]
+pub(super) struct Story {
+    workload: &'static str,
+    now: u64,
+    ops: Vec<Op>,
+}
+
+impl Story {
+    pub(super) fn new(workload: &'static str) -> Self {
+        Self { workload, now: 0, ops: Vec::new() }
+    }
+
+    fn push(mut self, process: Process, kind: Kind, f: &str, value: Value, error: Option<String>) -> Self {
+        let (site, workload) = match process {
+            Process::Client(number) => {
+                let site = usize::try_from(number).ok().and_then(|number| SITES.get(number % SITES.len()));
+                (site.map(|site| (*site).to_owned()), Some(self.workload.to_owned()))
+            }
+            Process::Nemesis => (None, None),
+        };
+        let index = u64::try_from(self.ops.len()).unwrap_or(u64::MAX);
+        self.ops.push(Op { index, time: self.now, kind, process, f: f.to_owned(), value, site, workload, error });
+        self.now += SECOND;
+        self
+    }
+
+    /// Time passes.
+    pub(super) fn wait(mut self, seconds: u64) -> Self {
+        self.now += seconds * SECOND;
+        self
+    }
+
+    /// An operation begins.
+    pub(super) fn begin(self, process: u32, f: &str, value: Value) -> Self {
+        self.push(Process::Client(process), Kind::Invoke, f, value, None)
+    }
+
+    /// The process's operation ends.
+    pub(super) fn end(self, process: u32, outcome: Outcome) -> Self {
+        let mine = self.ops.iter().rev().find(|op| op.process == Process::Client(process));
+        let (f, value) = mine.map(|op| (op.f.clone(), op.value.clone())).unwrap_or_default();
+        let (kind, value, error) = match outcome {
+            Outcome::Ok(value) => (Kind::Ok, value, None),
+            Outcome::Fail(why) => (Kind::Fail, value, Some(why)),
+            Outcome::Info(why) => (Kind::Info, value, Some(why)),
+        };
+        self.push(Process::Client(process), kind, &f, value, error)
+    }
+
+    /// An operation that happened.
+    pub(super) fn ok(self, process: u32, f: &str, value: Value, result: Value) -> Self {
+        self.begin(process, f, value).end(process, Outcome::Ok(result))
+    }
+
+    /// An operation that was refused.
+    pub(super) fn fail(self, process: u32, f: &str, value: Value, why: &str) -> Self {
+        self.begin(process, f, value).end(process, Outcome::Fail(why.into()))
+    }
+
+    /// An operation of which nobody knows.
+    pub(super) fn info(self, process: u32, f: &str, value: Value) -> Self {
+        self.begin(process, f, value).end(process, Outcome::Info("no answer: timeout".into()))
+    }
+
+    /// A site's disk is wiped: what it acknowledged lately may be lost.
+    pub(super) fn wiped(self, site: &str) -> Self {
+        let id = self.ops.len();
+        let excuse = json!({"site": site, "base": "", "processes": [], "after": 0, "until": self.now, "case": "M4"});
+        let fault = json!({"id": id, "name": "wipe", "sites": [site], "may_lose": true, "excused": [excuse]});
+        let started = self.push(Process::Nemesis, Kind::Invoke, "once", fault.clone(), None);
+        started.push(Process::Nemesis, Kind::Info, "once", fault, None)
+    }
+
+    /// Links are cut.
+    pub(super) fn cut(self) -> Self {
+        let fault = json!({"id": 7, "name": "partition", "sites": SITES});
+        let started = self.push(Process::Nemesis, Kind::Invoke, "start", fault.clone(), None);
+        started.push(Process::Nemesis, Kind::Info, "start", fault, None)
+    }
+
+    /// Links are healed.
+    pub(super) fn heal(self) -> Self {
+        let fault = json!({"id": 7, "name": "partition", "sites": SITES});
+        let started = self.push(Process::Nemesis, Kind::Invoke, "stop", fault.clone(), None);
+        started.push(Process::Nemesis, Kind::Info, "stop", fault, None)
+    }
+
+    /// What happened.
+    pub(super) fn history(self) -> History {
+        History(self.ops)
+    }
+}
