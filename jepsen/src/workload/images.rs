@@ -296,6 +296,9 @@ fn unbooted(pairs: &[Pair<'_>], excused: &Excused) -> Vec<Anomaly> {
     anomalies
 }
 
+/// First and last addresses.
+type Intervals = Vec<(u128, u128)>;
+
 /// First and last address of a block, a range or a single one.
 fn interval(text: &str) -> Option<(u128, u128)> {
     let number = |text: &str| {
@@ -321,14 +324,14 @@ fn given_twice(pairs: &[Pair<'_>], excused: &Excused) -> Vec<Anomaly> {
         *first = (*first).min(pair.invoke.index);
     }
     // Each claim's addresses, from its acknowledgement to the beginning of its return.
-    let mut held: Vec<(&Pair<'_>, Vec<(u128, u128)>, u64)> = Vec::new();
+    let mut held: Vec<(&Pair<'_>, Intervals, u64)> = Vec::new();
     let mut anomalies = Vec::new();
     let claims = pairs.iter().filter(|pair| pair.invoke.f == "claim" && pair.is_ok() && !excused.loses(pair));
     let mut claims: Vec<_> = claims.collect();
     claims.sort_by_key(|claim| ended(claim));
     for claim in claims {
         let addresses = result(claim)["addresses"].as_array().into_iter().flatten();
-        let addresses: Vec<_> = addresses.filter_map(|text| interval(text.as_str()?)).collect();
+        let addresses: Intervals = addresses.filter_map(|text| interval(text.as_str()?)).collect();
         let until = returned.get(text(result(claim), "claim")).copied().unwrap_or(u64::MAX);
         let shared = |other: &[(u128, u128)]| other.iter().any(|a| addresses.iter().any(|b| a.0 <= b.1 && b.0 <= a.1));
         let twice = held.iter().find(|(_, other, until)| *until > ended(claim) && shared(other));

@@ -42,6 +42,9 @@ pub(super) struct Step<'a> {
     pub(super) last: bool,
 }
 
+/// The values that a register showed, one after the other, each where it was seen last; and those that were replaced.
+type Shown<'a> = (Vec<(&'a str, u64)>, BTreeSet<&'a str>);
+
 /// A set of writes, by number.
 #[derive(Clone, Debug, Default)]
 struct Writes(Vec<u64>);
@@ -143,7 +146,7 @@ impl<'a> Judge<'a> {
     }
 
     fn flips(&self) -> Vec<Anomaly> {
-        let mut seen: HashMap<(SessionId, &str), (Vec<(&str, u64)>, BTreeSet<&str>)> = HashMap::new();
+        let mut seen: HashMap<(SessionId, &str), Shown<'_>> = HashMap::new();
         let mut anomalies = Vec::new();
         for (read, values) in self.reads() {
             for (register, value) in values {
