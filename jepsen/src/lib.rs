@@ -2,6 +2,8 @@
 //! looks at real clouds from outside, and (in `src/bin`) the benchmarks.
 
 #[cfg(feature = "suite")]
+pub mod check;
+#[cfg(feature = "suite")]
 pub mod client;
 #[cfg(feature = "suite")]
 pub mod cluster;
@@ -11,6 +13,8 @@ pub mod edn;
 pub mod history;
 #[cfg(feature = "suite")]
 pub mod nemesis;
+#[cfg(feature = "suite")]
+pub mod report;
 #[cfg(feature = "suite")]
 pub mod run;
 #[cfg(feature = "suite")]

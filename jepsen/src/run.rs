@@ -140,6 +140,9 @@ pub struct Sample {
     pub answered: u64,
     /// The site.
     pub site: String,
+    /// Where it was asked: a site with several replicas has several answers.
+    #[serde(default)]
+    pub base: String,
     /// Its digest, if it answered.
     pub digest: Option<String>,
     /// Its frontier, of the same moment as the digest (`/luc/v1/digest` tells both): for each replica, its last entry here.
@@ -154,7 +157,7 @@ pub struct Sample {
 }
 
 /// The last entry of a replica's log that a site holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Tip {
     /// Its number.
     pub number: u64,
@@ -176,6 +179,9 @@ pub struct Domains {
     /// Domains that are defined and do not run.
     #[serde(default)]
     pub stopped: Vec<String>,
+    /// What the API said of the host's servers at that moment, by id: `ACTIVE`, `SHUTOFF`, …; none if that was not asked.
+    #[serde(default)]
+    pub said: Option<BTreeMap<String, String>>,
 }
 
 #[cfg(test)]

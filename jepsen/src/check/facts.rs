@@ -1,0 +1,94 @@
+//! What operations say of things, whatever the workload: made, asked to be gone, listed, shown.
+//!
+//! Workloads have their own words. By convention an operation that makes a thing is called `create…`, `add`, `upload` or
+//! `claim`, one that deletes it `delete…`, `remove` or `release`, one that tells all of the workload's things at a site
+//! `list…` or `read`, and one that tells a single thing `show…`. A thing is named by `id` in the value, or is the value, if
+//! that is text; of a list the things are `ids`, or the value itself, if that is an array of text. What does not follow this
+//! says nothing here, and is judged by its workload alone.
+
+use serde_json::Value;
+
+use crate::history::{Kind, Pair};
+use crate::run::Run;
+
+/// What an operation says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Says {
+    /// It was acknowledged that this was made.
+    Made(String),
+    /// It was asked that this be gone, whatever came of it.
+    Unmade(String),
+    /// These are there, and no others.
+    Listed(Vec<String>),
+    /// This is there, or is not.
+    Shown(String, bool),
+}
+
+/// One operation with what it says.
+pub(super) struct Fact<'a> {
+    pub(super) pair: Pair<'a>,
+    pub(super) says: Says,
+}
+
+impl Fact<'_> {
+    pub(super) fn workload(&self) -> &str {
+        self.pair.invoke.workload.as_deref().unwrap_or_default()
+    }
+
+    pub(super) fn site(&self) -> &str {
+        self.pair.invoke.site.as_deref().unwrap_or_default()
+    }
+
+    /// When it was over; what never was is over at no time.
+    pub(super) fn done(&self) -> u64 {
+        self.pair.complete.map_or(u64::MAX, |op| op.time)
+    }
+}
+
+/// All that a run's operations say, by invocation.
+pub(super) fn facts(run: &Run) -> Vec<Fact<'_>> {
+    let pairs = super::clients(&run.history).into_iter();
+    pairs.filter_map(|pair| says(&pair).map(|says| Fact { pair, says })).collect()
+}
+
+fn is(f: &str, words: &[&str]) -> bool {
+    words.iter().any(|word| f == *word || f.strip_prefix(word).is_some_and(|rest| rest.starts_with(['-', '_'])))
+}
+
+/// Whether an operation only looks.
+pub(super) fn is_read(f: &str) -> bool {
+    is(
+        f,
+        &["list", "read", "show", "get", "status", "login", "token", "validate", "final", "download", "check", "look"],
+    )
+}
+
+/// What one operation says; none if that is nothing.
+pub(super) fn says(pair: &Pair<'_>) -> Option<Says> {
+    let f = pair.invoke.f.as_str();
+    let result = pair.complete.filter(|op| op.kind == Kind::Ok).map(|op| &op.value);
+    if is(f, &["create", "add", "upload", "claim"]) {
+        return Some(Says::Made(id(result?).or_else(|| id(&pair.invoke.value))?));
+    }
+    if is(f, &["delete", "remove", "release"]) {
+        return Some(Says::Unmade(id(&pair.invoke.value).or_else(|| id(result?))?));
+    }
+    if is(f, &["list", "read"]) {
+        return ids(result?).map(Says::Listed);
+    }
+    if is(f, &["show"]) {
+        let gone = pair.complete.and_then(|op| op.error.as_deref()).is_some_and(|error| error.starts_with("404"));
+        let id = id(&pair.invoke.value)?;
+        return (gone || result.is_some()).then_some(Says::Shown(id, !gone));
+    }
+    None
+}
+
+fn id(value: &Value) -> Option<String> {
+    value.as_str().or_else(|| value["id"].as_str()).map(str::to_owned)
+}
+
+fn ids(value: &Value) -> Option<Vec<String>> {
+    let list = value.as_array().or_else(|| value["ids"].as_array())?;
+    list.iter().map(|item| id(item)).collect()
+}
