@@ -23,7 +23,7 @@ pub(super) fn digests(run: &Run) -> Finding {
         if std::ptr::eq(other, sample) {
             continue;
         }
-        compared += u64::from(other.site != sample.site);
+        compared += u64::from((&other.site, &other.base) != (&sample.site, &sample.base));
         if other.digest != sample.digest {
             let one =
                 |sample: &Sample| json!({"site": sample.site, "at": seconds(sample.time), "digest": sample.digest});
@@ -128,9 +128,16 @@ fn took(run: &Run, from: u64, until: u64) -> Option<(u64, BTreeMap<&str, Option<
     let has = |sample: &&Sample| {
         wanted.iter().all(|(replica, number)| sample.frontier.get(*replica).is_some_and(|tip| tip.number >= *number))
     };
+    // A site with several replicas is there when all of them are.
     let after = |site: &str| {
-        let mut there = answered(run).filter(|one| one.site == site && one.time >= from && one.time < until);
-        there.find(has).map(|sample| sample.answered.saturating_sub(from))
+        let there = answered(run).filter(|one| one.site == site && one.time >= from && one.time < until);
+        let mut by: BTreeMap<&str, Option<u64>> = BTreeMap::new();
+        for sample in there {
+            let first = by.entry(&sample.base).or_default();
+            *first = first.or_else(|| has(&sample).then(|| sample.answered.saturating_sub(from)));
+        }
+        let worst = by.values().map(|took| took.unwrap_or(u64::MAX)).max();
+        worst.filter(|worst| *worst < u64::MAX)
     };
     let times: BTreeMap<&str, Option<u64>> = run.sites.iter().map(|site| (site.as_str(), after(site))).collect();
     let worst = times.values().map(|took| took.unwrap_or(u64::MAX)).max()?;

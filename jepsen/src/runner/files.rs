@@ -1,4 +1,4 @@
-//! What a run leaves in its directory: the history as JSON lines, what was seen beside, verdicts, and logs.
+//! What a run leaves in its directory: the history as JSON lines and as EDN, what was seen beside, verdicts, report, and logs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,7 +32,9 @@ pub fn write(dir: &Path, run: &Run) -> Result<()> {
     };
     write(HISTORY, run.history.to_json()?)?;
     write(RUN, serde_json::to_string(run)?)?;
-    write(VERDICTS, serde_json::to_string_pretty(&run.verdicts)?)
+    write(VERDICTS, serde_json::to_string_pretty(&run.verdicts)?)?;
+    crate::report::write(dir, run).with_context(|| format!("cannot write the report into {}", dir.display()))?;
+    Ok(())
 }
 
 /// Reads a run that was written.

@@ -1,4 +1,4 @@
-//! Judges a run: each workload's own checkers, and whether anything was tried at all.
+//! Judges a run: each workload's own checkers, those of the whole cloud, and whether anything was tried at all.
 
 use serde_json::json;
 
@@ -20,6 +20,7 @@ pub fn verdicts(workloads: &[Box<dyn Workload>], run: &Run) -> Vec<Verdict> {
         verdicts.push(effort(name, run));
         verdicts.extend(workload.check(&run.history.of(name), &run.history));
     }
+    verdicts.extend(crate::check::all(run));
     verdicts
 }
 

@@ -24,7 +24,7 @@ use self::sampler::{Host, Seen};
 use crate::client::Client;
 use crate::cluster::{Cluster, Spec};
 use crate::nemesis::{Around, Nemesis, Schedule};
-use crate::run::{Run, Sample};
+use crate::run::{Domains, Run, Sample};
 use crate::workload::{Cloud, Session, Workload};
 
 /// How long sites may take to agree after all was healed; the time it took is recorded.
@@ -164,7 +164,9 @@ fn work(
     for host in &hosts {
         let time = recorder.now();
         if let Ok(found) = crate::cluster::hypervisor::domains(&host.uri) {
-            seen.add_domains(sampler::record(host, time, found));
+            let at = clients.iter().find(|client| client.site == host.site);
+            let said = at.and_then(|client| crate::check::hypervisor::said(client, &host.name));
+            seen.add_domains(Domains { said, ..sampler::record(host, time, found) });
         }
     }
     let history = recorder.history();
@@ -244,7 +246,8 @@ fn last(cloud: &Cloud, recorder: &Recorder) -> Vec<Sample> {
         let time = recorder.now();
         let client = Client::admin(endpoint, &cloud.password);
         let sample = sampler::sample(&client, true).unwrap_or_default();
-        Sample { time, answered: recorder.now(), site: endpoint.site.clone(), ..sample }
+        let (site, base) = (endpoint.site.clone(), endpoint.base.clone());
+        Sample { time, answered: recorder.now(), site, base, ..sample }
     };
     std::thread::scope(|scope| {
         let threads: Vec<_> = cloud.endpoints.iter().map(|endpoint| scope.spawn(move || ask(endpoint))).collect();

@@ -90,8 +90,8 @@ pub fn endpoint(cloud: &Cloud, at: usize, recorder: &Recorder, seen: &Seen, stop
         let time = recorder.now();
         let sample = sample(&client, turn % RIGHTS == 0).unwrap_or_default();
         let answered = recorder.now();
-        let site = endpoint.site.clone();
-        seen.add(at, Sample { time, answered, site, ..sample });
+        let (site, base) = (endpoint.site.clone(), endpoint.base.clone());
+        seen.add(at, Sample { time, answered, site, base, ..sample });
         turn += 1;
         sleep(EVERY, stop);
     }
@@ -130,7 +130,7 @@ pub fn host(host: &Host, recorder: &Recorder, seen: &Seen, stop: &AtomicBool) {
 #[must_use]
 pub fn record(host: &Host, time: u64, found: hypervisor::Domains) -> Domains {
     let (running, stopped) = (found.active.into_iter().collect(), found.inactive.into_iter().collect());
-    Domains { time, site: host.site.clone(), host: host.name.clone(), running, stopped }
+    Domains { time, site: host.site.clone(), host: host.name.clone(), running, stopped, said: None }
 }
 
 /// Sleeps, but not long after it is told to stop.
