@@ -12,7 +12,7 @@ VENV := target/venv
 # cargo-nextest where it is there: it runs tests in parallel, and ends those that hang.
 RUNNER := $(shell cargo nextest --version >/dev/null 2>&1 && echo nextest run || echo test)
 
-.PHONY: help demo test lint bench bench-build bench-claims deps sim mutants
+.PHONY: help demo test lint bench bench-build bench-claims bench-memory deps sim mutants
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -57,6 +57,9 @@ bench: ## Measure what the README promises, then how long cold builds take
 
 bench-claims: ## Measure what a claim costs, and how often one is refused in vain; draws docs/false-refusals.svg
 	cargo run --release --locked -p jepsen --no-default-features --bin claims -- --seeds 100
+
+bench-memory: ## Measure what a replica keeps in memory and on disk, and what of it grows with history
+	cargo run --release --locked -p jepsen --no-default-features --features memory --bin memory
 
 bench-build: ## Measure cold builds, in a directory of their own
 	@dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; set -e; \

@@ -13,6 +13,7 @@ pub mod edn;
 pub mod history;
 #[cfg(feature = "suite")]
 pub mod nemesis;
+pub mod parts;
 #[cfg(feature = "suite")]
 pub mod report;
 #[cfg(feature = "suite")]

@@ -14,8 +14,8 @@ use luc_engine::tx::Shortage;
 use luc_sync::demand::{self, Demand};
 use uuid::Uuid;
 
-use crate::Fallible;
 use crate::load::{CAPACITY, CUT, HEAL, Load, Micros, SECOND, SITES, STEADY, Verdict};
+use jepsen::parts::Fallible;
 
 /// One way, between any two sites.
 const DELAY: Micros = 25_000;

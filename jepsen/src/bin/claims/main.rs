@@ -18,9 +18,6 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// What stops the bench.
-type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
-
 #[derive(Parser)]
 #[command(about = "What a claim costs, and how often one is refused in vain")]
 struct Cli {

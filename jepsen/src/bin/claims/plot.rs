@@ -4,9 +4,9 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use crate::Fallible;
 use crate::load::Cut;
 use crate::refusals::{Design, Results, SKEWS, UTILISATIONS};
+use jepsen::parts::Fallible;
 
 const PANEL: (f64, f64) = (250.0, 150.0);
 const GAP: (f64, f64) = (34.0, 40.0);

@@ -4,12 +4,13 @@
 
 use std::time::Duration;
 
-use ed25519_dalek::{Signer, SigningKey};
+use ed25519_dalek::Signer;
+use jepsen::parts::{Fallible, agent_key, key, make_host, member, quota, room, scattered, server};
 use luc_engine::agent::Statement;
-use luc_engine::entry::{HostIdentity, Member, MemberOp, Subject};
-use luc_engine::id::{ClaimId, CloudId, HostId, Millis, PoolId, ReplicaId, SiteName};
+use luc_engine::entry::MemberOp;
+use luc_engine::id::{ClaimId, CloudId, HostId, Millis, PoolId};
 use luc_engine::ledger::{Amount, Dimension};
-use luc_engine::record::{Host, ImageData, Kind, Project, RecordId, Server, ServerFlavor, ServerImage};
+use luc_engine::record::{Kind, Project, RecordId, Server};
 use luc_engine::replica::{Identity, Replica, founded_by};
 use luc_engine::schedule::{Request, choose};
 use luc_engine::store::MemoryStore;
@@ -18,11 +19,9 @@ use luc_sync::join::mint_quota;
 use rustix::time::{ClockId, clock_gettime};
 use uuid::Uuid;
 
-use crate::Fallible;
-
 /// Members of the cloud: an entry names none of them that is silent, but accounts and pools do.
-const MEMBERS: u8 = 8;
-const HOSTS: u8 = 8;
+const MEMBERS: u32 = 8;
+const HOSTS: u32 = 8;
 /// Claims that are measured at a time.
 const CLAIMS: usize = 20_000;
 /// Servers that are measured at a time.
@@ -122,34 +121,8 @@ struct Site {
     server: Server,
 }
 
-fn key(n: u8) -> SigningKey {
-    SigningKey::from_bytes(&[n; 32])
-}
-
-fn member(n: u8) -> Fallible<Member> {
-    let public_key = key(n).verifying_key().to_bytes();
-    Ok(Member {
-        replica: ReplicaId::of_key(&public_key),
-        public_key,
-        site: SiteName::new(&format!("site-{n}"))?,
-        addresses: Vec::new(),
-        identity_authority: true,
-        sponsor: true,
-        index: u32::from(n),
-    })
-}
-
 fn instances(n: u64) -> Amount {
     [(Dimension::Instances, n)].into_iter().collect()
-}
-
-fn quota(n: u64) -> Amount {
-    let of = [(Dimension::Instances, n), (Dimension::Vcpus, n), (Dimension::MemoryMib, 2_048 * n)];
-    of.into_iter().collect()
-}
-
-fn room(n: u64) -> Amount {
-    [(Dimension::Vcpus, n), (Dimension::MemoryMib, 2_048 * n), (Dimension::DiskGib, 20 * n)].into_iter().collect()
 }
 
 impl Site {
@@ -164,20 +137,16 @@ impl Site {
             others.into_iter().try_for_each(|member| tx.membership(MemberOp::Join(member)))?;
             tx.create(PROJECT, Project { name: "bench".into(), ..Project::default() }, &[])?;
             mint_quota(tx, PROJECT, &quota(u64::from(MEMBERS) * 1_000_000))?;
-            (0..HOSTS).try_for_each(|n| make_host(tx, cloud, &site, n))
+            (0..HOSTS).try_for_each(|n| make_host(tx, cloud, &site, n).map(|_| ()))
         })?;
         replica.flush()?;
         let pool = replica.view().ledger().quota_pools(PROJECT).next().ok_or("there is no quota")?.0;
-        Ok(Self { replica, cloud, pool, now: 2, next: 1_000, settled: 0, server: server() })
+        Ok(Self { replica, cloud, pool, now: 2, next: 1_000, settled: 0, server: server(PROJECT) })
     }
 
     fn id(&mut self) -> RecordId {
         self.next += 1;
-        // As random as the ids of servers are: rows of one table are not written in order.
-        let hash = blake3::hash(&self.next.to_be_bytes());
-        let mut id = [0; 16];
-        id.copy_from_slice(&hash.as_bytes()[..16]);
-        RecordId { kind: Kind::Server, id: Uuid::from_bytes(id) }
+        RecordId { kind: Kind::Server, id: scattered(self.next) }
     }
 
     fn timed<T>(
@@ -244,7 +213,7 @@ impl Site {
             Ok((record, choice.host, quota, on_host))
         })?;
         for (record, host, quota, on_host) in made {
-            let key = host_key(self.key_of(host)?);
+            let key = agent_key(self.key_of(host)?);
             let statement = Statement::sign(self.cloud, host, record.id, on_host, 1, &key);
             self.replica.transact::<_, Refusal>(self.now, |tx| {
                 if with_record {
@@ -260,64 +229,8 @@ impl Site {
         Ok(times)
     }
 
-    fn key_of(&self, host: HostId) -> Fallible<u8> {
-        let own = |n: &u8| HostId::of_key(&host_key(*n).verifying_key().to_bytes()) == host;
+    fn key_of(&self, host: HostId) -> Fallible<u32> {
+        let own = |n: &u32| HostId::of_key(&agent_key(*n).verifying_key().to_bytes()) == host;
         Ok((0..HOSTS).find(own).ok_or("an unknown host")?)
-    }
-}
-
-fn host_key(n: u8) -> SigningKey {
-    key(100 + n)
-}
-
-fn make_host(tx: &mut Tx<'_>, cloud: CloudId, site: &SiteName, n: u8) -> Result<(), Refusal> {
-    let identity = HostIdentity::sign(cloud, site, &host_key(n));
-    let host = identity.host;
-    let pool = tx.mint(Subject::Host(identity), room(1_000_000))?;
-    let record = Host {
-        name: format!("host-{n}"),
-        site: site.to_string(),
-        hypervisor_type: "KVM".into(),
-        architecture: "x86_64".into(),
-        pool: pool.to_string(),
-        ..Host::default()
-    };
-    tx.create(host.0, record, &[]).map(|_| ())
-}
-
-/// A server as users create them: about thirty fields, most of them small.
-fn server() -> Server {
-    let flavor = ServerFlavor {
-        record: Uuid::from_u128(2),
-        flavor_id: "1".into(),
-        name: "m1.small".into(),
-        vcpus: 1,
-        ram_mib: 2_048,
-        disk_gib: 20,
-        ..ServerFlavor::default()
-    };
-    let data = ImageData {
-        blob: "0".repeat(64),
-        size: 1 << 28,
-        virtual_size: 1 << 31,
-        md5: "0".repeat(32),
-        sha512: "0".repeat(128),
-        site: "site-1".into(),
-    };
-    Server {
-        project: PROJECT,
-        user: Uuid::from_u128(3),
-        name: "web-1".into(),
-        description: "web-1".into(),
-        hostname: "web-1".into(),
-        flavor,
-        image: Some(ServerImage { record: Uuid::from_u128(4), disk_format: "qcow2".into(), data }),
-        key_name: Some("mine".into()),
-        public_key: Some("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHxAgI0mdSMAzyDAs7dhqKBUx0ZQ mine".into()),
-        admin_pass: "abcdefghijkl".into(),
-        reservation_id: "r-01234567".into(),
-        created_at: 1_700_000_000_000,
-        updated_at: 1_700_000_000_000,
-        ..Server::default()
     }
 }

@@ -9,7 +9,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::load::{CUT, Cut, HEAL, Load, Micros, Plan, SECOND, STEADY, Verdict};
-use crate::{Fallible, baseline, escrow, plot};
+use jepsen::parts::Fallible;
+
+use crate::{baseline, escrow, plot};
 
 pub(crate) const UTILISATIONS: [f64; 3] = [0.5, 0.8, 0.95];
 pub(crate) const SKEWS: [f64; 3] = [0.0, 0.5, 1.0];
