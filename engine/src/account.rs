@@ -37,6 +37,10 @@ pub struct Pool {
     pub confirmed: bool,
     /// Somebody who forked has spent of it.
     pub is_forked: bool,
+    /// It was minted by somebody who had seen the deletion of what it is for. As whoever has forgotten that cannot tell, such
+    /// a pool is one like others, and stays.
+    #[serde(default)]
+    pub(crate) late: bool,
     accounts: OrdMap<ReplicaId, Account>,
     /// Declarations that the host is dead (S5), in order of their entries; more than one only if two were made apart.
     #[serde(default)]
@@ -250,8 +254,8 @@ impl Pool {
         let account = Account { free: amount.clone(), ..Account::default() };
         let accounts = OrdMap::unit(root, account);
         let (burnt, claimed) = (Amount::default(), Amount::default());
-        let (is_forked, dead) = (false, Vec::new());
-        Self { subject, minted: amount, burnt, claimed, confirmed, is_forked, accounts, dead }
+        let (is_forked, late, dead) = (false, false, Vec::new());
+        Self { subject, minted: amount, burnt, claimed, confirmed, is_forked, late, accounts, dead }
     }
 
     /// Mints more.
@@ -311,6 +315,22 @@ impl Pool {
         let before = account.pieces();
         account.free = rest;
         check_pieces(id, before, account.pieces())
+    }
+
+    /// Takes up the grants that their receivers have said to have seen. Says whether there were any. Nothing shows of it:
+    /// each account is what it was at every past that its owner may still name.
+    pub(crate) fn fold<'a>(&mut self, said: &dyn Fn(ReplicaId) -> Option<&'a Frontier>) -> bool {
+        let counts = |owner: &ReplicaId, account: &Account| {
+            let past = said(*owner)?;
+            account.incoming.iter().any(|grant| grant.counts_at(past)).then_some((*owner, past))
+        };
+        let owners: Vec<_> = self.accounts.iter().filter_map(|(owner, account)| counts(owner, account)).collect();
+        for (owner, past) in &owners {
+            if let Some(account) = self.accounts.get_mut(owner) {
+                account.settle(past);
+            }
+        }
+        !owners.is_empty()
     }
 
     /// Empties the account of somebody who is gone, as of `past`: what was free, and what was owed.

@@ -358,6 +358,8 @@ pub(crate) fn apply_ledger(view: &mut View, author: Author<'_>, index: usize, op
         return Err(refused(author, "declare another site's host dead"));
     }
     check_votes(view, author, op)?;
+    check_open(view, author, op).map_err(|source| Invalid::Ledger { index, source })?;
+    let late = matches!(op, LedgerOp::Mint { subject, .. } if is_closed(view, author, subject));
     let number = u32::try_from(index).unwrap_or(u32::MAX);
     let touches = match op {
         LedgerOp::Mint { .. } => None,
@@ -375,8 +377,39 @@ pub(crate) fn apply_ledger(view: &mut View, author: Author<'_>, index: usize, op
     let Author { entry, frontier, retired, .. } = author;
     let is_forked = view.branches.is_forked(author.replica());
     let judged = Judged { entry, author: author.replica(), is_forked, frontier, is_member: &is_member, retired };
-    view.edit_ledger(touches, |ledger| ledger.apply(judged, number, op))
-        .map_err(|source| Invalid::Ledger { index, source })
+    view.edit_ledger(touches, |ledger| {
+        let touched = ledger.apply(judged, number, op)?;
+        if let (true, Touched::Pool(id)) = (late, touched) {
+            ledger.note_late(id);
+        }
+        Ok(touched)
+    })
+    .map_err(|source| Invalid::Ledger { index, source })
+}
+
+/// Whether what a pool is for was deleted in the entry's past.
+fn is_closed(view: &View, author: Author<'_>, subject: &Subject) -> bool {
+    let deletions = subject.record().and_then(|id| view.present(id)).map(|held| held.deletions.as_slice());
+    deletions.unwrap_or_default().iter().any(|entry| author.frontier.holds(*entry))
+}
+
+/// Nothing of a pool moves any more, in the eyes of whoever has seen the deletion of what it is for; but what is claimed
+/// comes back. So once all have seen it, and nothing is claimed, nobody names the pool, and it is forgotten: an entry that
+/// does is refused by whoever remembers it, and by whoever does not.
+fn check_open(view: &View, author: Author<'_>, op: &LedgerOp) -> Result<(), BadLedgerOp> {
+    let id = match op {
+        LedgerOp::Mint { .. } | LedgerOp::Release { .. } => return Ok(()),
+        LedgerOp::Grow { pool, .. }
+        | LedgerOp::Burn { pool, .. }
+        | LedgerOp::Grant { pool, .. }
+        | LedgerOp::Confirm { pool, .. }
+        | LedgerOp::Claim { pool, .. }
+        | LedgerOp::Inherit { pool, .. }
+        | LedgerOp::DeclareDead { pool, .. } => *pool,
+    };
+    let pool = view.ledger.pool(id).filter(|pool| !pool.late);
+    let closed = pool.is_some_and(|pool| is_closed(view, author, &pool.subject));
+    if closed { Err(BadLedgerOp::Closed(id)) } else { Ok(()) }
 }
 
 pub(crate) fn apply_created(view: &mut View, author: Author<'_>, created: &Created) -> Result<(), Invalid> {
@@ -498,7 +531,9 @@ pub(crate) fn apply_name_op(view: &mut View, author: Author<'_>, op: &ContentOp)
         ContentOp::Change { .. } | ContentOp::Observe(_) => {}
         ContentOp::Bind { name, generation, bearer } => {
             apply_name(view, author, name, *bearer, |state| {
-                let taken_back = state.unbound.iter().any(|(g, b)| b == bearer && g >= generation);
+                let seen = |entry: &EntryId| author.frontier.holds(*entry);
+                let taken_back =
+                    state.unbound.iter().any(|(entry, g, b)| b == bearer && g >= generation && !seen(entry));
                 let same = state.bound.iter_mut().find(|(_, g, b)| (*g, *b) == (*generation, *bearer));
                 match same {
                     // Given by two at once: the lower entry is told, whichever came first here.
@@ -511,10 +546,7 @@ pub(crate) fn apply_name_op(view: &mut View, author: Author<'_>, op: &ContentOp)
         ContentOp::Unbind { name, generation, bearer } => {
             apply_name(view, author, name, *bearer, |state| {
                 state.bound.retain(|(_, g, b)| b != bearer || g > generation);
-                match state.unbound.iter_mut().find(|(_, b)| b == bearer) {
-                    Some((highest, _)) => *highest = *generation.max(highest),
-                    None => state.unbound.push((*generation, *bearer)),
-                }
+                state.unbound.push((author.entry, *generation, *bearer));
             })?;
         }
     }
@@ -606,7 +638,9 @@ fn may_mint_group(view: &View, author: Author<'_>, group: Uuid, host: Option<Hos
     let in_past = |id: PoolId| author.frontier.holds(id.entry);
     let acts = |id: PoolId| author.retired.acts_for(author.replica(), id.entry.author);
     let is_root = host.is_none_or(|host| view.ledger.host_pools(host).any(|(id, _)| in_past(id) && acts(id)));
-    is_root && !view.ledger.group_pools(group, host).any(|(id, _)| in_past(id))
+    // Of a group that was deleted in the entry's past, others may have forgotten those that were made before.
+    let closed = is_closed(view, author, &Subject::Group { group, host });
+    is_root && !view.ledger.group_pools(group, host).any(|(id, pool)| in_past(id) && (pool.late || !closed))
 }
 
 fn refused(author: Author<'_>, what: &str) -> Invalid {

@@ -176,6 +176,20 @@ pub enum Subject {
     },
 }
 
+impl Subject {
+    /// The record whose deletion closes the pool: nothing is minted, granted or claimed of it any more by whoever has seen
+    /// that. None for hosts, which die rather than being deleted, and for votes.
+    #[must_use]
+    pub fn record(&self) -> Option<RecordId> {
+        match self {
+            Self::Quota { project } => Some(RecordId { kind: Kind::Project, id: *project }),
+            Self::Group { group, .. } => Some(RecordId { kind: Kind::ServerGroup, id: *group }),
+            Self::Addresses { of } => Some(*of),
+            Self::Host(_) | Self::Votes => None,
+        }
+    }
+}
+
 /// A host, as its agent has signed it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct HostIdentity {

@@ -27,7 +27,7 @@ use crate::entry::{Frontier, LedgerOp, Subject};
 use crate::hosts::Death;
 use crate::id::{ClaimId, EntryId, HostId, PoolId, ReplicaId};
 use crate::mutant::{Mutant, on};
-use crate::record::RecordId;
+use crate::record::{Kind, RecordId};
 use crate::retire::Retired;
 
 /// A right that has been spent on one record.
@@ -112,6 +112,9 @@ pub enum BadLedgerOp {
     /// Nothing is claimed of a host that was declared dead (S5).
     #[error("the host of pool {0} was declared dead in the entry's past")]
     Dead(PoolId),
+    /// What the pool is for was deleted: only claims are released.
+    #[error("what pool {0} is for was deleted in the entry's past")]
+    Closed(PoolId),
     /// Only hosts die.
     #[error("pool {0} is not a host's")]
     NotHost(PoolId),
@@ -217,6 +220,15 @@ impl Ledger {
     /// The pools that call themselves those of a record's addresses; [`crate::view::View::address_pool`] says which is.
     pub fn address_pools(&self, of: RecordId) -> impl Iterator<Item = (PoolId, &Pool)> {
         pools_of(&self.pools, self.address_pools.get(&of))
+    }
+
+    /// The pools that are closed by the deletion of a record.
+    pub fn pools_for(&self, record: RecordId) -> impl Iterator<Item = (PoolId, &Pool)> {
+        let quota = self.quota_pools.get(&record.id).filter(|_| record.kind == Kind::Project);
+        let groups = self.group_pools.range((record.id, None)..);
+        let groups = groups.take_while(move |((group, _), _)| record.kind == Kind::ServerGroup && *group == record.id);
+        let ids = quota.into_iter().chain(groups.map(|(_, ids)| ids)).chain(self.address_pools.get(&record));
+        ids.flatten().filter_map(|id| self.pool(*id).map(|pool| (*id, pool)))
     }
 
     /// The grants of confirmed pools that wait for the word of their pools' roots.
@@ -373,6 +385,42 @@ impl Ledger {
         self.claims.insert(id, Arc::new(claim));
     }
 
+    /// Forgets a pool that nobody will name any more.
+    pub(crate) fn remove_pool(&mut self, id: PoolId) {
+        let Some(pool) = self.pools.remove(&id) else { return };
+        for granted in pool.waiting(id) {
+            self.waiting.remove(&granted);
+        }
+        match &pool.subject {
+            Subject::Host(host) => remove_sorted(&mut self.host_pools, &host.host, id),
+            Subject::Quota { project } => remove_sorted(&mut self.quota_pools, project, id),
+            Subject::Votes => self.votes = self.votes.filter(|votes| *votes != id),
+            Subject::Group { group, host } => remove_sorted(&mut self.group_pools, &(*group, *host), id),
+            Subject::Addresses { of } => remove_sorted(&mut self.address_pools, of, id),
+        }
+    }
+
+    /// Notes that a pool was minted by somebody who had seen the deletion of what it is for.
+    pub(crate) fn note_late(&mut self, id: PoolId) {
+        if let Some(pool) = self.pools.get_mut(&id) {
+            Arc::make_mut(pool).late = true;
+        }
+    }
+
+    /// Takes up the grants that their receivers have said to have seen. Gives the pools that have changed.
+    pub(crate) fn fold_grants<'a>(&mut self, said: &dyn Fn(ReplicaId) -> Option<&'a Frontier>) -> Vec<PoolId> {
+        let mut changed = Vec::new();
+        for (id, pool) in &self.pools {
+            let mut folded = Pool::clone(pool);
+            if folded.fold(said) {
+                changed.push((*id, Arc::new(folded)));
+            }
+        }
+        let ids = changed.iter().map(|(id, _)| *id).collect();
+        self.pools.extend(changed);
+        ids
+    }
+
     /// Takes free rights from the author's account, after the grants that its frontier covers.
     fn spend(&mut self, judged: Judged<'_>, id: PoolId, amount: &Amount) -> Result<&mut Pool, BadLedgerOp> {
         if amount.is_zero() {
@@ -479,6 +527,14 @@ fn pools_of<'a>(
     ids: Option<&'a Vector<PoolId>>,
 ) -> impl Iterator<Item = (PoolId, &'a Pool)> {
     ids.into_iter().flatten().filter_map(|id| pools.get(id).map(|pool| (*id, &**pool)))
+}
+
+fn remove_sorted<K: Ord + Clone>(all: &mut OrdMap<K, Vector<PoolId>>, key: &K, id: PoolId) {
+    let Some(mut ids) = all.remove(key) else { return };
+    ids.retain(|other| *other != id);
+    if !ids.is_empty() {
+        all.insert(key.clone(), ids);
+    }
 }
 
 fn insert_sorted<T: Ord + Copy>(ids: &mut Vector<T>, id: T) {

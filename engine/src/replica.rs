@@ -511,7 +511,9 @@ impl Replica {
     /// [`Refusal`]; nothing is countersigned.
     pub fn confirm(&mut self, now: Millis) -> Result<bool, Refusal> {
         let view = &self.view;
-        let mine = |granted: &&Waiting| view.retired().acts_for(self.me, granted.pool.entry.author);
+        let is_open = |id| view.ledger().pool(id).is_some_and(|pool| !view.is_closed(pool));
+        let mine =
+            |granted: &&Waiting| view.retired().acts_for(self.me, granted.pool.entry.author) && is_open(granted.pool);
         let named = view.retirements().named(view.frontier());
         let doubtful = |author: ReplicaId| {
             self.quarantine.contains_key(&author) || (named.contains(&author) && !view.retired().contains(author))
@@ -648,7 +650,9 @@ impl Replica {
         let ledger = self.view.ledger();
         let mut left = Vec::new();
         let mut look = |id: PoolId, pool: &Pool| {
-            left.extend(from.iter().filter(|id| pool.is_left(**id)).map(|from| (id, *from)));
+            if !self.view.is_closed(pool) {
+                left.extend(from.iter().filter(|id| pool.is_left(**id)).map(|from| (id, *from)));
+            }
         };
         match pools {
             Some(pools) => pools.iter().filter_map(|id| Some((*id, ledger.pool(*id)?))).for_each(|(id, p)| look(id, p)),

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use redb::{ReadableDatabase, TableDefinition};
 
 /// Version of the store's format, written in [`Table::Meta`].
-pub const FORMAT: u64 = 7;
+pub const FORMAT: u64 = 8;
 
 /// The tables. Each has its own key and value encoding, see [`crate::replica`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]

@@ -86,8 +86,9 @@ impl MemberState {
 pub struct NameState {
     /// Live bindings: entry, generation, bearer.
     pub bound: Vec<(EntryId, u64, RecordId)>,
-    /// Bindings that were taken back, of bearers that live: the highest generation of each. It and all below are void.
-    pub unbound: Vec<(u64, RecordId)>,
+    /// Bindings that were taken back, of bearers that live: by which entry, up to which generation, whose. A binding that comes
+    /// later is void if it is of such a generation and its author had not seen that entry; so once all have, it is forgotten.
+    pub unbound: Vec<(EntryId, u64, RecordId)>,
 }
 
 /// A digest of canonical live state: a sum over its items, so that it is kept up to date at the cost of a change and
@@ -350,7 +351,7 @@ impl View {
     #[must_use]
     pub fn generation(&self, name: &Name) -> u64 {
         let taken_back = self.names.get(name).into_iter().flat_map(|state| &state.unbound);
-        taken_back.map(|(generation, _)| generation.saturating_add(1)).max().unwrap_or(0)
+        taken_back.map(|(_, generation, _)| generation.saturating_add(1)).max().unwrap_or(0)
     }
 
     /// Where a server is: its live claim on a host, the highest epoch first.
@@ -464,6 +465,8 @@ impl View {
             if shows == is_kept || (is_kept && on(Mutant::KeptIgnored)) {
                 continue;
             }
+            let pools: Vec<PoolId> = self.ledger.pools_for(id).map(|(pool, _)| pool).collect();
+            pools.iter().for_each(|pool| self.digest_whole_pool(*pool, false));
             if shows {
                 self.set_record(id, None);
                 if !on(Mutant::TombstoneDropped) {
@@ -473,6 +476,7 @@ impl View {
                 self.hidden.remove(&id);
                 self.set_record(id, Some(Held::clone(&held)));
             }
+            pools.iter().for_each(|pool| self.digest_whole_pool(*pool, true));
             check.extend(held.references.iter().copied());
         }
     }
@@ -481,13 +485,51 @@ impl View {
     /// nobody can create it again (R2).
     fn is_over(&self, id: RecordId, held: &Held, all_have: &dyn Fn(EntryId) -> bool) -> bool {
         let is_stable = held.deletions.iter().any(|entry| all_have(*entry));
-        id.is_certified() && is_stable && self.ledger.claims_of(id).next().is_none()
+        let is_used = || self.ledger.pools_for(id).any(|(_, pool)| !pool.late && !pool.claimed.is_zero());
+        id.is_certified() && is_stable && self.ledger.claims_of(id).next().is_none() && !is_used()
+    }
+
+    /// The pools that nobody will name any more: what they are for is gone, all have its deletion, and nothing of them is
+    /// claimed.
+    pub(crate) fn closed_pools(&self, all_have: &dyn Fn(EntryId) -> bool) -> Vec<PoolId> {
+        let stable = self.hidden.iter().filter(|(_, held)| held.deletions.iter().any(|entry| all_have(*entry)));
+        let pools = stable.flat_map(|(id, _)| self.ledger.pools_for(*id));
+        pools.filter(|(_, pool)| !pool.late && pool.claimed.is_zero()).map(|(id, _)| id).collect()
+    }
+
+    /// Whether what a pool is for was deleted, as far as is known here: this replica may only release claims of it.
+    #[must_use]
+    pub fn is_closed(&self, pool: &Pool) -> bool {
+        let record = pool.subject.record().filter(|_| !pool.late);
+        record.and_then(|id| self.present(id)).is_some_and(|held| held.deleted)
     }
 
     /// The records that are gone and that nobody will name any more.
     pub(crate) fn over(&self, all_have: &dyn Fn(EntryId) -> bool) -> Vec<RecordId> {
         let over = self.hidden.iter().filter(|(id, held)| self.is_over(**id, held, all_have));
         over.map(|(id, _)| *id).collect()
+    }
+
+    /// The names of which something was taken back that nobody will bind any more without having seen it, with what is left
+    /// of them: nothing shows of it.
+    pub(crate) fn without_unbound(&self, all_have: &dyn Fn(EntryId) -> bool) -> Vec<(Name, NameState)> {
+        let is_stable = |(entry, ..): &(EntryId, u64, RecordId)| all_have(*entry);
+        let stable = self.names.iter().filter(|(_, state)| state.unbound.iter().any(is_stable));
+        let rest = stable.map(|(name, state)| {
+            let mut state = NameState::clone(state);
+            state.unbound.retain(|one| !is_stable(one));
+            (name.clone(), state)
+        });
+        rest.collect()
+    }
+
+    /// Puts what is left of a name; nothing shows of what has gone.
+    pub(crate) fn fold_name(&mut self, name: Name, state: NameState) {
+        if state == NameState::default() {
+            self.names.remove(&name);
+        } else {
+            self.names.insert(name, Arc::new(state));
+        }
     }
 
     pub(crate) fn edit_name(&mut self, name: &Name, edit: impl FnOnce(&mut NameState)) {
@@ -511,14 +553,12 @@ impl View {
     pub(crate) fn drop_names(&mut self, bearer: RecordId) {
         let of_kind = self.names.range(Name { kind: bearer.kind, parent: Uuid::nil(), name: String::new() }..);
         let of_kind = of_kind.take_while(|(name, _)| name.kind == bearer.kind);
-        let is_of = |state: &NameState| {
-            state.bound.iter().any(|(_, _, b)| *b == bearer) || state.unbound.iter().any(|(_, b)| *b == bearer)
-        };
+        let is_of = |state: &NameState| state.bound.iter().chain(&state.unbound).any(|(_, _, b)| *b == bearer);
         let names: Vec<Name> = of_kind.filter(|(_, state)| is_of(state)).map(|(name, _)| name.clone()).collect();
         for name in names {
             self.edit_name(&name, |state| {
                 state.bound.retain(|(_, _, b)| *b != bearer);
-                state.unbound.retain(|(_, b)| *b != bearer);
+                state.unbound.retain(|(_, _, b)| *b != bearer);
             });
         }
     }
@@ -587,16 +627,33 @@ impl View {
         }
     }
 
+    /// Takes a pool into the digest, or out of it, before and after what it is for has gone or come back.
+    fn digest_whole_pool(&mut self, id: PoolId, add: bool) {
+        let Some(pool) = self.ledger.pool(id).filter(|pool| self.shows(pool)).cloned() else { return };
+        self.digest_pool_change(id, (!add).then_some(&pool), add.then_some(&pool));
+    }
+
+    /// Whether a pool is part of the visible state: not if what it is for is gone, since it is forgotten with that (R1, R2).
+    fn shows(&self, pool: &Pool) -> bool {
+        pool.late || pool.subject.record().is_none_or(|id| !self.hidden.contains_key(&id))
+    }
+
     /// Takes a pool's change into the digest. Each account is an item of its own, so that a claim costs the same however
     /// many replicas hold rights.
     fn digest_pool(&mut self, id: PoolId, before: Option<&Pool>) {
         let now = self.ledger.pool(id).cloned();
-        for (pool, add) in [(before, false), (now.as_ref(), true)] {
+        let before = before.filter(|pool| self.shows(pool));
+        let now = now.filter(|pool| self.shows(pool));
+        self.digest_pool_change(id, before, now.as_ref());
+    }
+
+    fn digest_pool_change(&mut self, id: PoolId, before: Option<&Pool>, now: Option<&Pool>) {
+        for (pool, add) in [(before, false), (now, true)] {
             if let Some(Pool { subject, minted, burnt, claimed, dead, confirmed, .. }) = pool {
                 self.digest_item(&("pool", id, subject, minted, burnt, claimed, dead, confirmed), add);
             }
         }
-        for (replica, before, now) in Pool::changed_accounts(before, now.as_ref()) {
+        for (replica, before, now) in Pool::changed_accounts(before, now) {
             for (Rights { total, waiting, owed }, add) in [(before, false), (now, true)] {
                 if !total.is_zero() {
                     self.digest_item(&("account", id, replica, total), add);
@@ -745,7 +802,7 @@ impl Rename for Rows {
             }
         }
         for (_, state) in &mut self.names {
-            state.bound.iter_mut().for_each(|(entry, _, _)| entry.rename(by));
+            state.bound.iter_mut().chain(&mut state.unbound).for_each(|(entry, _, _)| entry.rename(by));
         }
         for (id, pool) in &mut self.pools {
             id.rename(by);

@@ -19,13 +19,14 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Chain, Flushed, Replica, log_key};
+use super::{Chain, Flushed, Replica, log_key, put_or_delete};
 use crate::branch::Branch;
 use crate::entry::{Entry, Frontier, Hash, MemberOp, encode};
 use crate::id::{EntryId, Millis, ReplicaId};
 use crate::retire::VOTES;
 use crate::store::{Batch, Reader, StoreError, Table};
 use crate::tx::Refusal;
+use crate::view::NameState;
 
 /// Bytes of log beyond which what absent members lack is dropped too, unless a replica is told another number.
 pub const LOG_BYTES: u64 = 256 << 20;
@@ -155,10 +156,26 @@ impl Replica {
         }
         dropping.forget_hashes(self)?;
         let Dropping { kept, mut batch, count, .. } = dropping;
-        let over = self.view.over(&|entry| nameable.get(&entry.author).is_some_and(|number| *number >= entry.number));
+        let all_have = |entry: EntryId| nameable.get(&entry.author).is_some_and(|number| *number >= entry.number);
+        let over = self.view.over(&all_have);
         for id in &over {
             batch.delete(Table::Tombstone, encode(id));
             batch.delete(Table::Document, encode(id));
+        }
+        let mut ledger = self.view.ledger.clone();
+        for id in self.view.closed_pools(&all_have) {
+            ledger.remove_pool(id);
+            batch.delete(Table::Pool, encode(&id));
+        }
+        let names = self.view.without_unbound(&all_have);
+        for (name, state) in &names {
+            let left = (*state != NameState::default()).then(|| encode(state));
+            put_or_delete(&mut batch, Table::Name, encode(name), left);
+        }
+        // Of one who forked, each branch says for itself what it has seen.
+        let said = |owner| self.said(owner).filter(|_| !self.view.branches.is_forked(owner));
+        for id in ledger.fold_grants(&said) {
+            batch.put(Table::Pool, encode(&id), ledger.pool(id).map(encode).unwrap_or_default());
         }
         if batch.is_empty() {
             return Ok(0);
@@ -175,6 +192,8 @@ impl Replica {
         }
         self.store.commit(&batch)?;
         over.iter().for_each(|id| drop(self.view.hidden.remove(id)));
+        names.into_iter().for_each(|(name, state)| self.view.fold_name(name, state));
+        self.view.ledger = ledger;
         self.pending.reader = self.store.reader()?;
         Ok(count)
     }
