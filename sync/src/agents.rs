@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 use uuid::Uuid;
 
+use crate::join::{SPREAD, spread};
 use crate::node::Node;
 use crate::wire::HostStatus;
 
@@ -603,13 +604,14 @@ fn capacity(facts: &HostFacts) -> Amount {
         .collect()
 }
 
-/// A host's own site keeps three quarters; the rest is spread over the other members, so that a cut site can still
-/// place a little elsewhere. Who needs more asks; and whose pool it is not shares nothing.
+/// A host's own site keeps three quarters; the rest is spread over the other members (or so many of them), so that a cut
+/// site can still place a little elsewhere. Who needs more asks; and whose pool it is not shares nothing.
 fn share_host(tx: &mut Tx<'_>, pool: PoolId, capacity: &Amount) -> Result<(), Refusal> {
     if !is_root(tx, pool) {
         return Ok(());
     }
-    let others: Vec<ReplicaId> = others(tx.view(), tx.me());
+    let mut others = spread(tx.view(), tx.me(), &pool.entry.author.0);
+    others.truncate(SPREAD);
     let count = u64::try_from(others.len()).unwrap_or(u64::MAX);
     let share = capacity.divided_by(4).divided_by(count);
     for to in others {

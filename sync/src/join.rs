@@ -13,9 +13,10 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use luc_engine::entry::{Member, MemberOp, Subject};
-use luc_engine::id::{CloudId, HostId, Millis, ReplicaId, SiteName};
-use luc_engine::ledger::Amount;
+use luc_engine::id::{CloudId, HostId, Millis, PoolId, ReplicaId, SiteName};
+use luc_engine::ledger::{Amount, Dimension, Pool};
 use luc_engine::tx::{Refusal, Tx};
+use luc_engine::view::View;
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
@@ -280,20 +281,43 @@ pub fn admit_replica(tx: &mut Tx<'_>, mut member: Member) -> Result<(), Refusal>
             Subject::Host(host) => tx.view().host_pool(host.host).is_some_and(|(served, _)| served == **id),
             _ => true,
         })
-        .map(|(id, pool)| (*id, share(&pool.subject, &pool.capacity(), members).min(&pool.free(me))))
+        .filter(|(_, pool)| !tx.view().is_closed(pool))
+        .map(|(id, pool)| (*id, share(*id, pool, me, members).min(&pool.free(me))))
         .filter(|(_, share)| !share.is_zero())
         .collect();
     shares.into_iter().try_for_each(|(pool, share)| tx.grant(pool, newcomer, share))
 }
 
-/// Quotas are shared evenly. Of a host, its own site keeps three quarters.
-fn share(subject: &Subject, capacity: &Amount, members: u64) -> Amount {
-    match subject {
-        Subject::Quota { .. } => capacity.divided_by(members),
+/// Most replicas among which a quota is spread before anybody has asked for it: sites by the ten share evenly; in a cloud of
+/// hundreds, where most projects never go to most sites, the others ask the first time, and ahead of need from then on.
+pub const SPREAD: usize = 32;
+
+/// Among how many of `members` an amount is spread: no more than each of whom can start a server, or whatever it counts.
+fn holders(amount: &Amount, members: u64) -> u64 {
+    let most = amount.iter().map(|(_, n)| n).max().unwrap_or(1);
+    let instances = amount.get(Dimension::Instances);
+    let useful = if instances > 0 { instances } else { most };
+    members.min(u64::try_from(SPREAD).unwrap_or(u64::MAX)).min(useful).max(1)
+}
+
+/// Quotas are shared evenly. Of a host, its own site keeps half, however many come; and so does whoever else admits one,
+/// of what it has.
+fn share(id: PoolId, pool: &Pool, me: ReplicaId, members: u64) -> Amount {
+    let capacity = pool.capacity();
+    match &pool.subject {
+        Subject::Quota { .. } => {
+            let holding = pool.accounts().filter(|(_, free)| !free.is_zero()).count();
+            let of = holders(&capacity, members);
+            if u64::try_from(holding).is_ok_and(|n| n < of) { capacity.divided_by(of) } else { Amount::default() }
+        }
         // Made where they are needed first, and handed over when they are asked for; votes are shared as members come.
         // Addresses too: a share that is not used is a hole in somebody's block.
         Subject::Group { .. } | Subject::Addresses { .. } | Subject::Votes => Amount::default(),
-        Subject::Host(_) => capacity.divided_by(4).divided_by(members.saturating_sub(1)),
+        Subject::Host(_) => {
+            let free = pool.free(me);
+            let kept = if id.entry.author == me { capacity.divided_by(2) } else { free.divided_by(2) };
+            capacity.divided_by(4).divided_by(members.saturating_sub(1)).min(&free.saturating_sub(&kept))
+        }
     }
 }
 
@@ -306,22 +330,32 @@ pub fn mint_quota(tx: &mut Tx<'_>, project: uuid::Uuid, amount: &Amount) -> Resu
     mint_quota_as(tx, project, amount, confirmed)
 }
 
-/// Makes a pool of a project's quota, spread evenly over the members, so that a site that is cut off goes on with its
-/// share. If it is confirmed, what moves on from there is spent only once this replica has countersigned it (A5).
+/// Makes a pool of a project's quota, spread evenly over the members (or [`SPREAD`] of them), so that a site that is cut off
+/// goes on with its share. If it is confirmed, what moves on from there is spent only once this replica has countersigned it (A5).
 ///
 /// # Errors
 /// [`Refusal::Invalid`] if this site is no identity authority.
 pub fn mint_quota_as(tx: &mut Tx<'_>, project: uuid::Uuid, amount: &Amount, confirmed: bool) -> Result<(), Refusal> {
     let subject = Subject::Quota { project };
     let pool = if confirmed { tx.mint_confirmed(subject, amount.clone())? } else { tx.mint(subject, amount.clone())? };
-    let others = crate::agents::others(tx.view(), tx.me());
-    let share = amount.divided_by(u64::try_from(others.len()).unwrap_or(u64::MAX).saturating_add(1));
-    for to in others {
-        if !share.is_zero() {
-            tx.grant(pool, to, share.clone())?;
-        }
-    }
-    Ok(())
+    let others = spread(tx.view(), tx.me(), &project);
+    let of = holders(amount, u64::try_from(others.len()).unwrap_or(u64::MAX).saturating_add(1));
+    let share = amount.divided_by(of);
+    let some = usize::try_from(of.saturating_sub(1)).unwrap_or(usize::MAX);
+    others.into_iter().take(some).filter(|_| !share.is_zero()).try_for_each(|to| tx.grant(pool, to, share.clone()))
+}
+
+/// The other members in the order in which they get a share of what is `of` something: a replica of each site first; and
+/// other sites first of other things, so that in a large cloud each site has some.
+pub(crate) fn spread(view: &View, me: ReplicaId, of: &uuid::Uuid) -> Vec<ReplicaId> {
+    let place = |id: &ReplicaId| *blake3::hash(&[of.as_bytes().as_slice(), id.0.as_bytes()].concat()).as_bytes();
+    let mut others = crate::agents::others(view, me);
+    others.sort_by_cached_key(place);
+    let site = |id: &ReplicaId| view.member(*id).map(|state| state.member.site.clone());
+    let mut seen = std::collections::BTreeSet::from([site(&me)]);
+    let (mut first, rest): (Vec<_>, Vec<_>) = others.into_iter().partition(|id| seen.insert(site(id)));
+    first.extend(rest);
+    first
 }
 
 /// A newcomer's part, once it has been admitted: what it keeps on its disk.

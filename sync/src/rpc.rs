@@ -469,9 +469,12 @@ pub fn spare(tx: &mut Tx<'_>, to: ReplicaId, pool: PoolId, amount: &Amount, keep
 }
 
 fn hand(tx: &mut Tx<'_>, to: ReplicaId, pool: PoolId, gift: Amount) -> Result<Amount, Refusal> {
-    if !gift.is_zero() {
-        tx.grant(pool, to, gift.clone())?;
+    // What the pool is for may be gone, as far as is known here.
+    let closed = tx.view().ledger().pool(pool).is_none_or(|pool| tx.view().is_closed(pool));
+    if closed || gift.is_zero() {
+        return Ok(Amount::default());
     }
+    tx.grant(pool, to, gift.clone())?;
     Ok(gift)
 }
 
