@@ -103,3 +103,42 @@ fn what_moves_in_a_confirmed_pool_waits_for_the_word_of_its_root() {
     let shown = shown(paris, &pool);
     assert_eq!((&shown["claims"], &shown["conserved"], &shown["confirmed"]), (&json!(3), &json!(true), &json!(true)));
 }
+
+#[test]
+fn an_operator_makes_changes_and_deletes_pools_from_the_command_line() {
+    let cloud = Cloud::start(&["paris"]).unwrap();
+    let site = &cloud.sites[0];
+    let pool = |arguments: &[&str]| -> Value { serde_json::from_str(&site.luc(arguments).unwrap()).unwrap() };
+    let refused = |arguments: &[&str]| site.luc(arguments).unwrap_err().to_string();
+
+    let made = site.luc(&["pools", "create", "public", "198.51.100.0/30", "198.51.100.9", "--confirmed"]).unwrap();
+    assert!(made.contains("address pool public: 0 claims, adds up, grants are countersigned"), "{made}");
+    let again = refused(&["pools", "create", "public", "192.0.2.0/24"]);
+    assert!(again.contains("409"), "{again}");
+    let none = refused(&["pools", "create", "other", "192.0.2.0/33"]);
+    assert!(none.contains("400"), "{none}");
+
+    let grown = pool(&["pools", "set", "public", "--add", "192.0.2.0/31", "--add", "192.0.2.7", "--json"]);
+    assert_eq!(
+        blocks(&grown["capacity"]["addresses"]),
+        ["192.0.2.0/31", "192.0.2.7", "198.51.100.0/30", "198.51.100.9"]
+    );
+    let id = grown["subject"]["address_pool"].as_str().unwrap().to_owned();
+    let shrunk = pool(&["pools", "set", &id, "--remove", "198.51.100.0/30", "--json"]);
+    assert_eq!(blocks(&shrunk["capacity"]["addresses"]), ["192.0.2.0/31", "192.0.2.7", "198.51.100.9"]);
+    let back = refused(&["pools", "set", "public", "--add", "198.51.100.1"]);
+    assert!(back.contains("409") && back.contains("does not come back"), "{back}");
+    let nothing = refused(&["pools", "set", "public"]);
+    assert!(nothing.contains("--add or --remove"), "{nothing}");
+
+    let paris = cloud.login(0).unwrap();
+    let claim = take(&paris, &id, json!({"addresses": ["192.0.2.7"]})).unwrap();
+    let used = refused(&["pools", "set", "public", "--remove", "192.0.2.7"]);
+    assert!(used.contains("409") && used.contains("192.0.2.7"), "{used}");
+    let in_use = refused(&["pools", "delete", "public"]);
+    assert!(in_use.contains("409") && in_use.contains("in use"), "{in_use}");
+    paris.send("DELETE", &format!("/luc/v1/pools/{id}/claims/{}", claim["id"].as_str().unwrap()), &[], b"").unwrap();
+    assert_eq!(pool(&["pools", "delete", "public", "--json"])["deleted"], json!(id));
+    let gone = refused(&["pools", "delete", "public"]);
+    assert!(gone.contains("there is no address pool public"), "{gone}");
+}

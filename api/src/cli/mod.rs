@@ -1,5 +1,6 @@
 //! The `luc` command: founding, joining and running sites, and looking at a cloud.
 
+mod address_pools;
 mod client;
 mod config;
 mod demo;
@@ -43,8 +44,9 @@ enum Command {
     Agent(Configured),
     /// Show sites, replicas, hosts, who reaches whom, and whether all agree.
     Status(StatusArgs),
-    /// Show every pool: what was minted, burnt and claimed, who holds the rest and can be reached, and whether it adds up.
-    Pools(StatusArgs),
+    /// Show every pool: what was minted, burnt and claimed, who holds the rest and can be reached, and whether it adds up. Or
+    /// make, change and delete address pools.
+    Pools(PoolsArgs),
     /// Revoke the certificate of a replica: nobody who knows it talks to it any more.
     Revoke(Revoke),
     /// Retire replicas that are gone for good, or say that one was moved.
@@ -127,6 +129,67 @@ struct StatusArgs {
 }
 
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
+struct PoolsArgs {
+    #[command(flatten)]
+    shown: StatusArgs,
+    #[command(subcommand)]
+    command: Option<PoolsCommand>,
+}
+
+#[derive(Subcommand)]
+enum PoolsCommand {
+    /// Make an address pool. This site's replica becomes its root: it holds all addresses until other sites ask for some,
+    /// and only there can addresses be added later.
+    Create(CreatePool),
+    /// Add addresses to a pool, or take away such as nobody uses.
+    Set(SetPool),
+    /// Delete a pool none of whose addresses is taken.
+    Delete(DeletePool),
+}
+
+#[derive(Args)]
+struct CreatePool {
+    #[command(flatten)]
+    shown: StatusArgs,
+    /// The pool's name, which no other pool has.
+    name: String,
+    /// What it has, of one family: blocks, ranges and single addresses, like 198.51.100.0/24, 198.51.100.10-198.51.100.20,
+    /// 2001:db8::7.
+    #[arg(required = true, value_name = "ADDRESSES")]
+    cidrs: Vec<String>,
+    /// What it is for.
+    #[arg(long)]
+    description: Option<String>,
+    /// What one site hands another is used only once this replica has countersigned it, for ever: a site that lies can hand
+    /// no address to two halves of a split cloud. While this replica is out of reach, other sites get no more.
+    #[arg(long)]
+    confirmed: bool,
+}
+
+#[derive(Args)]
+struct SetPool {
+    #[command(flatten)]
+    shown: StatusArgs,
+    /// The pool's name or id.
+    pool: String,
+    /// Addresses that it gets, new to it: where it was made, at the pool's root (or the root's heir). Repeat for several.
+    #[arg(long, value_name = "ADDRESSES")]
+    add: Vec<String>,
+    /// Addresses that it loses, for ever: it never has them again. Nobody may use any. Repeat for several.
+    #[arg(long, value_name = "ADDRESSES")]
+    remove: Vec<String>,
+}
+
+#[derive(Args)]
+struct DeletePool {
+    #[command(flatten)]
+    shown: StatusArgs,
+    /// The pool's name or id.
+    pool: String,
+}
+
+#[derive(Args)]
 struct Revoke {
     #[command(flatten)]
     configured: Configured,
@@ -202,7 +265,8 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => run::serve(&args.config),
         Command::Agent(args) => remote::agent(&args.config),
         Command::Status(args) => status::status(&args),
-        Command::Pools(args) => pools::pools(&args),
+        Command::Pools(PoolsArgs { shown, command: None }) => pools::pools(&shown),
+        Command::Pools(PoolsArgs { command: Some(command), .. }) => address_pools::run(&command),
         Command::Revoke(args) => status::revoke(&args),
         Command::Replica(ReplicaCommand::Retire(args)) => status::retire(&args),
         Command::Replica(ReplicaCommand::Moved(args)) => place::moved(&args.config),

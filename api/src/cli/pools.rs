@@ -24,21 +24,24 @@ pub(super) fn pools(args: &StatusArgs) -> Result<()> {
 const BLOCKS: usize = 8;
 
 fn describe(pools: &Value) -> String {
-    let mut out = String::new();
-    for pool in list(&pools["pools"]) {
-        let conserved = if pool["conserved"] == true { "adds up" } else { "DOES NOT ADD UP" };
-        let confirmed = if pool["confirmed"] == true { ", grants are countersigned by the root" } else { "" };
-        let _ = writeln!(out, "{}: {} claims, {conserved}{confirmed}", title(&pool["subject"]), pool["claims"]);
-        if pool["overdraft"].as_object().is_some_and(|overdraft| !overdraft.is_empty()) {
-            let _ =
-                writeln!(out, "  spent twice by a replica that forked, and not yet paid: {}", free(&pool["overdraft"]));
-        }
-        dimensions(&mut out, pool);
-        holders(&mut out, pool);
-        out.push('\n');
-    }
+    let mut out: String = list(&pools["pools"]).map(|pool| describe_one(pool) + "\n").collect();
     let all = if pools["conserved"] == true { "holds for every pool" } else { "is BROKEN" };
     let _ = writeln!(out, "minted = free + claimed + burnt {all}");
+    out
+}
+
+/// The table of one pool.
+pub(super) fn describe_one(pool: &Value) -> String {
+    let mut out = String::new();
+    let conserved = if pool["conserved"] == true { "adds up" } else { "DOES NOT ADD UP" };
+    let confirmed = if pool["confirmed"] == true { ", grants are countersigned by the root" } else { "" };
+    let _ = writeln!(out, "{}: {} claims, {conserved}{confirmed}", title(&pool["subject"]), pool["claims"]);
+    if pool["overdraft"].as_object().is_some_and(|overdraft| !overdraft.is_empty()) {
+        let owed = free(&pool["overdraft"]);
+        let _ = writeln!(out, "  spent twice by a replica that forked, and not yet paid: {owed}");
+    }
+    dimensions(&mut out, pool);
+    holders(&mut out, pool);
     out
 }
 
@@ -129,7 +132,8 @@ fn free(amount: &Value) -> String {
     if all.is_empty() { "nothing".into() } else { all.join(", ") }
 }
 
-fn list(value: &Value) -> impl Iterator<Item = &Value> {
+/// The elements of a list; none of what is no list.
+pub(super) fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 

@@ -13,7 +13,8 @@ use super::client::Client;
 use super::config::Config;
 use super::{Retire, Revoke, StatusArgs};
 
-fn client(config: &Config) -> Result<Client> {
+/// A client of the replica of this machine.
+pub(super) fn client(config: &Config) -> Result<Client> {
     let credentials = Credentials::load(&config.data_dir)?;
     let mut address: SocketAddr = config.api.listen;
     if address.ip().is_unspecified() {
@@ -24,13 +25,16 @@ fn client(config: &Config) -> Result<Client> {
 }
 
 pub(super) fn ask(config: &Config, path: &str) -> Result<Value> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(client(config)?.get(path))
+    wait_for(client(config)?.get(path))
 }
 
 pub(super) fn tell(config: &Config, path: &str, body: &Value) -> Result<Value> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(client(config)?.post(path, body))
+    wait_for(client(config)?.post(path, body))
+}
+
+/// The answer to what was asked.
+pub(super) fn wait_for(answer: impl Future<Output = Result<Value>>) -> Result<Value> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(answer)
 }
 
 pub(super) fn status(args: &StatusArgs) -> Result<()> {
