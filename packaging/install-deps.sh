@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that building, demonstrating and testing LUC need.
 #
-#   packaging/install-deps.sh [build] [demo] [test]        (default: build demo)
+#   packaging/install-deps.sh [build] [demo] [test] [suite]        (default: build demo)
 #
 #   build   what `cargo build` needs: a C compiler, libvirt's headers
 #   demo    libvirt and QEMU, and the tools that build the demo's guest image
 #   test    demo, and Python for the OpenStack client
+#   suite   demo, and libfaketime for wrong clocks: what `make check` and `make jepsen` need
 #
 #   HYPERVISOR=test   leaves QEMU out: the demo then runs on libvirt's own simulated hypervisor
 #
@@ -29,7 +30,7 @@ for group in "${groups[@]}"; do
         command -v cargo >/dev/null ||
             die "Rust is missing: install Rust 1.90 or newer (https://rustup.rs, or your distribution) and run this again."
         ;;
-    demo | test)
+    demo | test | suite)
         wanted+=(libvirt-daemon libvirt-clients iproute2 procps util-linux)
         if [ "${HYPERVISOR:-}" != test ]; then
             # libvirt's QEMU driver refuses to start without the account that it would give its disks to.
@@ -38,10 +39,11 @@ for group in "${groups[@]}"; do
             # For packaging/guest/build.sh. The guest's kernel is fetched and unpacked there, never installed.
             wanted+=(busybox-static syslinux syslinux-common mtools dosfstools fdisk cpio binutils xz-utils)
         fi
-        [ "$group" = demo ] || wanted+=(curl python3 python3-venv)
+        [ "$group" != test ] || wanted+=(curl python3 python3-venv)
+        [ "$group" != suite ] || wanted+=(libfaketime)
         ;;
     -h | --help) sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0"; exit 0 ;;
-    *) die "unknown group '$group': build, demo and test are known." ;;
+    *) die "unknown group '$group': build, demo, test and suite are known." ;;
     esac
 done
 

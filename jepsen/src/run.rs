@@ -85,6 +85,9 @@ pub struct Excuse {
     pub until: u64,
     /// The rule.
     pub case: String,
+    /// Whether reads at that site may also be stale until the fault is over: an old copy answers before it has caught up.
+    #[serde(default)]
+    pub stale: bool,
 }
 
 impl Excuse {

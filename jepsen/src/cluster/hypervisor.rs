@@ -97,17 +97,19 @@ impl Hypervisor {
         format!("{driver}?socket={}", self.dir.join("run/libvirt/libvirt-sock").display())
     }
 
-    /// Kills the daemon, and starts it anew. Simulated machines are gone then; QEMU's run on.
+    /// Starts the daemon anew, if it was killed.
     ///
     /// # Errors
     /// If it does not come back.
-    pub fn restart(&mut self) -> Result<()> {
-        self.kill()?;
+    pub fn revive(&mut self) -> Result<()> {
+        if self.daemon.is_some() {
+            return Ok(());
+        }
         self.run()?;
         self.ready()
     }
 
-    /// `kill -9`.
+    /// `kill -9`. Simulated machines are gone then; QEMU's run on.
     ///
     /// # Errors
     /// If its process cannot be found.

@@ -1,69 +1,235 @@
 //! What an operator does with members: admit, retire, put another in a replica's place.
 
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::Cluster;
+use super::disk::copy;
 use super::node::{Node, Role};
 use super::process::eventually;
+use crate::run::Tip;
+
+/// How long a silent replica may be taken for one that answers.
+const SILENCE: Duration = Duration::from_secs(60);
 
 impl Cluster {
-    /// Lets a prepared node join, through the first replica that runs, and starts it.
+    /// Lets a prepared node join, and starts it.
     ///
     /// # Errors
     /// What `luc` says.
     pub fn join(&mut self, at: usize) -> Result<()> {
-        let joined = self.join_as(at, &[]);
-        let node = self.nodes.get_mut(at).context("no such node")?;
-        joined.with_context(|| format!("{} could not join", node.name))?;
-        node.start()?;
-        node.ready()
+        self.join_as(at, &[])?;
+        self.begin(at)
+    }
+
+    /// Lets another replica take the place of a node's, which has stopped: its files are put aside, its host stays.
+    ///
+    /// # Errors
+    /// What `luc` says.
+    pub fn replace(&mut self, at: usize) -> Result<()> {
+        self.join_as(at, &["--replace"])?;
+        self.begin(at)
+    }
+
+    /// Takes a stopped node's replica off its disk, as if that had failed, and lets another join in its place. What is its
+    /// machine's stays: its host, and images.
+    ///
+    /// # Errors
+    /// What `luc` says.
+    pub fn rejoin(&mut self, at: usize) -> Result<()> {
+        let node = self.nodes.get(at).context("no such node")?;
+        let (data, aside) = (node.data(), node.data().with_extension("machine"));
+        if data.exists() {
+            std::fs::rename(&data, &aside)?;
+        }
+        self.join_as(at, &[])?;
+        for kept in ["agent", "images"] {
+            if aside.join(kept).exists() {
+                let _ = std::fs::remove_dir_all(data.join(kept));
+                std::fs::rename(aside.join(kept), data.join(kept))?;
+            }
+        }
+        std::fs::remove_dir_all(&aside)?;
+        self.begin(at)
+    }
+
+    /// Takes from a stopped node's disk what is its replica's: store, keys, certificates.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn wipe(&self, at: usize) -> Result<()> {
+        let data = self.nodes.get(at).context("no such node")?.data();
+        for entry in std::fs::read_dir(&data)? {
+            let entry = entry?;
+            let kept = ["agent", "images"].iter().any(|kept| entry.file_name() == *kept);
+            match (kept, entry.file_type()?.is_dir()) {
+                (true, _) => {}
+                (false, true) => std::fs::remove_dir_all(entry.path())?,
+                (false, false) => std::fs::remove_file(entry.path())?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a copy in the place of a stopped node's data: other files with the same content.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn put_copy(&self, at: usize) -> Result<()> {
+        let data = self.nodes.get(at).context("no such node")?.data();
+        let aside = data.with_extension("original");
+        std::fs::rename(&data, &aside)?;
+        copy(&aside, &data)?;
+        Ok(std::fs::remove_dir_all(&aside)?)
+    }
+
+    /// Prepares a second node from a copy of a node's data.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn clone_of(&mut self, at: usize) -> Result<usize> {
+        let node = self.nodes.get(at).context("no such node")?;
+        let (site, data) = (node.site.clone(), node.data());
+        let site = self.spec.sites.iter().position(|name| *name == site).context("no such site")?;
+        let other = self.prepare(site, Role::Replica, false)?;
+        copy(&data, &self.nodes.get(other).context("just prepared")?.data())?;
+        Ok(other)
+    }
+
+    /// Retires a replica that has stopped: its rights go to another of its site, or to any other that runs.
+    ///
+    /// # Errors
+    /// What `luc` says.
+    pub fn retire(&mut self, at: usize, replica: &str) -> Result<()> {
+        let site = self.nodes.get(at).context("no such node")?.site.clone();
+        let heirs = || self.others(at);
+        let heir = heirs().find(|node| node.site == site).or_else(|| heirs().next()).context("no replica runs")?;
+        let id = heir.replica.clone().context("it has not joined")?;
+        // A replica that was killed is taken for one that answers for some seconds.
+        let words = ["replica", "retire", replica, "--heir", &id];
+        let mut last = None;
+        let asked = eventually(SILENCE, "a retirement to be taken down", || match heir.luc(&words) {
+            Ok(_) => Ok(true),
+            Err(error) => {
+                last = Some(error);
+                Ok(false)
+            }
+        });
+        if asked.is_err() {
+            return Err(last.context("nothing was said")?);
+        }
+        self.retiring.push(replica.to_owned());
+        Ok(())
+    }
+
+    /// Waits until all retirements that were asked for have taken effect.
+    ///
+    /// # Errors
+    /// If they do not in time.
+    pub fn retired(&self, limit: Duration) -> Result<()> {
+        if self.retiring.is_empty() {
+            return Ok(());
+        }
+        let asker = self.ask(self.others(usize::MAX).next().context("no replica runs")?);
+        let mut awaited = Vec::new();
+        let all = eventually(limit, "retirements to take effect", || {
+            let Ok(status) = asker.get("/luc/v1/status") else { return Ok(false) };
+            let of = |id: &str| {
+                let replicas = status["replicas"].as_array().into_iter().flatten();
+                replicas.filter(|one| one["id"] == id).map(|one| one["retirement"].clone()).next().unwrap_or_default()
+            };
+            let open = self.retiring.iter().map(|id| (id.clone(), of(id)));
+            awaited = open.filter(|(_, retirement)| retirement["state"] != "retired").collect();
+            Ok(awaited.is_empty())
+        });
+        if all.is_err() {
+            bail!(
+                "these retirements have not taken effect {} s after everything was healed: {awaited:?}",
+                limit.as_secs()
+            );
+        }
+        Ok(())
+    }
+
+    /// Replicas that run, other than this node.
+    pub fn others(&self, but: usize) -> impl Iterator<Item = &Node> {
+        let others = self.nodes.iter().enumerate().filter(move |(at, _)| *at != but).map(|(_, node)| node);
+        others.filter(|node| node.role == Role::Replica && !node.left && node.replica.is_some() && node.is_up())
+    }
+
+    /// The highest entry of a replica that any other replica holds that answers now.
+    #[must_use]
+    pub fn held_by_others(&self, at: usize, replica: &str) -> u64 {
+        let ask = |node: &Node| -> Option<u64> {
+            let answer: Value = self.ask(node).patient(Duration::from_secs(3)).get("/luc/v1/frontier").ok()?;
+            let tip: Tip = serde_json::from_value(answer["frontier"][replica].clone()).ok()?;
+            Some(tip.number)
+        };
+        self.others(at).filter_map(ask).max().unwrap_or(0)
     }
 
     fn join_as(&mut self, at: usize, more: &[&str]) -> Result<()> {
-        let (site, role) = self.nodes.get(at).map(|node| (node.site.clone(), node.role)).context("no such node")?;
-        let mut words = vec!["token", "--site", &site];
-        if role == Role::Agent {
+        let node = self.nodes.get(at).context("no such node")?;
+        let mut words = vec!["token", "--site", &node.site];
+        if node.role == Role::Agent {
             words.push("--agent");
         }
-        let sponsor = self.living(at).context("no replica runs that could admit it")?;
-        let token = sponsor.luc(&words)?;
-        let mut words = vec!["join", token.trim()];
-        words.extend(more);
-        self.nodes.get(at).context("no such node")?.luc(&words).map(drop)
+        let mut last = None;
+        for sponsor in self.others(at) {
+            let joined = sponsor.luc(&words).and_then(|token| {
+                let words: Vec<&str> = ["join", token.trim()].into_iter().chain(more.iter().copied()).collect();
+                node.luc(&words)
+            });
+            match joined {
+                Ok(_) => return Ok(()),
+                Err(error) => last = Some(error),
+            }
+        }
+        let error = last.context("no replica runs that could admit it")?;
+        Err(error.context(format!("{} could not join", node.name)))
     }
 
-    /// A replica that runs, other than this node: the first.
-    #[must_use]
-    pub fn living(&self, but: usize) -> Option<&Node> {
-        let others = self.nodes.iter().enumerate().filter(|(at, _)| *at != but);
-        others.map(|(_, node)| node).find(|node| node.role == Role::Replica && node.is_up())
+    fn begin(&mut self, at: usize) -> Result<()> {
+        let node = self.nodes.get_mut(at).context("no such node")?;
+        node.start()?;
+        node.ready()?;
+        if node.role == Role::Replica { self.note_replica(at) } else { Ok(()) }
     }
 
-    /// The id of a node's replica, as its own status says.
+    /// Notes which replica a node runs.
     ///
     /// # Errors
-    /// If it does not answer.
-    pub fn replica_of(&self, at: usize) -> Result<String> {
-        let node = self.nodes.get(at).context("no such node")?;
-        let status: Value = self.ask(node).get("/luc/v1/status")?;
-        Ok(status["replica"].as_str().context("no replica")?.to_owned())
+    /// If it does not say.
+    pub(super) fn note_replica(&mut self, at: usize) -> Result<()> {
+        let asker = self.ask(self.nodes.get(at).context("no such node")?);
+        let mut id = None;
+        eventually(SILENCE, "a replica to say who it is", || {
+            id = asker.get("/luc/v1/status").ok().and_then(|status| status["replica"].as_str().map(str::to_owned));
+            Ok(id.is_some())
+        })?;
+        self.nodes.get_mut(at).context("no such node")?.replica = id;
+        Ok(())
     }
 
-    /// Waits until a replica that runs says that another's retirement has taken effect.
+    /// Forgets a node that was never more than a copy or has left: it is not started again, and its disk is empty.
+    pub fn leave(&mut self, at: usize) {
+        let Some(node) = self.nodes.get_mut(at) else { return };
+        node.kill();
+        node.left = true;
+        let _ = std::fs::remove_dir_all(node.data());
+    }
+
+    /// Writes an older content into a file of a stopped node, which stays the same file: a disk that was rolled back in its
+    /// place.
     ///
     /// # Errors
-    /// If it does not in time.
-    pub fn is_retired(&self, at: usize, replica: &str, limit: Duration) -> Result<()> {
-        let other = self.living(at).context("no replica runs")?;
-        let asker = self.ask(other);
-        eventually(limit, "the retirement to take effect", || {
-            let Ok(status) = asker.get("/luc/v1/status") else { return Ok(false) };
-            let found = status["replicas"].as_array().into_iter().flatten().find(|one| one["id"] == replica);
-            Ok(found.is_some_and(|one| one["retirement"]["state"] == "retired"))
-        })
-        .map(drop)
+    /// What the system says.
+    pub fn roll_back(&self, at: usize, old: &Path) -> Result<()> {
+        let store = self.nodes.get(at).context("no such node")?.data().join("store.redb");
+        let bytes = std::fs::read(old)?;
+        Ok(std::fs::write(store, bytes)?)
     }
 }

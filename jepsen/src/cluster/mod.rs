@@ -50,6 +50,9 @@ pub struct Spec {
     pub seed: u64,
     /// The binary under test.
     pub luc: PathBuf,
+    /// Another one, to which a rolling restart changes and from which the next one changes back: a newer version. The same if
+    /// none.
+    pub other: Option<PathBuf>,
     /// This binary, which is the switch too.
     pub jepsen: PathBuf,
     /// `packaging/libvirt/private-libvirtd.sh`.
@@ -75,6 +78,8 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     /// Its network.
     pub net: Net,
+    /// Replicas whose retirement was asked for.
+    pub retiring: Vec<String>,
     spec: Spec,
     root: Root,
 }
@@ -88,7 +93,7 @@ impl Cluster {
         let root = Root::take(&spec.name)?;
         std::fs::create_dir_all(&spec.logs)?;
         let net = Net::start(&spec.jepsen, &spec.name, &spec.sites, spec.seed, &spec.logs.join("switch.log"))?;
-        let mut cluster = Self { nodes: Vec::new(), net, spec, root };
+        let mut cluster = Self { nodes: Vec::new(), net, retiring: Vec::new(), spec, root };
         cluster.net.say(&cluster.lines())?;
         // Daemons take a second to start: all at once.
         for site in 0..cluster.spec.sites.len() {
@@ -103,6 +108,7 @@ impl Cluster {
         }
         cluster.nodes.iter_mut().filter_map(|node| node.hypervisor.as_mut()).try_for_each(Hypervisor::ready)?;
         cluster.found()?;
+        cluster.note_replica(0)?;
         (1..cluster.nodes.len()).try_for_each(|at| cluster.join(at))?;
         cluster.hosts_are_up()?;
         Ok(cluster)
@@ -160,9 +166,9 @@ impl Cluster {
         let hypervisor = || Hypervisor::start(*driver, &namespace, libvirtd, &dir.join("libvirt"), &log);
         let hypervisor = host.then(hypervisor).transpose()?;
         let site_replicas = self.nodes.iter().filter(|node| node.site == name && node.role == Role::Replica);
-        let capacity = match driver {
-            Driver::Test => "cpus = 64\nmemory_mib = 262144\ndisk_gib = 4096\nshutdown_seconds = 2",
-            Driver::Qemu => "cpus = 8\nmemory_mib = 8192\ndisk_gib = 80\nshutdown_seconds = 5",
+        let (memory_mib, capacity) = match driver {
+            Driver::Test => (262_144, "cpus = 64\ndisk_gib = 4096\nshutdown_seconds = 2"),
+            Driver::Qemu => (8_192, "cpus = 8\ndisk_gib = 80\nshutdown_seconds = 5"),
         };
         let common = Common {
             luc: &self.spec.luc,
@@ -171,6 +177,7 @@ impl Cluster {
             disk_mib: self.spec.disk_mib,
             clocks: self.spec.clocks,
             capacity,
+            memory_mib,
             more: &self.spec.more,
             replicas: site_replicas.map(Node::quic).collect(),
         };

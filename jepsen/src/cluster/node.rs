@@ -42,8 +42,10 @@ pub struct Node {
     pub site: String,
     /// What it is.
     pub role: Role,
-    /// Its replica's id, once it is known.
+    /// Its replica's id, once it has joined.
     pub replica: Option<String>,
+    /// Whether it has left for good: it is not started again.
+    pub left: bool,
     /// The binary that it is started with.
     pub luc: PathBuf,
     /// Its hypervisor, if it is a host.
@@ -53,6 +55,7 @@ pub struct Node {
     namespace: String,
     address: Ipv4Addr,
     number: u16,
+    memory_mib: u64,
     config: PathBuf,
     clock: Option<PathBuf>,
     log: PathBuf,
@@ -71,6 +74,8 @@ pub(super) struct Common<'a> {
     pub(super) clocks: bool,
     /// At the end of the `[agent]` section.
     pub(super) capacity: &'a str,
+    /// MiB of memory of its machine.
+    pub(super) memory_mib: u64,
     /// Further sections.
     pub(super) more: &'a str,
     /// Replicas of the site, for agents.
@@ -97,12 +102,14 @@ impl Node {
             site,
             role,
             replica: None,
+            left: false,
             luc,
             hypervisor,
             disk,
             namespace,
             address,
             number,
+            memory_mib: common.memory_mib,
             config,
             clock,
             log,
@@ -127,9 +134,10 @@ impl Node {
         text.push_str("[agent]\n");
         match &self.hypervisor {
             Some(hypervisor) => text.push_str(&format!(
-                "name = {:?}\nlibvirt_uri = {:?}\n{}\n",
+                "name = {:?}\nlibvirt_uri = {:?}\nmemory_mib = {}\n{}\n",
                 self.name,
                 hypervisor.uri(),
+                common.memory_mib,
                 common.capacity
             )),
             None => text.push_str("enabled = false\n"),
@@ -183,7 +191,7 @@ impl Node {
     /// # Errors
     /// If it cannot be started.
     pub fn start(&mut self) -> Result<()> {
-        if self.is_up() {
+        if self.is_running() || self.left {
             return Ok(());
         }
         let mut command = Command::new("ip");
@@ -209,7 +217,7 @@ impl Node {
     /// # Errors
     /// If it does not listen in time; its log says why.
     pub fn ready(&mut self) -> Result<()> {
-        if self.role == Role::Agent {
+        if self.role == Role::Agent || self.left {
             return Ok(());
         }
         let what = format!("{} to listen (see {})", self.name, self.log.display());
@@ -223,6 +231,19 @@ impl Node {
             Ok(std::net::TcpStream::connect_timeout(&api, Duration::from_secs(2)).is_ok())
         })
         .map(drop)
+    }
+
+    /// Lets it have so much of its machine's memory, in permille of what it had at first, from its next start on.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn resize(&self, permille: u64) -> Result<()> {
+        let text = std::fs::read_to_string(&self.config)?;
+        let line = |line: &str| match line.strip_prefix("memory_mib = ") {
+            Some(_) => format!("memory_mib = {}\n", self.memory_mib.saturating_mul(permille) / 1_000),
+            None => format!("{line}\n"),
+        };
+        Ok(std::fs::write(&self.config, text.lines().map(line).collect::<String>())?)
     }
 
     /// Whether its process is there, and not paused.

@@ -4,7 +4,9 @@
 //! The value of its operations is a [`Fault`] with a number, `id`. For each fault of a disk it says which case of
 //! `PROTOCOL.md`, M4 it is, and which acknowledged writes it excuses: those that no survivor holds, found by asking them.
 
+mod disks;
 mod links;
+mod members;
 mod processes;
 
 use std::sync::Mutex;
@@ -15,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
+use crate::cluster::hypervisor::Hypervisor;
 use crate::cluster::node::Node;
 use crate::cluster::process::output;
 use crate::history::Kind;
@@ -35,6 +38,24 @@ pub enum Name {
     Kill,
     /// Processes are stopped in time (SIGSTOP), and go on.
     Pause,
+    /// All replicas are restarted, one after the other, with another binary if there is one (--other-luc).
+    Roll,
+    /// A replica's disk is lost; it is retired, and another joins in its place.
+    Wipe,
+    /// A replica's disk goes back to what it was some seconds ago.
+    Rollback,
+    /// A copy of a replica's disk is put in its place, or a second process is started from it.
+    Clone,
+    /// A disk is full.
+    Full,
+    /// Clocks are wrong, by seconds to days, or run too fast or slowly.
+    Clock,
+    /// A replica joins; later it leaves, and is retired.
+    Members,
+    /// A host's libvirt is killed, and comes back. With simulated machines they are gone then, as if the host had lost its power.
+    Libvirt,
+    /// A host has less memory to give; later it has as much as before.
+    Resize,
 }
 
 impl Name {
@@ -44,6 +65,9 @@ impl Name {
         clap::ValueEnum::to_possible_value(&self).map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
 }
+
+/// How long retirements may take once all is healed.
+const RETIRED: Duration = Duration::from_secs(60);
 
 /// Which faults, and when.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,6 +117,24 @@ enum Act {
     Kill(Vec<usize>),
     /// Nodes are stopped in time.
     Pause(Vec<usize>),
+    /// All replicas are restarted, one after the other.
+    Roll,
+    /// A disk is lost.
+    Wipe(usize),
+    /// A disk is rolled back.
+    Rollback(usize),
+    /// A disk is copied.
+    Copied(usize, disks::Copy),
+    /// A disk is full.
+    Fill(usize),
+    /// Clocks are set, in libfaketime's words.
+    Clock(Vec<usize>, String),
+    /// A replica joins at a site.
+    Newcomer(usize),
+    /// Hypervisors are killed.
+    Libvirt(Vec<usize>),
+    /// A host's memory, in permille of what it had.
+    Resize(usize, u64),
     /// Somebody's own command is called.
     Command,
 }
@@ -105,8 +147,35 @@ enum Undo {
     Start,
     /// Nodes go on.
     Resume,
+    /// Nothing is left to undo.
+    Over,
+    /// Another replica joins where the disk of this one was lost.
+    Wiped(String),
+    /// Another replica joins where the disk of this one was rolled back.
+    RolledBack(String),
+    /// The operator says that the disk was moved.
+    Moved,
+    /// The second process from one disk ends.
+    Cloned(usize),
+    /// There is room again, and the replica is started anew.
+    Filled,
+    /// Clocks are right.
+    Clock,
+    /// A replica leaves.
+    Newcomer,
+    /// Hypervisors are started.
+    Revive,
+    /// A host has what it had.
+    Resize,
     /// Somebody's own command is called.
     Command,
+}
+
+impl Undo {
+    /// Whether it waits for others to be reached.
+    fn needs_others(&self) -> bool {
+        matches!(self, Self::Wiped(_) | Self::RolledBack(_) | Self::Newcomer)
+    }
 }
 
 /// A fault that was made.
@@ -142,7 +211,8 @@ impl<'a> Nemesis<'a> {
                 told();
                 tell = Instant::now() + Duration::from_secs(10);
             }
-            self.undo_where(|open| Instant::now() >= open.until)?;
+            let cut = self.open.iter().any(|open| !open.fault.cut.is_empty());
+            self.undo_where(|open| Instant::now() >= open.until && !(cut && open.undo.needs_others()))?;
             // None begins that would be over before it has shown anything.
             let left = end.saturating_duration_since(Instant::now());
             if faults && Instant::now() >= next && left > plan.every / 2 && self.open.len() < plan.overlap {
@@ -186,16 +256,11 @@ impl<'a> Nemesis<'a> {
         if self.open.iter().any(|open| open.fault.name == name.text()) {
             return Ok(());
         }
-        let planned = match name {
-            Name::Partition => self.partition()?,
-            Name::Slow => self.slow()?,
-            Name::Kill => {
-                self.some_nodes("killed (kill -9)").map(|(fault, nodes)| Planned { fault, act: Act::Kill(nodes) })
-            }
-            Name::Pause => {
-                self.some_nodes("stopped (SIGSTOP)").map(|(fault, nodes)| Planned { fault, act: Act::Pause(nodes) })
-            }
-        };
+        // Who is admitted must reach others.
+        if name == Name::Members && self.open.iter().any(|open| !open.fault.cut.is_empty()) {
+            return Ok(());
+        }
+        let planned = self.plan(name)?;
         let Some(Planned { fault, act }) = planned else { return Ok(()) };
         self.make(Planned { fault: Fault { name: name.text(), ..fault }, act }, until)
     }
@@ -208,32 +273,53 @@ impl<'a> Nemesis<'a> {
         record(self.around.recorder, Kind::Invoke, "start", value(id, &fault), None);
         let made = self.act(&act, &mut fault);
         self.complete("start", id, &fault, made.as_ref().err());
-        let undo = made.with_context(|| format!("the fault {:?} could not be made", fault.name))?;
-        let nodes = match act {
-            Act::Kill(nodes) | Act::Pause(nodes) => nodes,
-            Act::Lines(_) | Act::Command => Vec::new(),
-        };
+        let (nodes, undo) = made.with_context(|| format!("the fault {:?} could not be made", fault.name))?;
         self.open.push(Open { id, fault, nodes, undo, until });
         Ok(())
     }
 
-    fn act(&mut self, act: &Act, _: &mut Fault) -> Result<Undo> {
-        match act {
+    /// Does it. Says whom it hits, and how it is undone.
+    fn act(&mut self, act: &Act, fault: &mut Fault) -> Result<(Vec<usize>, Undo)> {
+        Ok(match act {
             Act::Lines(words) => {
                 let cluster = self.cluster()?;
                 words.iter().try_for_each(|words| cluster.net.say(words).map(drop))?;
-                Ok(Undo::Lines)
+                (Vec::new(), Undo::Lines)
             }
             Act::Kill(nodes) => {
                 self.each(nodes, |node| {
                     node.kill();
                     Ok(())
                 })?;
-                Ok(Undo::Start)
+                (nodes.clone(), Undo::Start)
             }
-            Act::Pause(nodes) => self.each(nodes, Node::pause).map(|()| Undo::Resume),
-            Act::Command => self.command("start").map(|()| Undo::Command),
-        }
+            Act::Pause(nodes) => {
+                self.each(nodes, Node::pause)?;
+                (nodes.clone(), Undo::Resume)
+            }
+            Act::Roll => (Vec::new(), self.roll()?),
+            Act::Wipe(at) => (vec![*at], self.wipe(*at, fault)?),
+            Act::Rollback(at) => (vec![*at], self.roll_back(*at, fault)?),
+            Act::Copied(at, how) => self.copied(*at, *how)?,
+            Act::Fill(at) => (vec![*at], self.fill(*at)?),
+            Act::Clock(nodes, by) => {
+                self.each(nodes, |node| node.skew(by))?;
+                (nodes.clone(), Undo::Clock)
+            }
+            Act::Newcomer(site) => {
+                let (at, undo) = self.newcomer(*site)?;
+                (vec![at], undo)
+            }
+            Act::Libvirt(nodes) => {
+                self.each(nodes, |node| node.hypervisor.as_mut().map_or(Ok(()), Hypervisor::kill))?;
+                (nodes.clone(), Undo::Revive)
+            }
+            Act::Resize(at, permille) => (vec![*at], self.resize(*at, *permille)?),
+            Act::Command => {
+                self.command("start")?;
+                (Vec::new(), Undo::Command)
+            }
+        })
     }
 
     /// Undoes everything, whatever happens on the way.
@@ -241,7 +327,10 @@ impl<'a> Nemesis<'a> {
     /// # Errors
     /// The first thing that could not be undone; all others are.
     pub fn heal(&mut self) -> Result<()> {
-        let mut errors: Vec<anyhow::Error> = self.undo_where(|_| true).err().into_iter().collect();
+        // Lines and processes first: members join and leave by agreement.
+        let mut errors: Vec<anyhow::Error> = Vec::new();
+        errors.extend(self.undo_where(|open| !open.undo.needs_others()).err());
+        errors.extend(self.undo_where(|_| true).err());
         if let Some(cluster) = self.around.cluster.as_deref_mut() {
             errors.extend(cluster.net.say(&cluster.lines()).err());
             errors.extend(cluster.net.say("heal").err());
@@ -250,6 +339,7 @@ impl<'a> Nemesis<'a> {
                 errors.extend(healed.into_iter().filter_map(Result::err));
             }
             errors.extend(cluster.nodes.iter_mut().filter_map(|node| node.ready().err()));
+            errors.extend(cluster.retired(RETIRED).err());
         }
         errors.into_iter().next().map_or(Ok(()), Err)
     }
@@ -283,6 +373,27 @@ impl<'a> Nemesis<'a> {
             }
             Undo::Start => self.start(nodes),
             Undo::Resume => self.each(nodes, Node::resume),
+            Undo::Over => Ok(()),
+            Undo::Wiped(replica) => nodes.iter().try_for_each(|at| self.after_wipe(*at, replica)),
+            Undo::RolledBack(replica) => nodes.iter().try_for_each(|at| self.after_roll_back(*at, replica)),
+            Undo::Moved => nodes.iter().try_for_each(|at| self.after_move(*at)),
+            Undo::Cloned(other) => {
+                self.cluster()?.leave(*other);
+                Ok(())
+            }
+            Undo::Filled => {
+                self.each(nodes, |node| {
+                    node.disk.free()?;
+                    // A store that has failed takes no more writes until it is opened anew.
+                    node.kill();
+                    Ok(())
+                })?;
+                self.start(nodes)
+            }
+            Undo::Clock => self.each(nodes, |node| node.skew("+0")),
+            Undo::Newcomer => nodes.iter().try_for_each(|at| self.farewell(*at)),
+            Undo::Revive => self.each(nodes, |node| node.hypervisor.as_mut().map_or(Ok(()), Hypervisor::revive)),
+            Undo::Resize => nodes.iter().try_for_each(|at| self.resize(*at, 1_000).map(drop)),
             Undo::Command => self.command("stop"),
         }
     }

@@ -65,6 +65,9 @@ pub struct RunArgs {
     /// The binary under test; the one beside this one if not given.
     #[arg(long)]
     luc: Option<PathBuf>,
+    /// Another binary, for rolling restarts: an older or newer version.
+    #[arg(long)]
+    other_luc: Option<PathBuf>,
     /// What virtual machines are.
     #[arg(long, value_enum, default_value = "test")]
     hypervisor: Driver,
@@ -161,7 +164,8 @@ fn plan(args: &RunArgs) -> Result<Plan> {
     let out = std::path::absolute(&args.out)?;
     let own = args.endpoints.is_empty();
     let names = if own { faults(&args.nemesis)? } else { Vec::new() };
-    let target = if own { Target::Own(Box::new(spec(args, &out, seed)?)) } else { theirs(args)? };
+    let clocks = names.contains(&Name::Clock);
+    let target = if own { Target::Own(Box::new(spec(args, &out, seed, clocks)?)) } else { theirs(args)? };
     let mut command: Vec<String> = std::env::args().collect();
     if args.seed.is_none() {
         command.extend(["--seed".into(), seed.to_string()]);
@@ -179,7 +183,7 @@ fn plan(args: &RunArgs) -> Result<Plan> {
     })
 }
 
-fn spec(args: &RunArgs, out: &Path, seed: u64) -> Result<Spec> {
+fn spec(args: &RunArgs, out: &Path, seed: u64, clocks: bool) -> Result<Spec> {
     let jepsen = std::env::current_exe().context("this program does not know where it is")?;
     let luc = args.luc.clone().unwrap_or_else(|| jepsen.with_file_name("luc"));
     let found = |path: &Path, what: &str| {
@@ -200,11 +204,12 @@ fn spec(args: &RunArgs, out: &Path, seed: u64) -> Result<Spec> {
         lines: args.lines.clone(),
         seed,
         luc: found(&luc, "cargo build -p luc-api makes it; or give --luc")?,
+        other: args.other_luc.as_deref().map(|luc| found(luc, "--other-luc")).transpose()?,
         jepsen,
         libvirtd: found(&args.libvirtd, "run this in the source's directory, or give --libvirtd")?,
         driver: args.hypervisor,
         disk_mib: 1_024,
-        clocks: false,
+        clocks,
         logs,
         more: String::new(),
     })
