@@ -12,6 +12,8 @@ use rustix::process::Signal;
 use super::disk::Disk;
 use super::hypervisor::Hypervisor;
 use super::process::{Ended, end, eventually, output, signal, spawn};
+use crate::client::Client;
+use crate::workload::Endpoint;
 
 /// How long a process may take to answer on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -212,23 +214,23 @@ impl Node {
         Ok(())
     }
 
-    /// Waits until it listens, and fails if it has ended.
+    /// Waits until it answers, be it that it is not well, and fails if it has ended.
     ///
     /// # Errors
-    /// If it does not listen in time; its log says why.
+    /// If it does not answer in time; its log says why.
     pub fn ready(&mut self) -> Result<()> {
         if self.role == Role::Agent || self.left {
             return Ok(());
         }
-        let what = format!("{} to listen (see {})", self.name, self.log.display());
-        let path = Path::new("/run/netns").join(&self.namespace);
-        let api = self.api().parse()?;
+        let what = format!("{} to answer (see {})", self.name, self.log.display());
+        let namespace = Some(Path::new("/run/netns").join(&self.namespace));
+        let endpoint = Endpoint { site: self.site.clone(), base: self.base(), namespace };
+        let client = Client::new(&endpoint).patient(Duration::from_secs(2));
         eventually(PATIENCE, &what, || {
             if let Some(status) = self.process.as_mut().and_then(|process| process.try_wait().ok().flatten()) {
                 bail!("{} ended ({status}); see {}", self.name, self.log.display());
             }
-            crate::client::enter(Some(&path))?;
-            Ok(std::net::TcpStream::connect_timeout(&api, Duration::from_secs(2)).is_ok())
+            Ok(client.send("GET", "/healthz", &[], &[]).is_ok())
         })
         .map(drop)
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use crate::client::Client;
+use crate::client::{Client, Trouble};
 use crate::history::{History, Kind, Outcome};
 use crate::run::excuses;
 use crate::workload::{Cloud, Invocation, Session, Valid, Verdict, Workload};
@@ -15,10 +15,27 @@ use crate::workload::{Cloud, Invocation, Session, Valid, Verdict, Workload};
 /// A public key of nobody's.
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f nobody";
 
+/// Names on a page.
+const PAGE: usize = 1_000;
+
 /// The workload.
 #[derive(Default)]
 pub struct Keys {
     next: AtomicU64,
+}
+
+/// All names, page by page. What is made meanwhile may be on none of them.
+fn all(session: &Session, path: &str) -> Result<Vec<String>, Trouble> {
+    let mut names: Vec<String> = Vec::new();
+    loop {
+        let marker = names.last().map(|name| format!("&marker={name}")).unwrap_or_default();
+        let answer = session.client.get(&format!("{path}?limit={PAGE}{marker}"))?;
+        let page = answer["keypairs"].as_array().cloned().unwrap_or_default();
+        names.extend(page.iter().filter_map(|key| key["keypair"]["name"].as_str().map(str::to_owned)));
+        if page.len() < PAGE {
+            return Ok(names);
+        }
+    }
 }
 
 impl Workload for Keys {
@@ -46,13 +63,7 @@ impl Workload for Keys {
             let made = session.client.post(path, &body);
             return made.map_or_else(Into::into, |_| Outcome::Ok(invocation.value.clone()));
         }
-        match session.client.get(path) {
-            Ok(answer) => {
-                let keys = answer["keypairs"].as_array().into_iter().flatten();
-                Outcome::Ok(keys.map(|key| key["keypair"]["name"].clone()).collect())
-            }
-            Err(trouble) => trouble.into(),
-        }
+        all(session, path).map_or_else(Into::into, |names| Outcome::Ok(json!(names)))
     }
 
     fn finish(&self, _: &mut Session) -> Vec<Invocation> {
