@@ -14,7 +14,7 @@ use crate::cluster::hypervisor::Driver;
 use crate::cluster::{SITES, Spec};
 use crate::nemesis::{Name, Schedule};
 use crate::run::Run;
-use crate::workload::{Cloud, Endpoint, Valid, Workload};
+use crate::workload::{self, Cloud, Endpoint, Valid, Workload};
 
 /// Tries a cloud: clients of every site work, faults are made beside them, all is healed, and checkers judge from what the
 /// clients saw whether every promise was kept.
@@ -147,12 +147,18 @@ fn conclude(out: &Path, run: &Run) -> ExitCode {
         say("a rule was BROKEN");
         return ExitCode::from(1);
     }
-    let worthless = |verdict: &crate::workload::Verdict| verdict.checker == "effort" && verdict.valid != Valid::True;
-    if run.verdicts.iter().any(worthless) {
-        say("the run is worthless: too little of what was tried succeeded");
+    // One that says nothing at all of a workload was not worth its time.
+    let of = |name: &str| {
+        run.verdicts.iter().filter(|verdict| verdict.workload == name).all(|one| one.valid == Valid::Unknown)
+    };
+    let mut silent: Vec<&str> =
+        run.verdicts.iter().map(|verdict| verdict.workload.as_str()).filter(|name| of(name)).collect();
+    silent.dedup();
+    if run.verdicts.is_empty() || !silent.is_empty() {
+        say(&format!("the run is WORTHLESS: it says nothing of {}", silent.join(", ")));
         return ExitCode::from(2);
     }
-    say("every rule held");
+    say(if any(Valid::Unknown) { "no rule was broken; of some the run says nothing" } else { "every rule held" });
     ExitCode::SUCCESS
 }
 
@@ -250,12 +256,11 @@ fn faults(names: &[String]) -> Result<Vec<Name>> {
 }
 
 fn workloads(names: &[String]) -> Result<Vec<Box<dyn Workload>>> {
-    let all = || -> Vec<Box<dyn Workload>> { vec![Box::new(super::keys::Keys::default())] };
     if names.iter().any(|name| name == "all") {
-        return Ok(all());
+        return Ok(workload::all());
     }
-    let known = || all().iter().map(|workload| workload.name()).collect::<Vec<_>>().join(", ");
-    let find = |name: &String| all().into_iter().find(|workload| workload.name() == name);
+    let known = || workload::all().iter().map(|workload| workload.name()).collect::<Vec<_>>().join(", ");
+    let find = |name: &String| workload::all().into_iter().find(|workload| workload.name() == name);
     names
         .iter()
         .map(|name| find(name).with_context(|| format!("no workload is called {name:?}; there are {}", known())))

@@ -5,11 +5,12 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::recorder::{Recorder, Whose};
-use super::sampler::sleep;
+use super::sampler::{self, Host, sleep};
 use crate::client::{Client, enter};
+use crate::cluster::hypervisor;
 use crate::history::{Kind, Outcome, Process};
 use crate::sim::rng::Rng;
 use crate::workload::{Cloud, Invocation, Session, Workload};
@@ -21,6 +22,8 @@ const IDLE: Duration = Duration::from_millis(100);
 pub struct Crowd<'a> {
     /// The cloud.
     pub cloud: &'a Cloud,
+    /// Its hosts' hypervisors, as far as the suite may ask them.
+    pub hosts: &'a [Host],
     /// The history.
     pub recorder: &'a Recorder,
     /// Between two operations of one client, on average.
@@ -78,7 +81,11 @@ impl Crowd<'_> {
         let whose =
             Whose { process: Process::Client(session.process), site: Some(&site), workload: Some(workload.name()) };
         self.recorder.add(whose, Kind::Invoke, invocation.f, invocation.value.clone(), None);
-        let (kind, value, error) = match workload.invoke(session, invocation) {
+        let outcome = match invocation.f {
+            "domains" => self.domains(),
+            _ => workload.invoke(session, invocation),
+        };
+        let (kind, value, error) = match outcome {
             Outcome::Ok(value) => (Kind::Ok, value, None),
             Outcome::Fail(why) => (Kind::Fail, invocation.value.clone(), Some(why)),
             Outcome::Info(why) => (Kind::Info, invocation.value.clone(), Some(why)),
@@ -89,6 +96,24 @@ impl Crowd<'_> {
             session.process += self.count;
             self.at.lock().unwrap_or_else(PoisonError::into_inner).push((session.process, session.at));
         }
+    }
+}
+
+impl Crowd<'_> {
+    /// What all hypervisors run, asked beside the APIs.
+    fn domains(&self) -> Outcome {
+        if self.hosts.is_empty() {
+            return Outcome::Fail("the suite may not ask the hypervisors of this cloud".into());
+        }
+        let mut domains = Vec::new();
+        for host in self.hosts {
+            let time = self.recorder.now();
+            match hypervisor::domains(&host.uri) {
+                Ok(found) => domains.push(sampler::record(host, time, found)),
+                Err(error) => return Outcome::Fail(format!("{}: {error:#}", host.name)),
+            }
+        }
+        Outcome::Ok(json!({"domains": domains}))
     }
 }
 

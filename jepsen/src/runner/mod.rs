@@ -6,7 +6,6 @@ pub mod cli;
 pub mod clients;
 pub mod files;
 pub mod judge;
-pub mod keys;
 pub mod recorder;
 pub mod sampler;
 
@@ -111,7 +110,7 @@ fn work(
     let endpoints = u32::try_from(cloud.endpoints.len())?;
     let count = endpoints * plan.concurrency * u32::try_from(plan.workloads.len())?;
     let pause = Duration::from_secs_f64(f64::from(count) / plan.rate.max(0.001));
-    let crowd = Crowd { cloud, recorder: &recorder, pause, stop: &stop, count, at: &at };
+    let crowd = Crowd { cloud, hosts: &hosts, recorder: &recorder, pause, stop: &stop, count, at: &at };
     let mut sessions = sessions(plan, &crowd, clients);
     let (healed, converged, nemesis_error) = std::thread::scope(|scope| {
         for endpoint in 0..cloud.endpoints.len() {
