@@ -5,7 +5,8 @@
 //! having been remembered, and an agent killed between any two continues. The rules:
 //!
 //! - Nothing starts without an order given since this agent began (`PROTOCOL.md`, S1), without room on this host (S3),
-//!   under a claim on a pool that this host does not serve (S3), or under a claim that was refused (A3). Orders of a lower epoch than was ever seen are not obeyed.
+//!   under a claim on a pool that this host does not serve (S3), or under a claim that was refused (A3), or whose holder has
+//!   not stood by it since this agent began (S1). Orders of a lower epoch than was ever seen are not obeyed.
 //! - A wish is the pair of `power` and `power_changes`. It is brought about **once**; from then on the machine is its
 //!   guest's: a guest that powers itself off stays off, as with Nova, until the pair changes. The exception, Nova's
 //!   `resume_guests_state_on_host_boot`: what ended while nobody watched (this agent or libvirt was down, the host lost
@@ -18,7 +19,7 @@
 
 use std::sync::Arc;
 
-use luc_engine::agent::{DomainState, Fault, Observation, Order, Task, Wanted};
+use luc_engine::agent::{DomainState, Fault, Observation, Order, Task, Vouched, Wanted};
 use luc_engine::id::{ClaimId, HostId, Millis};
 use luc_engine::ledger::Amount;
 use luc_engine::record::{Power, Server, ServerImage};
@@ -491,10 +492,19 @@ fn present(s: &Situation<'_>, order: &Order, server: &Arc<Server>) -> Plan {
             drive(s, &mut memory, server, domain.state, goal)
         }
     };
-    let step = if needs_room(&step) && !s.room { Step::fault(NO_ROOM, true) } else { step };
+    let step = match order.vouched {
+        _ if !needs_room(&step) => step,
+        // Its holder answers soon, or is known not to.
+        Vouched::Asked => return Plan::default(),
+        Vouched::No => Step::fault(UNVOUCHED, true),
+        Vouched::Yes if !s.room => Step::fault(NO_ROOM, true),
+        Vouched::Yes => step,
+    };
     Plan { absorbed: true, ..finish(s, memory, goal, step) }
 }
 
+const UNVOUCHED: &str = "the replica that placed this server cannot be asked whether it still belongs on this host; it starts when \
+                         that can be reached, or was retired";
 const NO_ROOM: &str = "the host has no room left for this server; it starts when others have gone";
 
 /// Before anything is built, and before every start.
@@ -691,7 +701,8 @@ mod tests {
     fn order(number: u64, epoch: u64, wanted: Wanted) -> Order {
         let entry = EntryId { author: ReplicaId(Uuid::nil()), number };
         let pool = PoolId { entry, index: 9 };
-        Order { server: Uuid::nil(), claim: ClaimId { entry, index: 0 }, pool, epoch, wanted }
+        let (claim, vouched) = (ClaimId { entry, index: 0 }, Vouched::Yes);
+        Order { server: Uuid::nil(), claim, pool, epoch, wanted, vouched }
     }
 
     fn present() -> Wanted {

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use luc_engine::agent::{DomainState, Observation, Order, Orphan, Wanted};
+use luc_engine::agent::{DomainState, Observation, Order, Orphan, Vouched, Wanted};
 use luc_engine::id::{ClaimId, Millis, PoolId};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::Power;
@@ -70,6 +70,8 @@ pub enum Outcome {
 #[derive(Debug, Default)]
 struct Entry {
     order: Option<Order>,
+    /// The claim by which its holder has stood since this agent began: until the machine is started anew, it does.
+    vouched: Option<ClaimId>,
     memory: Option<Memory>,
     domain: Seen,
     watched: bool,
@@ -97,6 +99,9 @@ pub struct World {
     servers: BTreeMap<Uuid, Entry>,
     bound: Bound,
     refused: HashMap<ClaimId, Refused>,
+    /// Whose a claim is, as first ordered. A replica that forked may have given one id to the claims of two servers, in two
+    /// branches of its log (M3): until they have names of their own, the first is obeyed and the other is not (S3).
+    owners: HashMap<ClaimId, Uuid>,
     floors: HashMap<Uuid, u64>,
     ready: BTreeSet<Uuid>,
     wakes: BTreeSet<(u64, Uuid)>,
@@ -126,6 +131,7 @@ impl World {
             servers: BTreeMap::new(),
             bound,
             refused: HashMap::new(),
+            owners: HashMap::new(),
             floors: HashMap::new(),
             ready: BTreeSet::new(),
             wakes: BTreeSet::new(),
@@ -142,6 +148,7 @@ impl World {
             if !memory.amount.is_zero() {
                 world.admit(server, &memory.amount);
             }
+            world.owners.insert(memory.claim, server);
             let files = files.get(&server).copied().unwrap_or_default();
             world.servers.insert(server, Entry { memory: Some(memory), files, ..Entry::default() });
         }
@@ -167,6 +174,7 @@ impl World {
     fn note_refused(&mut self, claim: ClaimId, refused: Refused) {
         let floor = self.floors.entry(refused.server).or_default();
         *floor = refused.epoch.max(*floor);
+        self.owners.insert(claim, refused.server);
         self.refused.insert(claim, refused);
     }
 
@@ -193,6 +201,9 @@ impl World {
     /// One order. Returns its claim if that was refused before, and is to be stated again.
     pub fn order(&mut self, order: Order) -> Option<ClaimId> {
         let server = order.server;
+        if self.owners.get(&order.claim).is_some_and(|owner| *owner != server) {
+            return None;
+        }
         let refused = self.refused.contains_key(&order.claim);
         let floor = self.floors.get(&server).copied().unwrap_or(0);
         let domain = match (self.seeing, self.foreign.contains(&server)) {
@@ -248,7 +259,8 @@ impl World {
                     if entry.order.as_ref().and_then(image) != image(&order) && entry.busy.is_none() {
                         entry.image = ImageState::Wanted;
                     }
-                    entry.order = Some(order);
+                    self.owners.insert(order.claim, server);
+                    entry.order = Some(entry.vouch(order));
                 }
                 self.ready.insert(server);
                 None
@@ -596,6 +608,15 @@ impl World {
 }
 
 impl Entry {
+    /// What the holder of an order's claim has said once in this run, it has said.
+    fn vouch(&mut self, order: Order) -> Order {
+        if order.vouched == Vouched::Yes {
+            self.vouched = Some(order.claim);
+        }
+        let vouched = if self.vouched == Some(order.claim) { Vouched::Yes } else { order.vouched };
+        Order { vouched, ..order }
+    }
+
     fn base(&self) -> Option<String> {
         match &self.order.as_ref()?.wanted {
             Wanted::Present { server, .. } => server.image.as_ref().map(plan::base_name),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use luc_compute::plan::{Action, Domain, Files, Memory, Plan, Rules, Seen};
 use luc_compute::world::{Bound, Outcome, Refused, World};
-use luc_engine::agent::{DomainState, Observation, Order, Wanted};
+use luc_engine::agent::{DomainState, Observation, Order, Vouched, Wanted};
 use luc_engine::id::{ClaimId, EntryId, HostId, PoolId, ReplicaId};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::{ImageData, Power, Server, ServerFlavor, ServerImage};
@@ -141,7 +141,14 @@ impl Replica {
                     None => Wanted::Absent,
                 };
                 // Each claim is of a later placement than the one before it.
-                Order { server: Uuid::from_u128(*id), claim: claim(*number), pool: pool(), epoch: *number, wanted }
+                Order {
+                    server: Uuid::from_u128(*id),
+                    claim: claim(*number),
+                    pool: pool(),
+                    epoch: *number,
+                    wanted,
+                    vouched: Vouched::Yes,
+                }
             })
             .collect()
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use luc_compute::{Agent, AgentConfig, Fetch, Images, Progress, VirtType, link};
-use luc_engine::agent::{DomainState, FromAgent, Observation, Order, Statement, ToAgent, Wanted};
+use luc_engine::agent::{DomainState, FromAgent, Observation, Order, Statement, ToAgent, Vouched, Wanted};
 use luc_engine::id::{ClaimId, CloudId, EntryId, PoolId, ReplicaId, SiteName};
 use luc_engine::record::{ImageData, Power, Server, ServerFlavor, ServerImage};
 use serde::Serialize;
@@ -272,7 +272,7 @@ fn record() -> Server {
 
 fn order(server: Uuid, wanted: Wanted) -> Order {
     let claim = ClaimId { entry: EntryId { author: ReplicaId(Uuid::from_u128(1)), number: 1 }, index: 0 };
-    Order { server, claim, pool: pool(), epoch: 1, wanted }
+    Order { server, claim, pool: pool(), epoch: 1, wanted, vouched: Vouched::Yes }
 }
 
 fn pool() -> PoolId {

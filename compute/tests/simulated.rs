@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use luc_compute::{Agent, AgentConfig, AgentError, Fetch, FetchError, Images, LinkHandle, Progress, link};
-use luc_engine::agent::{DomainState, FromAgent, HostFacts, Observation, Order, Statement, ToAgent, Wanted};
+use luc_engine::agent::{DomainState, FromAgent, HostFacts, Observation, Order, Statement, ToAgent, Vouched, Wanted};
 use luc_engine::id::{ClaimId, CloudId, EntryId, PoolId, ReplicaId, SiteName};
 use luc_engine::record::{Power, Server, ServerFlavor};
 use tempfile::TempDir;
@@ -143,11 +143,12 @@ fn record(power: Power, power_changes: u64) -> Server {
 
 fn present(server: Uuid, number: u64, record: Server) -> Order {
     let wanted = Wanted::Present { server: Arc::new(record), project_name: "demo".into() };
-    Order { server, claim: claim(number), pool: pool(0), epoch: 1, wanted }
+    Order { server, claim: claim(number), pool: pool(0), epoch: 1, wanted, vouched: Vouched::Yes }
 }
 
 fn absent(server: Uuid, number: u64) -> Order {
-    Order { server, claim: claim(number), pool: pool(0), epoch: 1, wanted: Wanted::Absent }
+    let vouched = Vouched::Yes;
+    Order { server, claim: claim(number), pool: pool(0), epoch: 1, wanted: Wanted::Absent, vouched }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -389,4 +390,62 @@ async fn a_state_directory_has_one_agent() {
     drop(first);
     let again = Agent::open(config).unwrap();
     assert_eq!((again.host(), again.key().to_bytes()), (host_id, key));
+}
+
+/// A host that returns after its servers were placed elsewhere, and meets a replica that has not heard of it, starts nothing.
+#[tokio::test]
+async fn nothing_starts_before_the_holder_of_its_claim_stands_by_it() {
+    let host = Host::new();
+    let server = Uuid::new_v4();
+    let order = |vouched| Order { vouched, ..present(server, 1, Server::default()) };
+    let mut agent = host.start(vec![order(Vouched::Asked)]).await;
+    agent.order(order(Vouched::No)).await;
+    let is_told = |running: &Running| running.seen.get(&server).is_some_and(|seen| seen.fault.is_some());
+    agent.until("why it waits", is_told).await;
+    assert_eq!(host.state(server), None);
+    agent.order(order(Vouched::Yes)).await;
+    agent.until_state(server, DomainState::Running).await;
+    // It goes on running, and is driven as wished, whatever becomes of the holder.
+    let stopped = Server { power: Power::Stopped, power_changes: 1, ..Server::default() };
+    let order = |record, vouched| Order { vouched, ..present(server, 1, record) };
+    agent.order(order(stopped, Vouched::No)).await;
+    agent.until_state(server, DomainState::Shutoff).await;
+    let again = Server { power_changes: 2, ..Server::default() };
+    agent.order(order(again.clone(), Vouched::Asked)).await;
+    agent.until_state(server, DomainState::Running).await;
+    // Anew with its machine: what was said before counts no more.
+    agent.stop().await;
+    host.hypervisor.lookup_domain_by_uuid(server).unwrap().destroy().unwrap();
+    let mut agent = host.start(vec![order(again.clone(), Vouched::Asked)]).await;
+    agent.order(order(again.clone(), Vouched::No)).await;
+    agent.until("why it waits, again", is_told).await;
+    assert_eq!(host.state(server), Some(5), "shut off");
+    agent.order(order(again, Vouched::Yes)).await;
+    agent.until_state(server, DomainState::Running).await;
+    agent.stop().await;
+}
+
+/// A replica that forked has given one claim to two servers, in two branches of its log that nobody has told apart yet.
+#[tokio::test]
+async fn of_two_servers_with_one_claim_the_first_is_obeyed() {
+    let host = Host::new();
+    let (first, second, third) = (Uuid::new_v4(), Uuid::new_v4(), Uuid::new_v4());
+    let mut agent = host.start(vec![present(first, 1, Server::default())]).await;
+    agent.until_state(first, DomainState::Running).await;
+    // Anew, too: it is on the disk whose the claim is.
+    agent.stop().await;
+    let mut agent = host.start(vec![present(first, 1, Server::default())]).await;
+    agent.order(present(second, 1, Server::default())).await;
+    agent.order(absent(second, 1)).await;
+    agent.order(present(third, 2, Server::default())).await;
+    agent.until_state(third, DomainState::Running).await;
+    assert_eq!((host.state(first), host.state(second)), (Some(1), None));
+    assert!(agent.statements.is_empty(), "nothing is promised of a claim that is obeyed");
+    // Under a name of its own it is served.
+    agent.order(present(second, 3, Server::default())).await;
+    agent.until_state(second, DomainState::Running).await;
+    agent.order(absent(first, 1)).await;
+    agent.until("the word that the first is gone", |running| !running.statements.is_empty()).await;
+    assert_eq!(agent.statements.iter().map(|word| word.server).collect::<Vec<_>>(), [first]);
+    agent.stop().await;
 }

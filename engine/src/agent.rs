@@ -119,6 +119,21 @@ pub struct Order {
     pub epoch: u64,
     /// What is wanted.
     pub wanted: Wanted,
+    /// Whether it may be started under this order (S1).
+    pub vouched: Vouched,
+}
+
+/// Whether the replica that holds a claim stands by it: it alone may place its server elsewhere, and knows whether it has.
+/// Else a host that returns after it was declared dead and its servers were placed anew starts its old copies from the wish
+/// of a replica that has not heard of it. What runs already needs no word, and goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Vouched {
+    /// It does, and has said so since the agent connected.
+    Yes,
+    /// It is being asked.
+    Asked,
+    /// It cannot be asked, or does not: it is asked again.
+    No,
 }
 
 /// What is wanted of a server on a host.

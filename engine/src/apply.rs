@@ -128,7 +128,10 @@ pub(crate) fn apply(
     for op in &header.members {
         apply_member(view, author, op)?;
     }
+    let mut placing = Placing::default();
     for (index, op) in header.ledger.iter().enumerate() {
+        let creates = |record| header.created.iter().any(|one| one.record == record);
+        placing.check(view, author, &creates, op)?;
         apply_ledger(view, author, index, op)?;
     }
     for created in &header.created {
@@ -629,6 +632,55 @@ fn is_host_of(view: &View, author: Author<'_>, host: HostId) -> bool {
         author.frontier.holds(id.entry) && matches!(subject, Subject::Host(host) if host.site == author.member.site)
     };
     view.ledger.host_pools(host).any(|(id, pool)| minted_here(id, &pool.subject))
+}
+
+/// Who places a server: whoever creates it, with that entry, and from then on whoever holds its claim on a host, by the
+/// entry that gives this up (S1). So a server has one place, and one replica that may move it, whatever is cut off from
+/// whatever; a claim is given up only when nothing runs for it any more (A3). What an entry has done of that so far.
+#[derive(Clone, Default)]
+pub(crate) struct Placing {
+    /// Servers whose places it has given up, and the epochs of those.
+    given_up: Vec<(RecordId, u64)>,
+    placed: Vec<RecordId>,
+    /// It has given up what another branch of a forked author had given up before: which server's is not known any more.
+    twice: bool,
+}
+
+impl Placing {
+    /// Judges an operation before it is applied: a function of the entry and of its author's own log (E3).
+    pub(crate) fn check(
+        &mut self,
+        view: &View,
+        author: Author<'_>,
+        creates: &dyn Fn(RecordId) -> bool,
+        op: &LedgerOp,
+    ) -> Result<(), Invalid> {
+        match op {
+            LedgerOp::Release { claim } => match view.ledger.claim(*claim) {
+                Some(row) if view.ledger.host_of(row).is_some() => self.given_up.push((row.record, row.epoch)),
+                Some(_) => {}
+                None => self.twice |= view.branches.is_forked(author.replica()),
+            },
+            LedgerOp::Claim { pool, record, epoch, .. } if is_of_host(view, *pool) => {
+                let moved = self.given_up.iter().position(|(of, before)| of == record && before < epoch);
+                let is_new = || creates(*record) && !self.placed.contains(record);
+                match moved {
+                    Some(at) => drop(self.given_up.swap_remove(at)),
+                    None if is_new() || self.twice => {}
+                    None => {
+                        return Err(refused(author, "place a server that it neither creates nor takes from its place"));
+                    }
+                }
+                self.placed.push(*record);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn is_of_host(view: &View, pool: PoolId) -> bool {
+    view.ledger.pool(pool).is_some_and(|pool| matches!(pool.subject, Subject::Host(_)))
 }
 
 /// The right to place members of a group on a host is made once: by the root of the host's pool, or its heir, whose

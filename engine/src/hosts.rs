@@ -23,7 +23,7 @@ use uuid::Uuid;
 use crate::apply::Author;
 use crate::entry::{Header, HostIdentity, LedgerOp, Subject};
 use crate::id::{ClaimId, EntryId, HostId, Millis, PoolId, ReplicaId};
-use crate::ledger::{Amount, Pool};
+use crate::ledger::{Amount, Claim, Pool};
 use crate::record::{Host, Kind, RecordId};
 use crate::schedule::Choice;
 use crate::tx::{Refusal, Tx};
@@ -106,6 +106,20 @@ pub enum NotEvacuated {
     Held(ReplicaId),
 }
 
+/// The replica that holds a claim: whoever made it, or its heir.
+#[must_use]
+pub fn holder(view: &View, claim: ClaimId) -> ReplicaId {
+    view.retired().heir(claim.entry.author).unwrap_or(claim.entry.author)
+}
+
+/// Whether `replica` stands by a claim on a host: it holds it, has not placed its server elsewhere, and knows of no word that
+/// the host is dead. Ask it of its own view (S1).
+#[must_use]
+pub fn stands_by(view: &View, replica: ReplicaId, claim: ClaimId) -> bool {
+    let lives = |row: &Claim| view.ledger().host_of(row).is_some() && !view.ledger().is_on_dead_host(row);
+    holder(view, claim) == replica && view.ledger().claim(claim).is_some_and(lives)
+}
+
 /// Whether `replica` may place a server of a dead host anew: it holds the server's claim there, or is the heir of who did. A
 /// claim has one holder, who releases it once; so a server is evacuated once, whatever is cut off from whatever.
 ///
@@ -116,8 +130,7 @@ pub fn may_evacuate(view: &View, replica: ReplicaId, server: Uuid) -> Result<(),
     if !placement.dead {
         return Err(NotEvacuated::Lives(placement.host));
     }
-    let author = placement.claim.entry.author;
-    let holder = view.retired().heir(author).unwrap_or(author);
+    let holder = holder(view, placement.claim);
     if holder == replica { Ok(()) } else { Err(NotEvacuated::Held(holder)) }
 }
 

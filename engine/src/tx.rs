@@ -145,6 +145,7 @@ pub struct Tx<'a> {
     retired: Arc<Retired>,
     documents: Overlay<'a>,
     pub(crate) parts: Parts,
+    placing: apply::Placing,
 }
 
 /// What becomes the entry.
@@ -212,7 +213,8 @@ impl<'a> Tx<'a> {
     ) -> Self {
         let documents = Overlay { base, changed: BTreeMap::new() };
         let retired = view.retired_at(&frontier);
-        Self { view, entry, frontier, member, now, retired, documents, parts: Parts::default() }
+        let (parts, placing) = Default::default();
+        Self { view, entry, frontier, member, now, retired, documents, parts, placing }
     }
 
     /// The state, with this transaction's own changes.
@@ -517,7 +519,17 @@ impl<'a> Tx<'a> {
 
     fn ledger_op(&mut self, op: LedgerOp) -> Result<u32, Refusal> {
         let index = self.parts.ledger.len();
-        self.with_author(|view, author| apply::apply_ledger(view, author, index, &op))?;
+        let (mut placing, created) = (self.placing.clone(), std::mem::take(&mut self.parts.created));
+        let applied = self.with_author(|view, author| {
+            // What is nowhere yet may be created after its claims are made.
+            let absent = |record| view.present(record).is_none();
+            let creates = |record| created.iter().any(|one| one.record == record) || absent(record);
+            placing.check(view, author, &creates, &op)?;
+            apply::apply_ledger(view, author, index, &op)
+        });
+        self.parts.created = created;
+        applied?;
+        self.placing = placing;
         self.parts.ledger.push(op);
         Ok(u32::try_from(index).unwrap_or(u32::MAX))
     }

@@ -8,7 +8,7 @@ mod common;
 
 use common::{Cloud, Rogue, cloud, host_at, key, member};
 use luc_engine::agent::Statement;
-use luc_engine::entry::{LedgerOp, Member, MemberOp, Subject};
+use luc_engine::entry::{Created, LedgerOp, Member, MemberOp, Subject};
 use luc_engine::hosts::{NotEvacuated, evacuate, may_evacuate};
 use luc_engine::id::{ClaimId, HostId, PoolId, ReplicaId};
 use luc_engine::ledger::{Amount, BadLedgerOp, Dimension};
@@ -260,6 +260,7 @@ fn nothing_is_claimed_of_a_dead_host_and_what_was_claimed_apart_is_released_by_d
     let rogue = Rogue::new(7);
     let mut header = rogue.header(world.view(0).frontier());
     let record = RecordId { kind: Kind::Server, id: Uuid::from_u128(99) };
+    header.created = vec![Created { record, references: vec![] }];
     header.ledger = vec![LedgerOp::Claim { pool, amount: vcpus(1), record, epoch: 1 }];
     let entry = rogue.sign(header, vec![]);
     for at in all {
@@ -283,6 +284,7 @@ fn a_declaration_that_is_not_in_its_past_is_no_evidence_for_a_release() {
     let record = RecordId { kind: Kind::Server, id: Uuid::from_u128(99) };
     let seen = world.view(0).frontier().clone();
     let mut header = rogue.header(&seen);
+    header.created = vec![Created { record, references: vec![] }];
     header.ledger = vec![LedgerOp::Claim { pool, amount: vcpus(1), record, epoch: 1 }];
     let entry = rogue.sign(header, vec![]);
     let claim = ClaimId { entry: entry.id(), index: 0 };

@@ -214,8 +214,10 @@ fn a_fork_is_seen_and_its_author_goes_into_quarantine() {
     let seen = stage.cloud.replicas[0].view().frontier().clone();
     let mallory = Rogue::new(3);
     let entry = |n| {
-        let claim = LedgerOp::Claim { pool: stage.pool, amount: vcpus(n), record: record(Kind::Server, 8), epoch: 1 };
-        mallory.sign(Header { ledger: vec![claim], ..mallory.header(&seen) }, vec![])
+        let record = record(Kind::Server, 8);
+        let created = vec![Created { record, references: vec![] }];
+        let claim = LedgerOp::Claim { pool: stage.pool, amount: vcpus(n), record, epoch: 1 };
+        mallory.sign(Header { created, ledger: vec![claim], ..mallory.header(&seen) }, vec![])
     };
     let (one, other) = (entry(1), entry(2));
     let [_, a, b] = stage.cloud.replicas.as_mut_slice() else { panic!("three replicas") };

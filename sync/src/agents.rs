@@ -4,12 +4,12 @@
 //! agent gather in a map, the newest of each server, and a slow agent costs at most one order a server.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use luc_engine::agent::{
-    DomainState, FromAgent, Heartbeat, HostFacts, Observation, Order, Orphan, SignedTip, ToAgent, Wanted,
+    DomainState, FromAgent, Heartbeat, HostFacts, Observation, Order, Orphan, SignedTip, ToAgent, Vouched, Wanted,
 };
 use luc_engine::entry::{Frontier, HostIdentity, Subject, Tip};
 use luc_engine::id::{ClaimId, HostId, PoolId, ReplicaId, SiteName};
@@ -20,10 +20,12 @@ use luc_engine::tx::{Refusal, Tx};
 use luc_engine::view::View;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
 use uuid::Uuid;
 
 use crate::join::{SPREAD, spread};
 use crate::node::Node;
+use crate::vouching::{ASK_AGAIN, Vouch, Vouching};
 use crate::wire::HostStatus;
 
 /// Messages on the way to or from an agent.
@@ -44,6 +46,8 @@ pub struct Agents {
     /// Those that have said, since this replica started, what they were told of its log.
     met: Mutex<BTreeSet<HostId>>,
     heard: Mutex<BTreeMap<HostId, (Instant, Heartbeat)>>,
+    /// Where questions to the holders of claims go.
+    asker: OnceLock<mpsc::Sender<Vouch>>,
 }
 
 /// A server whose console is asked for, how many lines, and where the answer goes.
@@ -169,6 +173,15 @@ impl Agents {
         self.met.lock().contains(&host)
     }
 
+    /// From now on the holders of claims are asked through this.
+    pub(crate) fn ask_with(&self, asker: mpsc::Sender<Vouch>) {
+        let _ = self.asker.set(asker);
+    }
+
+    pub(crate) fn asker(&self) -> Option<&mpsc::Sender<Vouch>> {
+        self.asker.get()
+    }
+
     /// Asks a host's agent for the end of a console.
     ///
     /// # Errors
@@ -216,6 +229,8 @@ pub async fn serve(
     let mut told = 0;
     tell_tip(&node, &to, &mut told).await?;
     let mut all: Vec<Order> = view.ledger().claims_on(host).filter_map(|(id, claim)| order(&view, id, claim)).collect();
+    let mut vouching = Vouching::default();
+    all.iter_mut().for_each(|order| vouching.mark(&view, node.me(), order));
     drop(view);
     // A host with thousands of servers gets the rest one by one: a frame has a limit.
     let rest = all.split_off(all.len().min(FIRST_ORDERS));
@@ -225,8 +240,16 @@ pub async fn serve(
     }
     let mut asked: BTreeMap<u64, oneshot::Sender<Result<String, String>>> = BTreeMap::new();
     let mut request = 0;
+    let mut again = tokio::time::interval(ASK_AGAIN);
+    again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
+            _ = again.tick(), if vouching.is_waiting() => vouching.ask(&node),
+            Some((claims, stood)) = vouching.answer() => {
+                for order in vouching.answered(&node.view(), claims, stood.as_deref()) {
+                    to.send(ToAgent::Order(Box::new(order))).await.map_err(|_| AgentError::Gone)?;
+                }
+            }
             message = from.recv() => {
                 let mut messages = vec![message.ok_or(AgentError::Gone)?];
                 while messages.len() < BATCH && let Ok(message) = from.try_recv() {
@@ -247,8 +270,13 @@ pub async fn serve(
                 let orders = std::mem::take(&mut *attached.orders.lock());
                 // Before the orders that rest on it: no agent has obeyed what its replica could write a second time.
                 tell_tip(&node, &to, &mut told).await?;
-                for order in orders.into_values() {
+                let view = node.view();
+                for mut order in orders.into_values() {
+                    vouching.mark(&view, node.me(), &mut order);
                     to.send(ToAgent::Order(Box::new(order))).await.map_err(|_| AgentError::Gone)?;
+                }
+                if vouching.is_waiting() {
+                    vouching.ask(&node);
                 }
             }
             Some((server, lines, reply)) = questions.recv() => {
@@ -352,7 +380,7 @@ pub fn remains(view: &View, host: HostId, orphans: &[Orphan]) -> Vec<Order> {
     let settled = orphans.iter().filter(|orphan| is_settled(orphan.claim) && !is_ordered(orphan.server));
     let order = |orphan: &Orphan| {
         let Orphan { server, claim, epoch } = *orphan;
-        Order { server, claim, pool, epoch, wanted: Wanted::Absent }
+        Order { server, claim, pool, epoch, wanted: Wanted::Absent, vouched: Vouched::Asked }
     };
     settled.map(order).collect()
 }
@@ -391,14 +419,15 @@ pub fn observe(tx: &mut Tx<'_>, observation: Observation) -> Result<(), Refusal>
     tx.observe(observation).map(|_| ())
 }
 
-/// The order that a claim stands for; none once it is settled.
+/// The order that a claim stands for, nobody having vouched for it yet; none once it is settled.
 #[must_use]
 pub fn order(view: &View, id: ClaimId, claim: &Claim) -> Option<Order> {
     if !claim.gone.is_empty() {
         return None;
     }
     let pool = claim.pool;
-    let order = |wanted| Order { server: claim.record.id, claim: id, pool, epoch: claim.epoch, wanted };
+    let vouched = Vouched::Asked;
+    let order = |wanted| Order { server: claim.record.id, claim: id, pool, epoch: claim.epoch, wanted, vouched };
     let Some(held) = view.held(claim.record).filter(|held| !held.deleted) else { return Some(order(Wanted::Absent)) };
     match &held.record {
         Some(Record::Server(server)) => {

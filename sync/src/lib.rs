@@ -12,5 +12,6 @@ mod reach;
 pub mod rpc;
 pub mod snapshot;
 mod transport;
+mod vouching;
 pub mod waiting;
 pub mod wire;

@@ -42,6 +42,8 @@ const DIAL_LIMIT: Duration = Duration::from_secs(3);
 const QUEUE: usize = 256;
 /// Bytes of messages to one peer that may wait, likewise.
 const QUEUE_BYTES: usize = 16 << 20;
+/// Questions to holders of claims that wait to be asked.
+const VOUCHING: usize = 64;
 /// Messages of all peers that may wait for the core. It is quick; who says more meanwhile is slowed.
 const INPUTS: usize = 64;
 /// Messages with entries that may wait for the node, and their bytes.
@@ -195,7 +197,10 @@ impl Net {
             joining: Arc::new(Semaphore::new(JOINING)),
             snapshots: Snapshots::default(),
         };
+        let (vouch, questions) = mpsc::channel(VOUCHING);
+        inner.node.agents().ask_with(vouch);
         let net = Self { inner: Arc::new(inner) };
+        tokio::spawn(net.clone().run_vouching(questions));
         tokio::spawn(net.clone().run_core(queue));
         tokio::spawn(net.clone().take_arrivals(arrived));
         tokio::spawn(net.clone().accept());

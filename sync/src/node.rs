@@ -226,6 +226,12 @@ impl Node {
         }
     }
 
+    /// Whether this replica writes: see [`Node::begin`].
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        *self.inner.begun.borrow()
+    }
+
     /// Runs a transaction, once this replica writes; when this returns, it is durable and visible here.
     ///
     /// # Errors

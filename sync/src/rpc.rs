@@ -8,7 +8,8 @@ use std::time::Duration;
 use ed25519_dalek::SigningKey;
 use luc_engine::agent::{FromAgent, ToAgent};
 use luc_engine::entry::Frontier;
-use luc_engine::id::{EntryId, HostId, PoolId, ReplicaId, SiteName};
+use luc_engine::hosts::stands_by;
+use luc_engine::id::{ClaimId, EntryId, HostId, PoolId, ReplicaId, SiteName};
 use luc_engine::ledger::Amount;
 use luc_engine::schedule::{Unminted, hand_over};
 use luc_engine::tx::{Refusal, Shortage, Tx};
@@ -25,6 +26,7 @@ use crate::net::{FIRST_FRAME, Net, NetError, resolve};
 use crate::node::now;
 pub use crate::snapshot::take_snapshot;
 use crate::transport::{client_endpoint, join_endpoint};
+use crate::vouching::Vouch;
 use crate::wire::{self, JoinAnswer, JoinRequest, Request, RightsAnswer, WireError};
 
 /// The longest answer that is not data.
@@ -33,6 +35,8 @@ const ANSWER: usize = wire::MAX_FRAME;
 const RIGHTS_LIMIT: Duration = Duration::from_millis(1_500);
 /// How long admitting a newcomer may take.
 const JOIN_LIMIT: Duration = Duration::from_secs(15);
+/// How long the holder of a claim may take to say whether it stands by it.
+const VOUCH_LIMIT: Duration = Duration::from_secs(3);
 /// How long a peer may leave an answer unread before it is given up.
 const UNREAD: Duration = Duration::from_secs(30);
 /// How long an agent waits until its replica has fetched an image, from afar perhaps.
@@ -273,6 +277,10 @@ impl Net {
                 let answer = self.node().agents().console(host, server, lines).await;
                 wire::write(&mut send, &answer).await
             }
+            Request::Vouch(claims) => match peer {
+                Some(_) => wire::write(&mut send, &self.stood_by(claims)).await,
+                None => Err(WireError::Closed),
+            },
             Request::Entry(id) => match peer {
                 Some(_) => {
                     let read = self.node().read_log(vec![id], 1).await.unwrap_or_default().entries;
@@ -292,6 +300,31 @@ impl Net {
         let _ = send.finish();
         // The stream must outlive what is still under way; but not for a peer that never reads it.
         let _ = tokio::time::timeout(UNREAD, send.stopped()).await;
+    }
+
+    /// Of these claims, those by which this replica stands. One that does not write has no say: it may be an old copy of one
+    /// that has placed their servers elsewhere.
+    fn stood_by(&self, claims: Vec<ClaimId>) -> Vec<ClaimId> {
+        let node = self.node();
+        if !node.has_begun() || node.fence().is_some() {
+            return Vec::new();
+        }
+        let view = node.view();
+        claims.into_iter().filter(|claim| stands_by(&view, node.me(), *claim)).collect()
+    }
+
+    /// Asks the holders of claims whether they stand by them, for the agents attached here.
+    pub(crate) async fn run_vouching(self, mut questions: mpsc::Receiver<Vouch>) {
+        while let Some(Vouch { holder, claims, reply }) = questions.recv().await {
+            let Some(connection) = self.connection(holder) else { continue };
+            tokio::spawn(async move {
+                let request = Request::Vouch(claims);
+                let asked = call::<Vec<ClaimId>>(&connection, &request);
+                if let Ok(Ok(stood)) = tokio::time::timeout(VOUCH_LIMIT, asked).await {
+                    let _ = reply.send(stood);
+                }
+            });
+        }
     }
 
     /// Grants what is asked, or half of what is free if that is more: tiny transfers would come again and again.

@@ -4,7 +4,7 @@
 //! allocated for it, and whatever does not decode ends the stream.
 
 use luc_engine::entry::{Frontier, from_untrusted};
-use luc_engine::id::{EntryId, HostId, Millis, PoolId, ReplicaId, SiteName};
+use luc_engine::id::{ClaimId, EntryId, HostId, Millis, PoolId, ReplicaId, SiteName};
 use luc_engine::ledger::Amount;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -154,6 +154,8 @@ pub enum Request {
     Snapshot(Option<SnapshotPlace>),
     /// An entry, as it travels: the proof that it is held. Answered by an `Option` of its bytes.
     Entry(EntryId),
+    /// By which of these claims on hosts the answering replica stands (S1). Answered by a `Vec<ClaimId>`.
+    Vouch(Vec<ClaimId>),
     /// The right to place a member of a server group on a host, of whose pool the answering replica is the root.
     /// Answered by [`RightsAnswer`].
     MemberRight {
