@@ -87,6 +87,15 @@ impl Cloud {
         for name in names {
             cloud.add(name)?;
         }
+        // A site hears once a second how the hosts of the others are.
+        for site in &cloud.sites {
+            let client = site.login()?;
+            eventually(Duration::from_secs(30), "all hosts to be up everywhere", || {
+                let hosts = client.get("/luc/v1/hosts")?;
+                let up = |hosts: &Vec<Value>| hosts.iter().filter(|host| host["state"] == "up").count();
+                Ok(hosts["hosts"].as_array().map(up) == Some(names.len()))
+            })?;
+        }
         Ok(cloud)
     }
 
