@@ -90,6 +90,10 @@ impl App {
     /// The durable state.
     #[must_use]
     pub fn view(&self) -> Arc<View> {
+        #[cfg(feature = "mutants")]
+        if luc_engine::site_mutant::on(luc_engine::site_mutant::SiteMutant::StaleRead) {
+            return crate::mutants::stale(self);
+        }
         self.node().view()
     }
 

@@ -20,6 +20,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::{FutureExt, StreamExt};
 use luc_engine::entry::{Frontier, Tip};
 use luc_engine::id::ReplicaId;
+use luc_engine::site_mutant::{SiteMutant, on};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tracing::Instrument;
@@ -341,6 +342,8 @@ pub(crate) async fn around(State(app): State<App>, mut request: Request, next: N
     request.extensions_mut().insert(version);
     let path = tracing::enabled!(tracing::Level::INFO).then(|| request.uri().path().to_owned());
     let caught_up = catch_up(&app, request.headers()).await;
+    #[cfg(feature = "mutants")]
+    crate::mutants::ask_everybody(&app).await;
     let run = async {
         match bad_version.filter(|_| service == Service::Compute) {
             Some(fault) => fault.into_response(),
@@ -452,7 +455,7 @@ fn microversion(headers: &HeaderMap) -> Result<Microversion, Fault> {
 
 /// Read-your-writes across sites: a request that says what it has seen waits until this replica holds it.
 async fn catch_up(app: &App, headers: &HeaderMap) -> Result<(), Fault> {
-    let Some(value) = headers.get(&FRONTIER) else { return Ok(()) };
+    let Some(value) = headers.get(&FRONTIER).filter(|_| !on(SiteMutant::FrontierIgnored)) else { return Ok(()) };
     let seen = value.to_str().ok().and_then(Seen::decode);
     let wanted = match seen
         .ok_or_else(|| Fault::bad("X-LUC-Frontier is malformed: send it back as it was received."))?

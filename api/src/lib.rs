@@ -16,6 +16,8 @@ pub mod identity;
 pub mod image;
 pub mod luc;
 mod members;
+#[cfg(feature = "mutants")]
+mod mutants;
 pub mod policy;
 mod pools;
 mod rights;

@@ -23,6 +23,7 @@ use luc_engine::agent::{DomainState, Fault, Observation, Order, Task, Vouched, W
 use luc_engine::id::{ClaimId, HostId, Millis};
 use luc_engine::ledger::Amount;
 use luc_engine::record::{Power, Server, ServerImage};
+use luc_engine::site_mutant::{SiteMutant, on};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -364,6 +365,7 @@ pub fn plan(s: &Situation<'_>) -> Plan {
 /// Destroy, undefine, remove the files, refuse. The memory that says so is durable before the first of them.
 fn remove(s: &Situation<'_>, memory: Memory, claim: ClaimId) -> Plan {
     let step = match s.domain {
+        Seen::Here(_) if on(SiteMutant::DomainLeft) => None,
         Seen::Here(domain) if is_off(domain.state) => Some(Action::Undefine),
         Seen::Here(_) => Some(Action::Destroy),
         // Never touched, so never known to be gone: the operator has to look.

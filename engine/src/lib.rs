@@ -21,6 +21,7 @@ pub mod record;
 pub mod replica;
 pub mod retire;
 pub mod schedule;
+pub mod site_mutant;
 mod stage;
 pub mod store;
 pub mod tx;

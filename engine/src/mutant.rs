@@ -66,13 +66,17 @@ pub const fn on(_: Mutant) -> bool {
 }
 
 #[cfg(feature = "mutants")]
-pub use switches::{on, set};
+pub use switches::{on, set, set_for_process};
 
 #[cfg(feature = "mutants")]
 mod switches {
     use std::cell::Cell;
+    use std::sync::atomic::{AtomicU8, Ordering};
 
     use super::Mutant;
+
+    /// The one that is on in all threads; 0 for none.
+    static EVERYWHERE: AtomicU8 = AtomicU8::new(0);
 
     thread_local! {
         static ON: Cell<Option<Mutant>> = const { Cell::new(None) };
@@ -81,7 +85,12 @@ mod switches {
     /// Whether a seeded bug is switched on, in this thread.
     #[must_use]
     pub fn on(mutant: Mutant) -> bool {
-        ON.get() == Some(mutant)
+        ON.get() == Some(mutant) || EVERYWHERE.load(Ordering::Relaxed) == mutant as u8 + 1
+    }
+
+    /// Switches one on in all threads: for a process that is a whole site.
+    pub fn set_for_process(mutant: Mutant) {
+        EVERYWHERE.store(mutant as u8 + 1, Ordering::Relaxed);
     }
 
     /// Switches one on in this thread, or all off.

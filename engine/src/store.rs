@@ -11,6 +11,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::site_mutant::{SiteMutant, on};
 use redb::{ReadableDatabase, TableDefinition};
 
 /// Version of the store's format, written in [`Table::Meta`].
@@ -214,7 +215,10 @@ impl RedbStore {
     }
 
     fn write(&self, batch: &Batch) -> Result<(), StoreError> {
-        let write = self.db.begin_write().map_err(failed("write"))?;
+        let mut write = self.db.begin_write().map_err(failed("write"))?;
+        if on(SiteMutant::FlushSkipped) {
+            write.set_durability(redb::Durability::None).map_err(failed("write"))?;
+        }
         let mut rows = batch.0.iter().peekable();
         while let Some(((table, _), _)) = rows.peek() {
             let current = *table;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use luc_engine::entry::Hash;
+use luc_engine::site_mutant::{SiteMutant, on};
 use md5::Md5;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -326,7 +327,11 @@ impl Blobs {
             let length = CHUNK.min(manifest.size - done);
             let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
             fill(stream, &mut bytes).await?;
-            if Hash::of(&bytes) != *chunk {
+            if on(SiteMutant::ImageUnchecked)
+                && let Some(first) = bytes.first_mut()
+            {
+                *first ^= 1;
+            } else if Hash::of(&bytes) != *chunk {
                 return Err(BlobError::Corrupt(blob.into()));
             }
             file.write_all(&bytes).await.map_err(disk("store a blob"))?;

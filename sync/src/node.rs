@@ -15,6 +15,7 @@ use luc_engine::branch::Branches;
 use luc_engine::entry::{Entry, Frontier, Tip};
 use luc_engine::id::{EntryId, Millis, ReplicaId, SiteName};
 use luc_engine::replica::{Flushed, Identity, Received, Rejection, ReplaceError, Replica, read_log};
+use luc_engine::site_mutant::{SiteMutant, on};
 use luc_engine::store::{Reader, StoreError};
 use luc_engine::tx::{Fence, Refusal, Tx};
 use luc_engine::view::View;
@@ -394,6 +395,10 @@ impl Worker {
             let Some(inner) = node.upgrade() else { return };
             if let Err(error) = std::mem::replace(&mut tended, Ok(false)) {
                 tracing::error!(%error, "what is owed to others could not be written");
+            }
+            if on(SiteMutant::AckBeforeFlush) {
+                std::mem::take(&mut replies).into_iter().for_each(|reply| reply(Ok(())));
+                std::thread::sleep(Duration::from_millis(300));
             }
             let started = std::time::Instant::now();
             let flushed = self.replica.flush();

@@ -258,6 +258,11 @@ struct Revive {
 /// Runs the command of this process.
 #[must_use]
 pub fn main() -> ExitCode {
+    #[cfg(feature = "mutants")]
+    if let Err(error) = crate::mutants::from_environment() {
+        eprintln!("luc: {error}");
+        return ExitCode::FAILURE;
+    }
     let done = match Cli::parse().command {
         Command::Init(args) => found::init(&args),
         Command::Token(args) => found::token(&args),

@@ -9,14 +9,11 @@ use super::{Finding, indices, some};
 use crate::run::{Excuse, Run};
 
 /// The last list of each workload at each site, of those that were asked for after the last fault.
-fn last_lists<'a, 'b>(
-    run: &Run,
-    facts: &'b [Fact<'a>],
-) -> BTreeMap<(&'b str, &'b str), (&'b Fact<'a>, &'b Vec<String>)> {
+fn last_lists<'a, 'b>(run: &Run, facts: &'b [Fact<'a>]) -> BTreeMap<(&'b str, &'b str), (&'b Fact<'a>, &'b [String])> {
     let mut last = BTreeMap::new();
     for fact in facts.iter().filter(|fact| fact.pair.invoke.time >= run.healed) {
-        if let Says::Listed(ids) = &fact.says {
-            last.insert((fact.workload(), fact.site()), (fact, ids));
+        if let Says::Listed(ids, _) = &fact.says {
+            last.insert((fact.workload(), fact.site()), (fact, ids.as_slice()));
         }
     }
     last
@@ -32,7 +29,7 @@ fn unmade<'a>(facts: &'a [Fact<'_>]) -> BTreeSet<&'a str> {
 /// Where else than at its site a thing was seen before it was lost: then a survivor held it, and nothing excuses its loss.
 fn seen_elsewhere(facts: &[Fact<'_>], id: &str, site: &str) -> bool {
     facts.iter().filter(|fact| fact.site() != site).any(|fact| match &fact.says {
-        Says::Listed(ids) => ids.iter().any(|listed| listed == id),
+        Says::Listed(ids, _) => ids.iter().any(|listed| listed == id),
         Says::Shown(shown, there) => shown == id && *there,
         Says::Made(_) | Says::Unmade(_) => false,
     })
@@ -105,7 +102,7 @@ pub(super) fn duplicate(run: &Run) -> Finding {
                     tell(case, &mut indices(&other.pair).chain(indices(&fact.pair)));
                 }
             }
-            Says::Listed(ids) => {
+            Says::Listed(ids, _) => {
                 let mut seen = BTreeSet::new();
                 if let Some(id) = ids.iter().find(|id| !seen.insert(id.as_str())) {
                     tell(json!({"id": id, "listed twice": fact.pair.invoke.index}), &mut indices(&fact.pair));
@@ -141,7 +138,7 @@ pub(super) fn resurrection(run: &Run) -> Finding {
     for fact in by_end {
         let place = (fact.workload(), fact.site());
         let listed: BTreeSet<&str> = match &fact.says {
-            Says::Listed(ids) => ids.iter().map(String::as_str).collect(),
+            Says::Listed(ids, _) => ids.iter().map(String::as_str).collect(),
             Says::Shown(id, true) => std::iter::once(id.as_str()).collect(),
             _ => BTreeSet::new(),
         };
@@ -165,7 +162,7 @@ pub(super) fn resurrection(run: &Run) -> Finding {
             shown.insert(key, Shown::There(fact));
         }
         let is_gone = |id: &str| match &fact.says {
-            Says::Listed(_) => !listed.contains(id),
+            Says::Listed(..) => !listed.contains(id),
             Says::Shown(other, there) => other == id && !there,
             _ => false,
         };
@@ -197,6 +194,12 @@ fn may_have_lost(run: &Run, site: &str, from: u64, until: u64) -> bool {
     faults.any(|fault| fault.from <= until && fault.until.unwrap_or(u64::MAX) >= from)
 }
 
+/// What a list shows, without what is on its way out.
+fn staying<'b>(list: &Fact<'_>, ids: &'b [String]) -> &'b [String] {
+    let leaving = if let Says::Listed(_, leaving) = list.says { leaving } else { 0 };
+    ids.get(..ids.len().saturating_sub(leaving)).unwrap_or_default()
+}
+
 /// Deletions that were acknowledged, of things that a last list still shows.
 fn deleted_but_there(run: &Run, facts: &[Fact<'_>], cases: &mut Vec<Value>, anomaly: &mut Vec<u64>) {
     // Without a healing that was waited for, there is no end.
@@ -214,7 +217,7 @@ fn deleted_but_there(run: &Run, facts: &[Fact<'_>], cases: &mut Vec<Value>, anom
             *workload == fact.workload()
                 && fact.done() < run.healed
                 && list.pair.invoke.time > run.healed
-                && ids.contains(id)
+                && staying(list, ids).contains(id)
         });
         let Some(((_, site), (list, _))) = there else { continue };
         cases.push(json!({"id": id, "site": site, "deleted": fact.pair.invoke.index, "there": list.pair.invoke.index}));

@@ -1,6 +1,7 @@
 //! Addresses: taken once. A claim holds its addresses from when it is acknowledged until its release is asked for.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
@@ -8,68 +9,90 @@ use super::{Finding, clients, indices, some};
 use crate::history::Pair;
 use crate::run::Run;
 
-/// A claim: its addresses in its pool, and from when until when it surely holds them.
+/// A block, a range or one address of a claim, and from when until when the claim surely holds it.
 struct Held<'a> {
     pair: Pair<'a>,
     pool: &'a str,
-    addresses: Vec<&'a str>,
+    first: u128,
+    last: u128,
     from: u64,
     until: u64,
 }
 
-fn text<'a>(pair: &Pair<'a>, key: &str) -> Option<&'a str> {
-    let result = pair.complete.map(|op| &op.value);
-    result.and_then(|value| value[key].as_str()).or_else(|| pair.invoke.value[key].as_str())
+/// A claim's name, or its pool's.
+fn text<'a>(pair: &Pair<'a>, keys: &[&str]) -> Option<&'a str> {
+    let values = pair.complete.map(|op| &op.value).into_iter().chain([&pair.invoke.value]);
+    values.flat_map(|value| keys.iter().filter_map(move |key| value[*key].as_str())).next()
 }
 
 fn held(run: &Run) -> Vec<Held<'_>> {
     let pairs = clients(&run.history);
     let mut released: HashMap<&str, u64> = HashMap::new();
-    for pair in pairs.iter().filter(|pair| pair.invoke.f.starts_with("release")) {
-        if let Some(id) = text(pair, "id").or(pair.invoke.value.as_str()) {
+    for pair in pairs.iter().filter(|pair| ["release", "return"].iter().any(|word| pair.invoke.f.starts_with(word))) {
+        if let Some(id) = text(pair, &["claim", "id"]).or(pair.invoke.value.as_str()) {
             let at = released.entry(id).or_insert(u64::MAX);
             *at = pair.invoke.time.min(*at);
         }
     }
-    let claim = |pair: &Pair<'_>| pair.is_ok() && pair.invoke.f.starts_with("claim");
-    pairs.iter().filter(|pair| claim(pair)).filter_map(|pair| one(*pair, &released)).collect()
+    let claims = pairs.iter().filter(|pair| pair.is_ok() && pair.invoke.f.starts_with("claim"));
+    claims.flat_map(|pair| blocks(*pair, &released)).collect()
 }
 
-fn one<'a>(pair: Pair<'a>, released: &HashMap<&str, u64>) -> Option<Held<'a>> {
-    let done = pair.complete?;
-    let addresses: Vec<&str> = done.value["addresses"].as_array()?.iter().filter_map(Value::as_str).collect();
-    let until = text(&pair, "id").and_then(|id| released.get(id)).copied().unwrap_or(u64::MAX);
-    Some(Held { pair, pool: text(&pair, "pool").unwrap_or_default(), addresses, from: done.time, until })
+fn blocks<'a>(pair: Pair<'a>, released: &HashMap<&str, u64>) -> Vec<Held<'a>> {
+    let Some(done) = pair.complete else { return Vec::new() };
+    let until = text(&pair, &["claim", "id"]).and_then(|id| released.get(id)).copied().unwrap_or(u64::MAX);
+    let (pool, from) = (text(&pair, &["pool"]).unwrap_or_default(), done.time);
+    let blocks = done.value["addresses"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let held = |(first, last)| Held { pair, pool, first, last, from, until };
+    blocks.filter_map(block).map(held).collect()
+}
+
+/// `192.0.2.7`, `192.0.2.0/24`, `192.0.2.7-192.0.2.9`; IPv4 lies in IPv6 as mapped addresses, so the two never meet.
+fn block(text: &str) -> Option<(u128, u128)> {
+    let number = |text: &str| {
+        text.parse().ok().map(|address| match address {
+            IpAddr::V4(address) => u128::from(address.to_ipv6_mapped()),
+            IpAddr::V6(address) => u128::from(address),
+        })
+    };
+    if let Some((first, last)) = text.split_once('-') {
+        return Some((number(first)?, number(last)?));
+    }
+    let Some((first, length)) = text.split_once('/') else { return number(text).map(|one| (one, one)) };
+    let bits: u32 = if first.contains(':') { 128 } else { 32 };
+    let free = bits.checked_sub(length.parse().ok()?)?;
+    let first = number(first)?;
+    Some((first, first | 1_u128.checked_shl(free).map_or(u128::MAX, |size| size - 1)))
 }
 
 pub(super) fn unique(run: &Run) -> Finding {
-    let held = held(run);
-    let mut by: HashMap<(&str, &str), Vec<&Held<'_>>> = HashMap::new();
-    for claim in &held {
-        for address in &claim.addresses {
-            by.entry((claim.pool, address)).or_default().push(claim);
-        }
-    }
-    let (addresses, mut cases, mut anomaly) = (by.len(), Vec::new(), Vec::new());
-    for ((pool, address), mut claims) in by {
-        claims.sort_by_key(|claim| claim.from);
-        let overlap = claims.windows(2).find(|pair| pair[1].from < pair[0].until);
-        let Some([one, other]) = overlap else { continue };
-        let claims = [one.pair.invoke.index, other.pair.invoke.index];
-        cases.push(json!({"pool": pool, "address": address, "claims": claims}));
-        if anomaly.is_empty() {
-            anomaly.extend(indices(&one.pair).chain(indices(&other.pair)));
+    let mut by: BTreeMap<&str, Vec<Held<'_>>> = BTreeMap::new();
+    held(run).into_iter().for_each(|one| by.entry(one.pool).or_default().push(one));
+    let (mut blocks, mut cases, mut anomaly) = (0, Vec::new(), Vec::new());
+    for (pool, mut held) in by {
+        blocks += held.len();
+        held.sort_by_key(|one| one.first);
+        for (at, one) in held.iter().enumerate() {
+            let later = held.iter().skip(at + 1).take_while(|other| other.first <= one.last);
+            for other in later.filter(|other| other.from < one.until && one.from < other.until) {
+                let claims = [one.pair.invoke.index, other.pair.invoke.index];
+                let addresses = [one, other].map(|claim| claim.pair.complete.map(|op| &op.value["addresses"]));
+                cases.push(json!({"pool": pool, "addresses": addresses, "claims": claims}));
+                if anomaly.is_empty() {
+                    anomaly.extend(indices(&one.pair).chain(indices(&other.pair)));
+                }
+            }
         }
     }
     match cases.first() {
         Some(case) => {
-            let summary = format!("{} addresses were taken twice, one of them {}.", cases.len(), case["address"]);
+            let summary = format!("{} pairs of claims overlap, one of them {}.", cases.len(), case["addresses"]);
             Finding::broken(summary, json!({"cases": some(&cases)}), anomaly)
         }
-        None if addresses == 0 => Finding::unknown("No addresses were claimed."),
+        None if blocks == 0 => Finding::unknown("No addresses were claimed."),
         None => Finding::held(
-            format!("{addresses} addresses were claimed, none twice at a time."),
-            json!({"addresses": addresses}),
+            format!("{blocks} blocks of addresses were claimed, none twice at a time."),
+            json!({"blocks": blocks}),
         ),
     }
 }
@@ -91,5 +114,19 @@ mod tests {
         story.ok(0, "paris", "claim", json!({"pool": "p"}), claim("c"));
         let finding = unique(&story.run);
         assert_eq!((finding.valid, finding.anomaly), (Valid::False, vec![4, 5, 6, 7]));
+    }
+
+    #[test]
+    fn blocks_that_overlap_are_seen() {
+        let overlap = |one: &str, other: &str| {
+            let mut story = Story::new(&["paris"]);
+            story.ok(0, "paris", "claim", json!({}), json!({"claim": "a", "addresses": [one]}));
+            story.ok(0, "paris", "claim", json!({}), json!({"claim": "b", "addresses": [other]}));
+            unique(&story.run).valid == Valid::False
+        };
+        assert!(overlap("192.0.2.0/28", "192.0.2.7"));
+        assert!(overlap("192.0.2.9", "192.0.2.3-192.0.2.9"));
+        assert!(!overlap("192.0.2.0/28", "192.0.2.16-192.0.2.20"));
+        assert!(overlap("2001:db8::/64", "2001:db8::ffff") && !overlap("2001:db8::/64", "2001:db8:0:1::"));
     }
 }

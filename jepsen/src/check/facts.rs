@@ -1,10 +1,11 @@
 //! What operations say of things, whatever the workload: made, asked to be gone, listed, shown.
 //!
-//! Workloads have their own words. By convention an operation that makes a thing is called `create…`, `add`, `upload` or
-//! `claim`, one that deletes it `delete…`, `remove` or `release`, one that tells all of the workload's things at a site
-//! `list…` or `read`, and one that tells a single thing `show…`. A thing is named by `id` in the value, or is the value, if
-//! that is text; of a list the things are `ids`, or the value itself, if that is an array of text. What does not follow this
-//! says nothing here, and is judged by its workload alone.
+//! Workloads have their own words. By convention an operation that makes a thing is called `create…` or `add`, one that
+//! deletes it `delete…` or `remove`, one that tells all of the workload's things at a site `list…`, `read` or `final`, and one
+//! that tells a single thing `show…`. A thing is named by `id` in the value, or is the value, if that is text; of a list the
+//! things are `servers` or `ids`, and those on their way out `deleting`, or the value itself is the list; in it, things are
+//! ids, objects with an `id`, or arrays whose first is the id. What does not follow this says nothing here, and is judged by
+//! its workload alone.
 
 use serde_json::Value;
 
@@ -18,8 +19,8 @@ pub(super) enum Says {
     Made(String),
     /// It was asked that this be gone, whatever came of it.
     Unmade(String),
-    /// These are there, and no others.
-    Listed(Vec<String>),
+    /// These are there, and no others; and of those, so many at the end are on their way out.
+    Listed(Vec<String>, usize),
     /// This is there, or is not.
     Shown(String, bool),
 }
@@ -67,14 +68,19 @@ pub(super) fn is_read(f: &str) -> bool {
 pub(super) fn says(pair: &Pair<'_>) -> Option<Says> {
     let f = pair.invoke.f.as_str();
     let result = pair.complete.filter(|op| op.kind == Kind::Ok).map(|op| &op.value);
-    if is(f, &["create", "add", "upload", "claim"]) {
+    if is(f, &["create", "add"]) {
         return Some(Says::Made(id(result?).or_else(|| id(&pair.invoke.value))?));
     }
-    if is(f, &["delete", "remove", "release"]) {
+    if is(f, &["delete", "remove"]) {
         return Some(Says::Unmade(id(&pair.invoke.value).or_else(|| id(result?))?));
     }
-    if is(f, &["list", "read"]) {
-        return ids(result?).map(Says::Listed);
+    if is(f, &["list", "read", "final"]) {
+        let value = result?;
+        let list = if value.is_array() { Some(value) } else { value.get("servers").or_else(|| value.get("ids")) };
+        let (mut all, leaving) = (ids(list?)?, value.get("deleting").and_then(ids).unwrap_or_default());
+        let count = leaving.len();
+        all.extend(leaving);
+        return Some(Says::Listed(all, count));
     }
     if is(f, &["show"]) {
         let gone = pair.complete.and_then(|op| op.error.as_deref()).is_some_and(|error| error.starts_with("404"));
@@ -85,10 +91,33 @@ pub(super) fn says(pair: &Pair<'_>) -> Option<Says> {
 }
 
 fn id(value: &Value) -> Option<String> {
-    value.as_str().or_else(|| value["id"].as_str()).map(str::to_owned)
+    let id = value.as_str().or_else(|| value["id"].as_str()).or_else(|| value[0].as_str());
+    id.map(str::to_owned)
 }
 
-fn ids(value: &Value) -> Option<Vec<String>> {
-    let list = value.as_array().or_else(|| value["ids"].as_array())?;
-    list.iter().map(|item| id(item)).collect()
+fn ids(list: &Value) -> Option<Vec<String>> {
+    list.as_array()?.iter().map(id).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::check::tests::Story;
+
+    #[test]
+    fn lists_have_several_forms() {
+        let said = |value: Value| {
+            let mut story = Story::new(&["paris"]);
+            story.ok(0, "paris", "final", json!({}), value);
+            facts(&story.run).into_iter().map(|fact| fact.says).next()
+        };
+        let listed =
+            |ids: &[&str], leaving| Some(Says::Listed(ids.iter().map(|id| (*id).to_owned()).collect(), leaving));
+        assert_eq!(said(json!(["a", "b"])), listed(&["a", "b"], 0));
+        assert_eq!(said(json!({"servers": [["a", "name"]], "deleting": [["b", "name"]]})), listed(&["a", "b"], 1));
+        assert_eq!(said(json!({"servers": [{"id": "a"}]})), listed(&["a"], 0));
+        assert_eq!(said(json!({"read": {"x": 1}})), None);
+    }
 }

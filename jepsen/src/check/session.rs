@@ -40,12 +40,12 @@ pub(super) fn order(run: &Run) -> Finding {
                     anomaly.extend(indices(&before.pair).chain(indices(&fact.pair)));
                 }
             }
-            looked += u64::from(matches!(fact.says, Says::Listed(_) | Says::Shown(..)) && !since.is_empty());
+            looked += u64::from(matches!(fact.says, Says::Listed(..) | Says::Shown(..)) && !since.is_empty());
             match &fact.says {
                 Says::Made(id) | Says::Shown(id, true) => {
                     since.entry(id).or_insert(fact);
                 }
-                Says::Listed(ids) => ids.iter().for_each(|id| {
+                Says::Listed(ids, _) => ids.iter().for_each(|id| {
                     since.entry(id).or_insert(fact);
                 }),
                 Says::Unmade(_) | Says::Shown(_, false) => {}
@@ -72,7 +72,7 @@ pub(super) fn order(run: &Run) -> Finding {
 /// What a read does not show of what was known before.
 fn lacks<'b, 'a>(fact: &Fact<'_>, since: &HashMap<&'b str, &'b Fact<'a>>) -> Vec<(&'b str, &'b Fact<'a>)> {
     match &fact.says {
-        Says::Listed(ids) => {
+        Says::Listed(ids, _) => {
             let ids: BTreeSet<&str> = ids.iter().map(String::as_str).collect();
             since.iter().filter(|(id, _)| !ids.contains(**id)).map(|(id, before)| (*id, *before)).collect()
         }
