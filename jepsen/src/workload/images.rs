@@ -71,7 +71,7 @@ impl Workload for Images {
         let name = &self.stage.ground()?.name;
         let made = clients.first().context("a cloud without sites")?;
         let made = made.post("/luc/v1/pools", &json!({"name": name, "cidrs": [BLOCK]}))?;
-        let pool = text(&made["pool"], "id").to_owned();
+        let pool = text(&made["pool"]["subject"], "address_pool").to_owned();
         for client in clients {
             client.insist(INSIST, |client| client.get(&format!("/luc/v1/pools/{pool}")))?;
         }
