@@ -82,3 +82,18 @@ sim: ## Run the simulator (SEEDS=100, SEED=1, OPS=2000, HOURS=2)
 
 mutants: ## Switch on each seeded bug, and print which rule of the simulator catches it
 	$(SIM) -- mutants --ops 600
+
+# The suite against real processes; needs root, for network namespaces. TIME is that of faults, seconds.
+TIME ?= 150
+OUT ?= target/jepsen
+SUITE := target/debug/jepsen run --out $(OUT)
+
+jepsen-build:
+	@HYPERVISOR=test packaging/install-deps.sh build suite
+	cargo build --locked -p luc-api -p jepsen --bin luc --bin jepsen
+
+check: jepsen-build ## A cloud of five sites, every workload, every fault briefly, every checker (TIME=150, SEED=1); the report is target/jepsen/report.html
+	$(SUITE) --time $(TIME) --every 8s --seed $(SEED)
+
+jepsen: jepsen-build ## Random faults, several at once, for HOURS (default 1), by a seed that is told
+	$(SUITE) --time $$(awk 'BEGIN { print int($(or $(HOURS),1) * 3600) }') --every 15s --overlap 3 $(if $(filter command,$(origin SEED)),--seed $(SEED))

@@ -138,7 +138,9 @@ pub(super) fn availability(run: &Run) -> Finding {
         Default::default();
     let mut anomaly = Vec::new();
     for pair in clients(&run.history) {
-        let (Some(site), Some(answered)) = (pair.invoke.site.clone(), answered(&pair)) else { continue };
+        // A session that wanders says which site it asked.
+        let asked = pair.invoke.value["at"].as_str().map(str::to_owned).or_else(|| pair.invoke.site.clone());
+        let (Some(site), Some(answered)) = (asked, answered(&pair)) else { continue };
         let (from, until) = (pair.invoke.time, pair.complete.map_or(u64::MAX, |op| op.time));
         let what = if is_read(&pair.invoke.f) { "reads" } else { "writes" };
         let latency = Some(until.saturating_sub(from));
