@@ -66,6 +66,8 @@ impl Name {
     }
 }
 
+/// Before the first fault.
+const QUIET: Duration = Duration::from_secs(10);
 /// How long retirements may take once all is healed.
 const RETIRED: Duration = Duration::from_secs(60);
 
@@ -202,7 +204,8 @@ impl<'a> Nemesis<'a> {
     pub fn play(&mut self, plan: &Schedule, time: Duration, interrupted: &AtomicBool, told: impl Fn()) -> Result<()> {
         let end = Instant::now() + time;
         let half = u64::try_from(plan.every.as_millis())? / 2;
-        let mut next = Instant::now() + Duration::from_millis(half.min(5_000));
+        // Clients begin first.
+        let mut next = Instant::now() + QUIET.min(time / 4);
         let mut tell = Instant::now() + Duration::from_secs(10);
         let faults = self.around.command.is_some() || !plan.names.is_empty();
         while Instant::now() < end && !interrupted.load(Ordering::Relaxed) {

@@ -18,6 +18,9 @@ use crate::workload::{Cloud, Invocation, Session, Workload};
 /// How often a client that has nothing to do looks again.
 const IDLE: Duration = Duration::from_millis(100);
 
+/// Over how long clients begin.
+const START: Duration = Duration::from_secs(8);
+
 /// What all clients of a run share.
 pub struct Crowd<'a> {
     /// The cloud.
@@ -50,6 +53,9 @@ impl Crowd<'_> {
     /// Works until it is told to stop.
     pub fn work(&self, workload: &dyn Workload, session: &mut Session) {
         self.move_in(session);
+        // Every first operation logs in, which is meant to be slow: not all at once.
+        let first = u64::try_from(START.max(self.pause * 2).as_millis()).unwrap_or(u64::MAX);
+        sleep(Duration::from_millis(session.rng.below(first)), self.stop);
         while !self.stop.load(Ordering::Relaxed) {
             match workload.next(session) {
                 Some(invocation) => self.once(workload, session, &invocation),
