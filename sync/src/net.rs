@@ -38,6 +38,8 @@ use crate::wire::{self, Msg, Request, Status};
 /// How often a new attempt to reach a peer starts, and how long one may take.
 const DIAL_EVERY: Duration = Duration::from_millis(500);
 const DIAL_LIMIT: Duration = Duration::from_secs(3);
+/// How often one who is retired is tried: it is not expected to come back, and shall be told if it does.
+const DIAL_RETIRED: Duration = Duration::from_secs(10);
 /// Messages to one peer that may wait; more are dropped and made up for by anti-entropy.
 const QUEUE: usize = 256;
 /// Bytes of messages to one peer that may wait, likewise.
@@ -657,12 +659,18 @@ impl Net {
     async fn connect(&self, peer: ReplicaId) -> Option<(Connection, quinn::SendStream, quinn::RecvStream)> {
         let mut attempts = FuturesUnordered::new();
         let mut every = tokio::time::interval(DIAL_EVERY);
+        let mut last: Option<Instant> = None;
         loop {
             tokio::select! {
                 _ = every.tick() => {
                     if self.is_revoked(peer) {
                         return None;
                     }
+                    let is_retired = self.inner.node.view().retired().contains(peer);
+                    if is_retired && last.is_some_and(|last| last.elapsed() < DIAL_RETIRED) {
+                        continue;
+                    }
+                    last = Some(Instant::now());
                     attempts.push(tokio::time::timeout(DIAL_LIMIT, self.attempt(peer)));
                 }
                 Some(Ok(Some(connected))) = attempts.next() => return Some(connected),

@@ -149,7 +149,7 @@ pub struct Rules {
     domains: BTreeMap<Uuid, (HostId, ClaimId, Vector)>,
     capacities: BTreeMap<HostId, Vector>,
     used: BTreeMap<HostId, Vector>,
-    deleted: BTreeSet<Uuid>,
+    deleted: BTreeMap<Uuid, BTreeSet<EntryId>>,
     acknowledged: BTreeMap<EntryId, Tip>,
 }
 
@@ -280,7 +280,7 @@ impl Rules {
     fn count(&mut self, entry: &Entry) -> Checked {
         let id = entry.id();
         for record in &entry.header.deleted {
-            self.deleted.insert(record.id);
+            self.deleted.entry(record.id).or_default().insert(id);
         }
         check_atomic(entry)?;
         for (index, op) in entry.header.ledger.iter().enumerate() {
@@ -587,7 +587,10 @@ impl Rules {
                     return broken(Rule::NoDoubleBooking, how);
                 }
             }
-            let left = view.ledger().claims().find(|(_, claim)| self.deleted.contains(&claim.record.id));
+            // A deletion beyond its author's cut is void.
+            let counts = |id: &EntryId| self.entries.get(id).is_some_and(|known| known.counts);
+            let is_deleted = |id: &Uuid| self.deleted.get(id).is_some_and(|by| by.iter().any(counts));
+            let left = view.ledger().claims().find(|(_, claim)| is_deleted(&claim.record.id));
             if let Some((id, claim)) = left {
                 let how = format!("node {node}: claim {id} of deleted server {} is still held", claim.record.id);
                 return broken(Rule::Convergence, how);
