@@ -96,8 +96,9 @@ impl Answer {
             return Ok(self);
         }
         let message = message(&String::from_utf8_lossy(&self.body));
-        // These are said before the request is looked at.
-        let before = status == 501 || (status == 503 && message.contains("frontier"));
+        // These are said before the request is looked at; and data that cannot be fetched are not changed by it.
+        let says = |words: &str| message.contains(words);
+        let before = status == 501 || (status == 503 && (says("frontier") || says("nobody who has it can be reached")));
         if status < 500 || before {
             Err(Trouble::Refused { status, message })
         } else {
