@@ -113,7 +113,7 @@ impl Workload for Images {
     fn finish(&self, session: &mut Session) -> Vec<Invocation> {
         let images = lock(&self.images).clone();
         let each = images.into_iter().map(|id| Invocation { f: "final", value: json!({"image": id}) });
-        let boots = (session.process == 0).then(|| Invocation { f: "booted", value: json!({}) });
+        let boots = (session.at == 0).then(|| Invocation { f: "booted", value: json!({}) });
         each.chain(boots).collect()
     }
 

@@ -1,19 +1,18 @@
 //! Creations from all sites up to a project's quota, which is changed meanwhile.
 //!
-//! One session alone changes the quota: two that do so apart may both mint, and LUC says so. What is in force is then at
+//! One site alone changes the quota, one change after the other: two that do so apart may both mint, and LUC says so. What is in force is then at
 //! most the highest of what it asked for since it last saw, at its own site, how many rights there are: those are all,
 //! since only that site mints, and what was burnt never comes back. A quota whose change is unknown may come into force
 //! at any time.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::stage::{
-    Anomaly, Excused, INSIST, Own, Rule, Stage, Worth, client_of, failed_with, lock, one_of, result, text,
-};
+use super::stage::{Anomaly, Excused, INSIST, Rule, Stage, Worth, failed_with, lock, one_of, result, text};
 use super::story::Story;
 use super::{Cloud, Invocation, Seeded, Session, Verdict, Workload};
 use crate::client::{Client, Trouble};
@@ -40,8 +39,10 @@ const USAGE: Rule = Rule {
 pub(super) struct Quota {
     stage: Stage,
     live: Mutex<Vec<(String, u32)>>,
-    /// How often each session has looked or changed, and whether it looks next.
-    turns: Own<u64>,
+    /// Counts turns at the site that changes the quota.
+    turns: AtomicU64,
+    /// Whether a change, or a look at what became of it, is under way.
+    busy: AtomicBool,
 }
 
 impl Workload for Quota {
@@ -55,15 +56,14 @@ impl Workload for Quota {
     }
 
     fn next(&self, session: &mut Session) -> Option<Invocation> {
-        let turn = self.turns.with(session, |turn| std::mem::replace(turn, *turn + 1));
-        if session.process == 0 {
-            match turn % 6 {
-                0 => return Some(Invocation { f: "rights", value: json!({}) }),
-                3 if turn > 6 => {
+        if session.at == 0 && !self.busy.swap(true, Ordering::AcqRel) {
+            match self.turns.fetch_add(1, Ordering::AcqRel) % 6 {
+                0 | 2 | 5 => return Some(Invocation { f: "rights", value: json!({}) }),
+                3 => {
                     let limit = session.rng.between(RANGE.0, RANGE.1);
                     return Some(Invocation { f: "limit", value: json!({"limit": limit}) });
                 }
-                _ => {}
+                _ => self.busy.store(false, Ordering::Release),
             }
         }
         let live = lock(&self.live).clone();
@@ -91,6 +91,9 @@ impl Workload for Quota {
             "final" => self.usage(session),
             _ => self.stage.client(session).and_then(|client| servers(&client)),
         };
+        if matches!(invocation.f, "rights" | "limit") {
+            self.busy.store(false, Ordering::Release);
+        }
         done.map_or_else(Outcome::from, Outcome::Ok)
     }
 
@@ -162,37 +165,39 @@ fn servers(client: &Client) -> Result<Value, Trouble> {
     Ok(json!({"servers": live.map(|server| server["id"].clone()).collect::<Vec<_>>()}))
 }
 
-/// The highest quota that may be in force at each place of the history, from its index on; and what set it.
-fn limits(history: &History) -> Vec<(u64, u64, u64)> {
-    let mut open: Vec<(u64, u64)> = Vec::new();
+/// From which index on which quota is the highest that may be in force, and what says so.
+struct Limit {
+    from: u64,
+    most: u64,
+    by: u64,
+}
+
+fn limits(history: &History) -> Vec<Limit> {
+    // What may come into force: the quota, where it was asked for, and whether nobody knows what became of it.
+    let mut open: Vec<(u64, u64, bool)> = Vec::new();
     let mut limits = Vec::new();
-    let pairs = history.pairs();
-    let mut begun: HashMap<u32, u64> = HashMap::new();
-    for pair in pairs.iter().filter(|pair| matches!(pair.invoke.f.as_str(), "limit" | "rights")) {
+    for pair in history.pairs().iter().filter(|pair| matches!(pair.invoke.f.as_str(), "limit" | "rights")) {
         let at = pair.invoke.index;
-        if pair.invoke.f == "limit" {
-            open.push((pair.invoke.value["limit"].as_u64().unwrap_or(u64::MAX), at));
-            if pair.kind() == Kind::Info {
-                begun.insert(client_of(pair.invoke.process), at);
-            }
-            let highest = open.iter().max().copied().unwrap_or_default();
-            limits.push((at, highest.0, highest.1));
+        let from = if pair.invoke.f == "limit" {
+            // A refusal may come after the wish was written down.
+            open.push((pair.invoke.value["limit"].as_u64().unwrap_or(u64::MAX), at, pair.kind() == Kind::Info));
+            at
         } else if let (Some(rights), Some(done)) = (result(pair)["rights"].as_u64(), pair.complete) {
-            // What is unknown may still come.
-            let late: Vec<u64> = begun.values().copied().collect();
-            open.retain(|(_, at)| late.contains(at));
-            open.push((rights, done.index));
-            let highest = open.iter().max().copied().unwrap_or_default();
-            limits.push((done.index, highest.0, highest.1));
-        }
+            open.retain(|(_, _, unknown)| *unknown);
+            open.push((rights, done.index, false));
+            done.index
+        } else {
+            continue;
+        };
+        let highest = open.iter().max().copied().unwrap_or_default();
+        limits.push(Limit { from, most: highest.0, by: highest.1 });
     }
     limits
 }
 
 fn exceeded(history: &History, excused: &Excused) -> Vec<Anomaly> {
     let limits = limits(history);
-    let first = limits.first().copied();
-    let at = |index: u64| limits.iter().rev().find(|limit| limit.0 <= index).copied().or(first);
+    let at = |index: u64| limits.iter().rev().find(|limit| limit.from <= index).or(limits.first());
     let pairs = history.pairs();
     let mut ends: HashMap<&str, u64> = HashMap::new();
     for pair in pairs.iter().filter(|pair| pair.invoke.f == "delete" && pair.kind() != Kind::Fail) {
@@ -209,17 +214,17 @@ fn exceeded(history: &History, excused: &Excused) -> Vec<Anomaly> {
     let mut anomalies = Vec::new();
     for (now, _) in &spans {
         let live: Vec<u64> = spans.iter().filter(|span| span.0 <= *now && *now < span.1).map(|span| span.0).collect();
-        if let Some((_, limit, by)) = at(*now).filter(|limit| live.len() as u64 > limit.1) {
-            let what = format!("{} servers are acknowledged where the quota is at most {limit}", live.len());
-            anomalies.push(Anomaly::new(what, live.into_iter().chain([by])));
+        if let Some(limit) = at(*now).filter(|limit| live.len() as u64 > limit.most) {
+            let what = format!("{} servers are acknowledged where the quota is at most {}", live.len(), limit.most);
+            anomalies.push(Anomaly::new(what, live.into_iter().chain([limit.by])));
         }
     }
     // A view may be an old one: it is held to the highest limit that ever was.
-    let mut highest = first.map_or(u64::MAX, |limit| limit.1);
+    let mut highest = limits.first().map_or(u64::MAX, |limit| limit.most);
     let mut next = limits.iter().peekable();
     for op in history.0.iter().filter(|op| op.kind == Kind::Ok && op.value["servers"].is_array()) {
-        while let Some(limit) = next.next_if(|limit| limit.0 <= op.index) {
-            highest = highest.max(limit.1);
+        while let Some(limit) = next.next_if(|limit| limit.from <= op.index) {
+            highest = highest.max(limit.most);
         }
         let shown = op.value["servers"].as_array().map_or(0, Vec::len) as u64;
         if shown > highest {
