@@ -244,6 +244,11 @@ impl Client {
     /// # Errors
     /// See [`Trouble`].
     pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Answer, Trouble> {
+        self.as_somebody(method, path, headers, body)?.good()
+    }
+
+    /// One request with a valid token, whatever the status of the answer.
+    fn as_somebody(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Answer, Trouble> {
         let renews = self.credentials.is_some();
         if self.token().is_none() && renews {
             self.renew()?;
@@ -251,9 +256,18 @@ impl Client {
         let answer = self.send(method, path, headers, body)?;
         if answer.status == 401 && renews {
             self.renew()?;
-            return self.send(method, path, headers, body)?.good();
+            return self.send(method, path, headers, body);
         }
-        answer.good()
+        Ok(answer)
+    }
+
+    /// One request without a body whose answer may also be one that is `expected`, whatever its status says.
+    ///
+    /// # Errors
+    /// See [`Trouble`].
+    pub fn ask(&self, method: &str, path: &str, expected: impl Fn(&Answer) -> bool) -> Result<Answer, Trouble> {
+        let answer = self.as_somebody(method, path, &[], &[])?;
+        if expected(&answer) { Ok(answer) } else { answer.good() }
     }
 
     /// A login on the way to something else: if it fails, that was not sent.

@@ -68,8 +68,10 @@ impl Workload for Causal {
 
     fn next(&self, session: &mut Session) -> Option<Invocation> {
         let server = one_of(self.servers.get()?, session.rng.bits())?.clone();
-        let at = self.stage.any_site(session);
         let number = self.carried.with(session, |carried| carried.session);
+        // The history names the site that is asked.
+        session.client = one_of(&session.all, session.rng.bits())?.clone();
+        let at = session.client.site.clone();
         if session.rng.chance(600) {
             let value = json!({"server": server, "at": at, "session": number});
             return Some(Invocation { f: "read", value });
@@ -82,7 +84,10 @@ impl Workload for Causal {
 
     fn invoke(&self, session: &mut Session, invocation: &Invocation) -> Outcome {
         let done = match invocation.f {
-            "final" => self.stage.client(session).and_then(|client| client.insist(INSIST, |client| self.last(client))),
+            "final" => {
+                let client = self.stage.client_at(session, session.at);
+                client.and_then(|client| client.insist(INSIST, |client| self.last(client)))
+            }
             f => self.wander(session, f, &invocation.value),
         };
         done.map_or_else(Outcome::from, Outcome::Ok)
@@ -90,6 +95,7 @@ impl Workload for Causal {
 
     fn finish(&self, session: &mut Session) -> Vec<Invocation> {
         let number = self.carried.with(session, |carried| carried.session);
+        session.client = session.all.get(session.at).unwrap_or(&session.client).clone();
         vec![Invocation { f: "final", value: json!({"at": session.client.site, "session": number + 1}) }]
     }
 
@@ -113,7 +119,8 @@ impl Workload for Causal {
 
 impl Causal {
     fn wander(&self, session: &Session, f: &str, value: &Value) -> Result<Value, Trouble> {
-        let at = session.all.iter().position(|client| client.site == text(value, "at")).unwrap_or(session.at);
+        let base = &session.client.base;
+        let at = session.all.iter().position(|client| client.base == *base).unwrap_or(session.at);
         let client = self.stage.client_at(session, at)?;
         let seen = self.carried.with(session, |carried| carried.seen.clone());
         let asked = if f == "write" {

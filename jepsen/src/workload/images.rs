@@ -17,7 +17,7 @@ use super::stage::{
 };
 use super::story::Story;
 use super::{Cloud, Invocation, Seeded, Session, Verdict, Workload};
-use crate::client::{Client, Trouble};
+use crate::client::{Answer, Client, Trouble};
 use crate::history::{History, Kind, Outcome, Pair};
 use crate::sim::rng::Rng;
 
@@ -101,7 +101,7 @@ impl Workload for Images {
             63..=84 => Some(Invocation { f: "claim", value: json!({"count": session.rng.between(1, 3)}) }),
             _ => {
                 let claims = lock(&self.claims).clone();
-                one_of(&claims, bits).map(|claim| Invocation { f: "return", value: json!({"claim": claim}) })
+                one_of(&claims, bits).map(|claim| Invocation { f: "release", value: json!({"id": claim}) })
             }
         }
     }
@@ -168,10 +168,10 @@ impl Images {
                 let told = session.client.post(&format!("/luc/v1/pools/{pool}/claims"), value)?;
                 let claim = text(&told["claim"], "id").to_owned();
                 lock(&self.claims).push(claim.clone());
-                Ok(json!({"claim": claim, "addresses": told["claim"]["addresses"]}))
+                Ok(json!({"id": claim, "pool": pool, "addresses": told["claim"]["addresses"]}))
             }
             _ => {
-                let claim = text(value, "claim");
+                let claim = text(value, "id");
                 session.client.call("DELETE", &format!("/luc/v1/pools/{pool}/claims/{claim}"), None)?;
                 lock(&self.claims).retain(|other| other != claim);
                 Ok(value.clone())
@@ -205,9 +205,12 @@ fn sum_of(data: &[u8]) -> String {
 }
 
 fn download(client: &Client, id: &str) -> Result<Value, Trouble> {
-    let answer = client.request("GET", &format!("/image/v2/images/{id}/file"), &[], &[])?;
+    let path = format!("/image/v2/images/{id}/file");
+    // That the data are out of reach is an answer, and 503 is how Glance says it.
+    let out_of_reach = |answer: &Answer| answer.status == 503;
+    let answer = client.ask("GET", &path, out_of_reach)?;
     if answer.status != 200 {
-        return Err(Trouble::Refused { status: answer.status, message: "the image has no data".into() });
+        return Err(Trouble::Refused { status: answer.status, message: "the data cannot be had here now".into() });
     }
     Ok(json!({"image": id, "size": answer.body.len(), "sum": sum_of(&answer.body)}))
 }
@@ -319,8 +322,8 @@ fn interval(text: &str) -> Option<(u128, u128)> {
 
 fn given_twice(pairs: &[Pair<'_>], excused: &Excused) -> Vec<Anomaly> {
     let mut returned: HashMap<&str, u64> = HashMap::new();
-    for pair in pairs.iter().filter(|pair| pair.invoke.f == "return" && pair.kind() != Kind::Fail) {
-        let first = returned.entry(text(&pair.invoke.value, "claim")).or_insert(u64::MAX);
+    for pair in pairs.iter().filter(|pair| pair.invoke.f == "release" && pair.kind() != Kind::Fail) {
+        let first = returned.entry(text(&pair.invoke.value, "id")).or_insert(u64::MAX);
         *first = (*first).min(pair.invoke.index);
     }
     // Each claim's addresses, from its acknowledgement to the beginning of its return.
@@ -332,7 +335,7 @@ fn given_twice(pairs: &[Pair<'_>], excused: &Excused) -> Vec<Anomaly> {
     for claim in claims {
         let addresses = result(claim)["addresses"].as_array().into_iter().flatten();
         let addresses: Intervals = addresses.filter_map(|text| interval(text.as_str()?)).collect();
-        let until = returned.get(text(result(claim), "claim")).copied().unwrap_or(u64::MAX);
+        let until = returned.get(text(result(claim), "id")).copied().unwrap_or(u64::MAX);
         let shared = |other: &[(u128, u128)]| other.iter().any(|a| addresses.iter().any(|b| a.0 <= b.1 && b.0 <= a.1));
         let twice = held.iter().find(|(_, other, until)| *until > ended(claim) && shared(other));
         // One that was returned before it was acknowledged was never surely held.
@@ -353,7 +356,7 @@ pub(super) fn seeded() -> Vec<Seeded> {
     let uploaded = Story::new(NAME).ok(0, "upload", json!({"number": 1, "size": 9}), up("aa"));
     let got = |story: Story, process, f: &str, sum: &str| story.ok(process, f, image.clone(), up(sum));
     let claim = |story: Story, process, id: &str, addresses: &[&str]| {
-        story.ok(process, "claim", json!({"count": 1}), json!({"claim": id, "addresses": addresses}))
+        story.ok(process, "claim", json!({"count": 1}), json!({"id": id, "pool": "p", "addresses": addresses}))
     };
     let boot = uploaded.clone().ok(1, "boot", json!({"image": "i", "name": "b", "zone": "lyon"}), json!({"id": "s"}));
     let booted = |status: &str| {
@@ -362,7 +365,7 @@ pub(super) fn seeded() -> Vec<Seeded> {
     };
     let out = |story: Story| story.fail(1, "final", image.clone(), "503 out of reach");
     let taken = claim(uploaded.clone(), 0, "c", &["198.51.100.0/30", "198.51.100.9"]);
-    let back = taken.clone().ok(1, "return", json!({"claim": "c"}), json!({"claim": "c"}));
+    let back = taken.clone().ok(1, "release", json!({"id": "c"}), json!({"id": "c"}));
     let seeded = |checker, bug, good: Story, bad: Story| Seeded {
         workload: NAME,
         checker,

@@ -18,6 +18,8 @@ use crate::client::{Client, Trouble};
 use crate::history::{History, Kind, Outcome, Pair};
 
 const NAME: &str = "set";
+/// The final read. Words and values of this workload are those that the whole cloud's checkers know.
+const LAST: &str = "read-final";
 /// Above so many, more are deleted than made.
 const MANY: usize = 60;
 
@@ -77,14 +79,14 @@ impl Workload for Set {
         let done = match invocation.f {
             "add" => self.add(session, text(&invocation.value, "name")),
             "delete" => self.delete(session, text(&invocation.value, "id")),
-            "final" => self.stage.client(session).and_then(|client| client.insist(INSIST, servers)),
+            LAST => self.stage.client(session).and_then(|client| client.insist(INSIST, servers)),
             _ => self.stage.client(session).and_then(|client| servers(&client)),
         };
         done.map_or_else(Outcome::from, Outcome::Ok)
     }
 
     fn finish(&self, _: &mut Session) -> Vec<Invocation> {
-        vec![Invocation { f: "final", value: json!({}) }]
+        vec![Invocation { f: LAST, value: json!({}) }]
     }
 
     fn check(&self, history: &History, all: &History) -> Vec<Verdict> {
@@ -123,7 +125,8 @@ fn servers(client: &Client) -> Result<Value, Trouble> {
         let list = if deleting { &mut leaving } else { &mut there };
         list.push(json!([server["id"], server["name"]]));
     }
-    Ok(json!({"servers": there, "deleting": leaving}))
+    let ids: Vec<Value> = there.iter().map(|row: &Value| row[0].clone()).collect();
+    Ok(json!({"ids": ids, "servers": there, "deleting": leaving}))
 }
 
 /// A history, looked up.
@@ -144,7 +147,7 @@ impl<'a> Seen<'a> {
         let adds = of("add").filter(|pair| pair.is_ok()).map(|pair| (text(result(&pair), "id"), pair)).collect();
         let tried = of("delete").filter(|pair| pair.kind() != Kind::Fail);
         let deletes = super::stage::group(tried.map(|pair| (text(&pair.invoke.value, "id"), pair)));
-        let finals = of("final").filter(Pair::is_ok).collect();
+        let finals = of(LAST).filter(Pair::is_ok).collect();
         Self { adds, deletes, finals, pairs }
     }
 
@@ -193,7 +196,7 @@ impl<'a> Seen<'a> {
     }
 
     fn reads(&self) -> impl Iterator<Item = &Pair<'a>> {
-        self.pairs.iter().filter(|pair| matches!(pair.invoke.f.as_str(), "read" | "final") && pair.is_ok())
+        self.pairs.iter().filter(|pair| matches!(pair.invoke.f.as_str(), "read" | LAST) && pair.is_ok())
     }
 
     fn resurrected(&self, excused: &Excused) -> Vec<Anomaly> {
@@ -287,7 +290,7 @@ pub(super) fn seeded() -> Vec<Seeded> {
     let list = |rows: &[(&str, &str)]| json!({"servers": rows.iter().map(|(id, name)| json!([id, name])).collect::<Vec<_>>(), "deleting": []});
     let read = |story: Story, process, f: &str, rows: &[(&str, &str)]| story.ok(process, f, json!({}), list(rows));
     let ends = |story: Story, first: &[(&str, &str)], second: &[(&str, &str)]| {
-        read(read(story, 0, "final", first), 1, "final", second)
+        read(read(story, 0, LAST, first), 1, LAST, second)
     };
     let (a, b) = (("1", "a"), ("2", "b"));
     let two = add(add(Story::new(NAME), 0, "a", "1"), 1, "b", "2");
