@@ -31,6 +31,10 @@ pub struct Run {
     pub versions: BTreeMap<String, String>,
     /// The sites, in the cloud's order.
     pub sites: Vec<String>,
+    /// How many replicas clients work at: those of one number, modulo this, work at the same one. 0 if that is not known;
+    /// then a site counts as one.
+    #[serde(default)]
+    pub endpoints: u32,
     /// What clients and nemesis did. Its own files, `history.jsonl` and `history.edn`, hold it.
     #[serde(skip)]
     pub history: History,

@@ -133,17 +133,17 @@ pub(super) fn resurrection(run: &Run) -> Finding {
     let facts = facts(run);
     let mut by_end: Vec<&Fact<'_>> = facts.iter().filter(|fact| fact.pair.complete.is_some()).collect();
     by_end.sort_by_key(|fact| fact.done());
-    let (mut shown, mut gone): (HashMap<(&str, &str, &str), Shown<'_, '_>>, u64) = Default::default();
+    let (mut shown, mut gone): (HashMap<(&str, &str, u32, &str), Shown<'_, '_>>, u64) = Default::default();
     let (mut cases, mut anomaly) = (Vec::new(), Vec::new());
     for fact in by_end {
-        let place = (fact.workload(), fact.site());
+        let place = (fact.workload(), fact.site(), fact.replica(run));
         let listed: BTreeSet<&str> = match &fact.says {
             Says::Listed(ids, _) => ids.iter().map(String::as_str).collect(),
             Says::Shown(id, true) => std::iter::once(id.as_str()).collect(),
             _ => BTreeSet::new(),
         };
         for id in &listed {
-            let key = (place.0, place.1, *id);
+            let key = (place.0, place.1, place.2, *id);
             match shown.get(&key) {
                 // Only what was asked for after the other was over is later.
                 Some(Shown::Gone(before)) if before.done() < fact.pair.invoke.time => {
@@ -166,9 +166,9 @@ pub(super) fn resurrection(run: &Run) -> Finding {
             Says::Shown(other, there) => other == id && !there,
             _ => false,
         };
-        for ((workload, site, id), state) in &mut shown {
+        for ((workload, site, replica, id), state) in &mut shown {
             if let Shown::There(before) = *state
-                && (*workload, *site) == place
+                && (*workload, *site, *replica) == place
                 && is_gone(id)
                 && before.done() < fact.pair.invoke.time
             {

@@ -9,7 +9,7 @@
 
 use serde_json::Value;
 
-use crate::history::{Kind, Pair};
+use crate::history::{Kind, Pair, Process};
 use crate::run::Run;
 
 /// What an operation says.
@@ -38,6 +38,14 @@ impl Fact<'_> {
 
     pub(super) fn site(&self) -> &str {
         self.pair.invoke.site.as_deref().unwrap_or_default()
+    }
+
+    /// Which of the replicas was asked: two of one site are two places.
+    pub(super) fn replica(&self, run: &Run) -> u32 {
+        match self.pair.invoke.process {
+            Process::Client(number) => number.checked_rem(run.endpoints).unwrap_or(0),
+            Process::Nemesis => 0,
+        }
     }
 
     /// When it was over; what never was is over at no time.

@@ -20,11 +20,11 @@ pub(super) fn order(run: &Run) -> Finding {
         }
     }
     let (mut looked, mut cases, mut anomaly) = (0_u64, Vec::new(), Vec::new());
-    let mut by_place: HashMap<(&str, &str), Vec<&Fact<'_>>> = HashMap::new();
+    let mut by_place: HashMap<(&str, &str, u32), Vec<&Fact<'_>>> = HashMap::new();
     for fact in facts.iter().filter(|fact| fact.pair.complete.is_some()) {
-        by_place.entry((fact.workload(), fact.site())).or_default().push(fact);
+        by_place.entry((fact.workload(), fact.site(), fact.replica(run))).or_default().push(fact);
     }
-    for ((_, site), mut there) in by_place {
+    for ((_, site, _), mut there) in by_place {
         there.sort_by_key(|fact| fact.done());
         // Since when a thing must be shown: by the operation that acknowledged it, or first showed it.
         let mut since: HashMap<&str, &Fact<'_>> = HashMap::new();

@@ -178,6 +178,7 @@ fn work(
         converged,
         versions: BTreeMap::new(),
         sites: sites(cloud),
+        endpoints,
         faults: crate::run::faults(&history),
         history,
         verdicts: Vec::new(),
