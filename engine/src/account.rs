@@ -7,7 +7,10 @@
 //!
 //! Who **forks** can spend its rights once in each branch (M3). Every branch was judged where it was written, by those who
 //! knew no other; together they leave a **debt**, which its account owes, and then its heir's: no right of an account is free
-//! before that is paid. What cannot be paid is the pool's overdraft.
+//! before that is paid. What cannot be paid is the pool's overdraft. A branch that only another liar shows was judged by nobody:
+//! so what each branch spends is bounded by all that the account had when the fork became known, and what was granted to it since.
+//! A branch that was judged where it was written is always within that bound, since what it spent it had at the fork, or
+//! got from others; one beyond it is not taken, and waits, with whatever rests on it.
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
@@ -56,6 +59,31 @@ struct Account {
     debt: Amount,
     /// Grants to the owner that this `free` does not contain yet.
     incoming: Vec<Incoming>,
+    /// The owner has forked.
+    #[serde(default)]
+    forked: Option<Box<Forked>>,
+}
+
+/// What an owner who forked may spend in each of its branches, since the fork became known here.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+struct Forked {
+    /// All that it held then, and what was granted to it since. None if that cannot be told any more.
+    limit: Option<Amount>,
+    /// What each branch has spent and not taken back.
+    spent: Vec<(ReplicaId, Amount)>,
+}
+
+impl Forked {
+    fn in_branch(&mut self, log: ReplicaId) -> &mut Amount {
+        let at = match self.spent.iter().position(|(of, _)| *of == log) {
+            Some(at) => at,
+            None => {
+                self.spent.push((log, Amount::default()));
+                self.spent.len() - 1
+            }
+        };
+        &mut self.spent[at].1
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -79,6 +107,13 @@ impl Incoming {
 }
 
 impl Account {
+    /// Of an owner who has forked, every branch may spend this, too.
+    fn credit(&mut self, amount: &Amount) {
+        if let Some(limit) = self.forked.as_mut().and_then(|forked| forked.limit.as_mut()) {
+            *limit = limit.saturating_add(amount);
+        }
+    }
+
     /// Takes up the grants that the owner's frontier covers (A1). Frontiers only grow, so it does not matter at which
     /// of the owner's entries this is done. All there is was minted, with a check: no sum overflows, and sets are disjoint.
     /// Where a fork has granted one right twice, its receiver holds it once.
@@ -238,6 +273,11 @@ impl Pool {
     pub(crate) fn rename(&mut self, by: &Renaming) {
         let renamed = self.accounts.iter().map(|(replica, account)| {
             let mut account = account.clone();
+            for (log, _) in account.forked.iter_mut().flat_map(|forked| &mut forked.spent) {
+                if *log == by.log {
+                    *log = by.to;
+                }
+            }
             for grant in &mut account.incoming {
                 grant.by.rename(by);
                 grant.confirmed.iter_mut().for_each(|entries| entries.rename(by));
@@ -261,6 +301,7 @@ impl Pool {
     /// Mints more.
     pub(crate) fn grow(&mut self, owner: ReplicaId, id: PoolId, amount: &Amount) -> Result<(), BadLedgerOp> {
         self.minted = self.minted.checked_add(amount).ok_or(BadLedgerOp::Overflow(id))?;
+        self.credit(owner, amount);
         let pieces = |pool: &Self| pool.accounts.get(&owner).map_or(0, Account::pieces);
         let before = pieces(self);
         self.add(owner, id, amount)?;
@@ -279,13 +320,53 @@ impl Pool {
         Ok(())
     }
 
-    /// Takes rights out of the account of an owner who has forked, or makes it owe them.
-    pub(crate) fn overdraw(&mut self, owner: ReplicaId, past: &Frontier, amount: &Amount) {
+    /// Takes rights out of the account of an owner who has forked, or makes it owe them: what one branch spends, up to what
+    /// the owner had.
+    pub(crate) fn overdraw(
+        &mut self,
+        owner: ReplicaId,
+        branch: ReplicaId,
+        past: &Frontier,
+        id: PoolId,
+        amount: &Amount,
+    ) -> Result<(), BadLedgerOp> {
         self.is_forked = true;
         let account = self.accounts.entry(owner).or_default();
         account.settle(past);
+        let gross = account.gross();
+        let forked = account.forked.get_or_insert_with(|| Box::new(Forked { limit: Some(gross), spent: Vec::new() }));
+        let limit = forked.limit.clone();
+        let spent = forked.in_branch(branch);
+        *spent = spent.saturating_add(amount);
+        if limit.is_some_and(|limit| !limit.covers(spent)) {
+            return Err(BadLedgerOp::Overspent(id));
+        }
         account.debt = account.debt.saturating_add(amount);
         account.pay();
+        Ok(())
+    }
+
+    /// A branch of an owner who has forked has taken back what it had spent.
+    pub(crate) fn unspend(&mut self, owner: ReplicaId, branch: ReplicaId, amount: &Amount) {
+        if let Some(forked) = self.accounts.get_mut(&owner).and_then(|account| account.forked.as_mut()) {
+            let spent = forked.in_branch(branch);
+            *spent = spent.saturating_sub(amount);
+        }
+    }
+
+    /// What an owner gets that is new to it.
+    pub(crate) fn credit(&mut self, owner: ReplicaId, amount: &Amount) {
+        if let Some(account) = self.accounts.get_mut(&owner).filter(|account| account.forked.is_some()) {
+            account.credit(amount);
+        }
+    }
+
+    /// An owner turns out to have forked. It had what is in its account, what is `claimed`, and what the branch that is held
+    /// here has `given` away since the fork, which is none if that cannot be told.
+    pub(crate) fn fork(&mut self, owner: ReplicaId, claimed: &Amount, given: Option<&Amount>) {
+        let Some(account) = self.accounts.get_mut(&owner).filter(|account| account.forked.is_none()) else { return };
+        let limit = given.map(|given| account.gross().saturating_add(claimed).saturating_add(given));
+        account.forked = Some(Box::new(Forked { limit, spent: Vec::new() }));
     }
 
     /// Makes an account owe what another did.
@@ -343,7 +424,9 @@ impl Pool {
     /// Notes a grant. `by_root`: the giver is the root, or its heir, whose word needs no other.
     pub(crate) fn grant(&mut self, to: ReplicaId, by: EntryId, index: u32, amount: Amount, by_root: bool) {
         let confirmed = (self.confirmed && !by_root).then(Vec::new);
-        self.accounts.entry(to).or_default().incoming.push(Incoming { by, index, amount, confirmed });
+        let account = self.accounts.entry(to).or_default();
+        account.credit(&amount);
+        account.incoming.push(Incoming { by, index, amount, confirmed });
     }
 
     /// Notes that `by`, an entry with `past`, countersigns a grant. Nothing if that is settled, is not there, or was

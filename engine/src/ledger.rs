@@ -14,6 +14,7 @@
 //! "Extending Eventually Consistent Cloud Databases for Enforcing Numeric Invariants" (2015), with vectors for numbers
 //! and signed entries for messages.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet, Vector};
@@ -112,6 +113,10 @@ pub enum BadLedgerOp {
     /// Nothing is claimed of a host that was declared dead (S5).
     #[error("the host of pool {0} was declared dead in the entry's past")]
     Dead(PoolId),
+    /// A branch of a log that forked spends more than its author ever had: none that was judged where it was written does (M3).
+    /// Not wrong, but not taken either: what was granted to its author may not be known here yet.
+    #[error("a branch of its author's log spends more of pool {0} than the author is known to have had")]
+    Overspent(PoolId),
     /// What the pool is for was deleted: only claims are released.
     #[error("what pool {0} is for was deleted in the entry's past")]
     Closed(PoolId),
@@ -385,6 +390,29 @@ impl Ledger {
         self.claims.insert(id, Arc::new(claim));
     }
 
+    /// Notes that an owner has forked: from now on each of its branches is held to what it had. `given` is what the branch
+    /// that is held here has given away and burnt since; none if that cannot be told. `is_its` says whose claims it holds.
+    pub(crate) fn fork(
+        &mut self,
+        owner: ReplicaId,
+        given: Option<&BTreeMap<PoolId, Amount>>,
+        is_its: &dyn Fn(ReplicaId) -> bool,
+    ) {
+        let mut claimed: BTreeMap<PoolId, Amount> = BTreeMap::new();
+        for (_, claim) in self.claims.iter().filter(|(id, _)| is_its(id.entry.author)) {
+            let sum = claimed.entry(claim.pool).or_default();
+            *sum = sum.saturating_add(&claim.amount);
+        }
+        let none = Amount::default();
+        let ids: Vec<PoolId> = self.pools.keys().copied().collect();
+        for id in ids {
+            if let Some(pool) = self.pools.get_mut(&id).map(Arc::make_mut) {
+                let given = given.map(|given| given.get(&id).unwrap_or(&none));
+                pool.fork(owner, claimed.get(&id).unwrap_or(&none), given);
+            }
+        }
+    }
+
     /// Forgets a pool that nobody will name any more.
     pub(crate) fn remove_pool(&mut self, id: PoolId) {
         let Some(pool) = self.pools.remove(&id) else { return };
@@ -429,7 +457,7 @@ impl Ledger {
         let pool = self.pool_mut(judged, id)?;
         check_kind(id, &pool.subject, amount)?;
         if judged.is_forked {
-            pool.overdraw(judged.author, judged.frontier, amount);
+            pool.overdraw(judged.author, judged.entry.author, judged.frontier, id, amount)?;
             return Ok(pool);
         }
         pool.take(judged.author, judged.frontier, id, amount)?;
@@ -478,6 +506,9 @@ impl Ledger {
         let pool = self.pool_mut(judged, claim.pool)?;
         pool.claimed = pool.claimed.saturating_sub(&claim.amount);
         pool.add(judged.author, claim.pool, &claim.amount)?;
+        if judged.is_forked && id.entry.author == judged.entry.author {
+            pool.unspend(judged.author, judged.entry.author, &claim.amount);
+        }
         if on(Mutant::ReleaseTwice) {
             pool.add(judged.author, claim.pool, &claim.amount)?;
         }
@@ -502,6 +533,7 @@ impl Ledger {
             return Err(BadLedgerOp::Nothing(id));
         }
         pool.owe(author, &debt);
+        pool.credit(author, &amount);
         pool.add(author, id, &amount)
     }
 

@@ -13,7 +13,8 @@ use crate::apply::{self, ApplyError, Invalid, founded_by};
 use crate::branch::{Branch, Branches, Rename as _, Renaming};
 use crate::document;
 use crate::entry::{BadEntry, Entry, Frontier, Hash, Header, LedgerOp, MemberOp, SignedHeader, Tip};
-use crate::id::{EntryId, ReplicaId};
+use crate::id::{EntryId, PoolId, ReplicaId};
+use crate::ledger::{Amount, BadLedgerOp};
 use crate::mutant::{Mutant, on};
 use crate::record::RecordId;
 use crate::replica::fold::Kept;
@@ -208,6 +209,10 @@ impl Replica {
                     }
                 }
                 Err(Rejection::Store(error)) => return Err(error.into()),
+                // What its author was granted may come yet; nobody is to blame for not having it.
+                Err(Rejection::Invalid {
+                    reason: Invalid::Ledger { source: BadLedgerOp::Overspent(_), .. }, ..
+                }) => {}
                 Err(rejection) => {
                     self.stage.remove(&hash);
                     self.blame(last.header.author, &rejection);
@@ -252,10 +257,30 @@ impl Replica {
             group.iter().map(|entry| (entry.hash(), resting(group, entry))).collect();
         let shows = |by: &Arc<Entry>, of: &Arc<Entry>| {
             self.may_show(by.header.author, of.header.author)
+                && !self.knows_another(by.header.author, of, group)
                 && below.get(&by.hash()).is_some_and(|below| below.contains(&of.hash()))
         };
         let restricted = group.iter().filter(|entry| self.is_restricted(entry.header.author));
         restricted.into_iter().all(|of| group.iter().any(|by| shows(by, of)))
+    }
+
+    /// Whether a member has rested on another branch of an entry's author: who knew of two takes no third by itself, and
+    /// shows none. So each member shows one branch at most, however it lies.
+    fn knows_another(&self, by: ReplicaId, of: &Arc<Entry>, group: &[Arc<Entry>]) -> bool {
+        let branches = &self.view.branches;
+        let Some(chain) = self.chains.get(&by).filter(|_| branches.is_forked(of.header.author)) else { return false };
+        let rests_on = |log: &ReplicaId| chain.frontier.number(*log) >= branches.first(*log);
+        let held: Vec<ReplicaId> = branches.logs(of.header.author).skip(1).filter(rests_on).collect();
+        let mut at = of;
+        loop {
+            let previous = at.header.previous;
+            match group.iter().find(|entry| entry.hash() == previous) {
+                Some(below) => at = below,
+                None => break,
+            }
+        }
+        let continues = |log: &ReplicaId| self.chains.get(log).is_some_and(|chain| chain.last == at.header.previous);
+        !held.is_empty() && !held.iter().any(continues)
     }
 
     /// Whether a member's word counts: one that is known here, is not restricted itself, and will seal that author after this.
@@ -551,7 +576,17 @@ impl Replica {
             let kept = Kept::after(by.first - 1, entries.iter().map(|entry| entry.bytes()));
             self.chains.insert(by.to, Chain { kept, floor: Arc::default(), ..chain });
         }
+        let owner = branches.author(by.to);
+        let (is_first, is_known) = (self.view.branches.is_empty(), self.view.branches.is_forked(owner));
         self.view.rename(branches, by);
+        if !is_known {
+            // Where others have forked too, or an heir has what it had, it cannot be told what that was.
+            let is_clear = is_first && !self.view.retired().contains(owner);
+            let all = self.view.frontier().number(by.to).saturating_sub(by.first - 1);
+            let is_whole = u64::try_from(entries.len()).is_ok_and(|held| held == all);
+            let given = (is_clear && is_whole).then(|| given_away(&entries, by));
+            self.view.note_fork(owner, given.as_ref());
+        }
         Ok(())
     }
 
@@ -612,6 +647,20 @@ fn resting(group: &[Arc<Entry>], entry: &Arc<Entry>) -> BTreeSet<Hash> {
         todo.extend(group.iter().filter(is_below).filter(|other| below.insert(other.hash())));
     }
     below
+}
+
+/// What the entries of a branch have given away and burnt, of each pool as it is named now.
+fn given_away(entries: &[Entry], by: &Renaming) -> BTreeMap<PoolId, Amount> {
+    let mut given: BTreeMap<PoolId, Amount> = BTreeMap::new();
+    for op in entries.iter().flat_map(|entry| &entry.header.ledger) {
+        if let LedgerOp::Grant { pool, amount, .. } | LedgerOp::Burn { pool, amount } = op {
+            let mut pool = *pool;
+            pool.rename(by);
+            let sum = given.entry(pool).or_default();
+            *sum = sum.saturating_add(amount);
+        }
+    }
+    given
 }
 
 /// What an author names who did not know of a fork: its past says which branch it means.

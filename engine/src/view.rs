@@ -4,7 +4,7 @@
 //! state without a lock, a transaction works on a clone of its own, and one that fails is dropped. What is visible is
 //! a function of the entries held and of nothing else (`PROTOCOL.md`, R1); equal frontiers have equal digests.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
@@ -16,7 +16,7 @@ use crate::agent::Observation;
 use crate::branch::{Branches, Rename, Renaming};
 use crate::entry::{Frontier, Member, Name, Tip, encode};
 use crate::id::{ClaimId, CloudId, EntryId, HostId, PoolId, ReplicaId, SiteName};
-use crate::ledger::{Claim, Ledger, Pool, Touched};
+use crate::ledger::{Amount, Claim, Ledger, Pool, Touched};
 use crate::mutant::{Mutant, on};
 use crate::record::{
     Address, AddressPool, Aggregate, Assignment, Flavor, Host, Image, Keypair, Kind, Project, Record, RecordId,
@@ -741,6 +741,13 @@ impl View {
 /// After a fork has become known.
 impl View {
     /// What was one log's is another's from an entry on, in everything that is named by entries. `branches` has it.
+    /// An author turns out to have forked: see [`Ledger::fork`].
+    pub(crate) fn note_fork(&mut self, author: ReplicaId, given: Option<&BTreeMap<PoolId, Amount>>) {
+        let (branches, retired) = (self.branches.clone(), self.retired().clone());
+        let is_its = |log| branches.author(log) == author || retired.heir(log) == Some(author);
+        self.ledger.fork(author, given, &is_its);
+    }
+
     pub(crate) fn rename(&mut self, branches: Branches, by: &Renaming) {
         let mut rows = Rows {
             frontier: std::mem::take(&mut self.frontier),

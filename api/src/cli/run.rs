@@ -51,9 +51,10 @@ async fn run(config: &Config) -> Result<()> {
     let listener = tokio::net::TcpListener::bind(config.api.listen).await;
     let listener = listener.with_context(|| format!("api.listen: cannot listen on {}", config.api.listen))?;
     let net = Net::start(node.clone(), credentials, authority, Tokens::of(dir), blobs, config.listen)?;
-    introduce(&node, config).await?;
     let (stop, stopped) = oneshot::channel();
+    // Before anything is written: the agent may know that this disk is an old copy, and it is waited for.
     let agent = config.agent.enabled.then(|| start_agent(&net, config, stopped));
+    introduce(&node, config).await?;
     let app = App::new(net, config.settings());
     tracing::info!(site = %node.site(), replica = %node.me(), api = %config.api.listen, quic = %config.listen, "serving");
     crate::app::serve(app, listener, asked_to_stop()).await;
