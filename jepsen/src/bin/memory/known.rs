@@ -67,7 +67,7 @@ fn line(what: &str, size: Size, each: u32) {
 /// Every dimension of a quota that Nova, Neutron and Cinder have.
 fn every_dimension() -> Amount {
     let counted = Dimension::ALL.iter().filter(|one| !matches!(one, Dimension::Votes | Dimension::Addresses));
-    counted.map(|one| (*one, if *one == Dimension::MemoryMib { 51_200 } else { 100 })).collect()
+    counted.map(|one| (*one, if *one == Dimension::MemoryMib { 409_600 } else { 200 })).collect()
 }
 
 fn dimensions() -> usize {
