@@ -12,7 +12,7 @@ VENV := target/venv
 # cargo-nextest where it is there: it runs tests in parallel, and ends those that hang.
 RUNNER := $(shell cargo nextest --version >/dev/null 2>&1 && echo nextest run || echo test)
 
-.PHONY: help demo test lint bench bench-build bench-claims bench-memory deps sim mutants
+.PHONY: help demo test lint bench bench-build bench-claims bench-memory deps sim mutants prove check jepsen jepsen-build
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -97,3 +97,13 @@ check: jepsen-build ## A cloud of five sites, every workload, every fault briefl
 
 jepsen: jepsen-build ## Random faults, several at once, for HOURS (default 1), by a seed that is told
 	$(SUITE) --time $$(awk 'BEGIN { print int($(or $(HOURS),1) * 3600) }') --every 15s --overlap 3 $(if $(filter command,$(origin SEED)),--seed $(SEED))
+
+# Which seeded bugs of sites; all if empty.
+MUTANTS ?=
+
+prove: ## Prove the suite's checkers: by faults in histories, and by bugs in sites (MUTANTS=StaleRead,DomainLeft; needs root)
+	@HYPERVISOR=test packaging/install-deps.sh build suite
+	cargo build --locked -p luc-api --features mutants
+	cp -f target/debug/luc target/debug/luc-mutants
+	cargo build --locked -p luc-api -p jepsen --bin luc --bin jepsen
+	target/debug/jepsen prove --sites $(if $(MUTANTS),--only $(MUTANTS))

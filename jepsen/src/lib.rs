@@ -15,6 +15,8 @@ pub mod history;
 pub mod nemesis;
 pub mod parts;
 #[cfg(feature = "suite")]
+pub mod prove;
+#[cfg(feature = "suite")]
 pub mod report;
 #[cfg(feature = "suite")]
 pub mod run;

@@ -29,6 +29,8 @@ enum Command {
     /// Judges a run that was written, once more.
     #[cfg(feature = "suite")]
     Check(jepsen::runner::cli::CheckArgs),
+    #[cfg(feature = "suite")]
+    Prove(jepsen::prove::ProveArgs),
     /// The network of a run.
     #[cfg(feature = "suite")]
     #[command(hide = true)]
@@ -112,6 +114,8 @@ fn main() -> ExitCode {
         Command::Run(args) => jepsen::runner::cli::run(&args),
         #[cfg(feature = "suite")]
         Command::Check(args) => jepsen::runner::cli::check(&args),
+        #[cfg(feature = "suite")]
+        Command::Prove(args) => jepsen::prove::prove(&args),
         #[cfg(feature = "suite")]
         Command::Switch { net, seed, sites } => match jepsen::wan::up::up(&net, sites, jepsen::cluster::FIRST, seed) {
             Ok(()) => ExitCode::SUCCESS,

@@ -140,6 +140,14 @@ fn took(run: &Run, from: u64, until: u64) -> Option<(u64, BTreeMap<&str, Option<
         worst.filter(|worst| *worst < u64::MAX)
     };
     let times: BTreeMap<&str, Option<u64>> = run.sites.iter().map(|site| (site.as_str(), after(site))).collect();
+    // A site that was not asked in time says nothing; one that was, and did not answer, does.
+    let asked = |site: &&str| {
+        let mut there = run.samples.iter().filter(|one| one.site == **site);
+        there.any(|one| one.time >= from && one.time < from.saturating_add(LIMIT) && one.time < until)
+    };
+    if times.iter().any(|(site, took)| took.is_none_or(|took| took > LIMIT) && !asked(site)) {
+        return None;
+    }
     let worst = times.values().map(|took| took.unwrap_or(u64::MAX)).max()?;
     Some((worst, times))
 }
@@ -254,12 +262,12 @@ mod tests {
         let with = |after: Vec<Sample>| run([before.clone(), after].concat(), vec![fault("partition", 1, 2, false)]);
         let soon = |time| vec![sample(time, "paris", "x", &[("a", 5)]), sample(time, "lyon", "x", &[("a", 5)])];
         assert_eq!(convergence(&with(soon(4))).valid, Valid::True);
-        assert_eq!(convergence(&with(soon(30))).valid, Valid::False);
-        assert_eq!(
-            convergence(&with(vec![sample(4, "paris", "x", &[("a", 5)])])).valid,
-            Valid::False,
-            "lyon says nothing"
-        );
+        let lags = vec![sample(5, "paris", "x", &[("a", 5)]), sample(5, "lyon", "y", &[("a", 4)])];
+        assert_eq!(convergence(&with([lags, soon(30)].concat())).valid, Valid::False);
+        let silent = Sample { digest: None, ..sample(5, "lyon", "", &[]) };
+        let paris = sample(4, "paris", "x", &[("a", 5)]);
+        assert_eq!(convergence(&with(vec![paris.clone(), silent])).valid, Valid::False, "lyon does not answer");
+        assert_eq!(convergence(&with(vec![paris])).valid, Valid::Unknown, "lyon was not asked");
         assert_eq!(healings(&with(soon(4))).len(), 1);
     }
 

@@ -7,7 +7,7 @@ use crate::run::{Fault, Run};
 
 /// Space at the left, for what the rows and numbers mean.
 pub(super) const LEFT: f64 = 96.0;
-const RIGHT: f64 = 12.0;
+const RIGHT: f64 = 26.0;
 /// A character's width, nearly.
 const CHARACTER: f64 = 6.2;
 

@@ -119,7 +119,9 @@ fn head(out: &mut String, run: &Run, pairs: &[Pair<'_>]) {
         ("healing", "Healing"),
         ("run", "The run"),
     ] {
-        let _ = write!(out, "<a href=#{id}>{text}</a>");
+        if !pairs.is_empty() || !matches!(id, "latency" | "rate") {
+            let _ = write!(out, "<a href=#{id}>{text}</a>");
+        }
     }
     out.push_str("</nav></header>");
 }

@@ -72,6 +72,8 @@ pub(super) fn draw(out: &mut String, run: &Run, pairs: &[Pair<'_>]) {
             thousands(u64::try_from(pairs.len()).unwrap_or(0))
         )
     };
+    let numbers =
+        if lanes.keys().any(|(_, process)| process.is_some()) { " Numbers at the left are processes." } else { "" };
     legend(
         out,
         &[
@@ -83,8 +85,8 @@ pub(super) fn draw(out: &mut String, run: &Run, pairs: &[Pair<'_>]) {
     );
     let _ = write!(
         out,
-        "<figure><svg viewBox=\"0 0 {WIDTH} {:.0}\" role=img aria-label=\"Operations over time\">{frame}{body}</svg><figcaption>{how} \
-         Numbers at the left are processes; a site's rows are shaded while a fault hits it.</figcaption></figure>",
+        "<figure><svg viewBox=\"0 0 {WIDTH} {:.0}\" role=img aria-label=\"Operations over time\">{frame}{body}</svg><figcaption>{how}{numbers} \
+         A site's rows are shaded while a fault hits it.</figcaption></figure>",
         bottom + 24.0
     );
 }
