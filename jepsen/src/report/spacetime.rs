@@ -72,7 +72,7 @@ pub(super) fn draw(out: &mut String, run: &Run, pairs: &[Pair<'_>], anomaly: &[u
             until - from,
             escape(&title(pair))
         );
-        let room = ((until - from).max(step) / 6.4).max(4.0).min(40.0);
+        let room = ((until - from).max(step) / 6.4).clamp(4.0, 40.0);
         let label = format!("{} {}", number + 1, pair.invoke.f);
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let label = short(&label, room as usize);
