@@ -1,7 +1,7 @@
 //! Seeded bugs, in test builds only (feature `mutants`): switched on for the whole process by the environment variable
 //! `LUC_MUTANT`, which names one of the engine's or one of a site's. `jepsen prove` runs such sites.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use luc_engine::mutant::{self, Mutant};
@@ -28,9 +28,13 @@ pub(crate) fn from_environment() -> Result<(), String> {
     Ok(())
 }
 
-/// A view that may be two seconds old.
+/// A view that may be two seconds old; not in the first minute, in which a cloud is set up.
 pub(crate) fn stale(app: &App) -> Arc<View> {
+    static FIRST: LazyLock<Instant> = LazyLock::new(Instant::now);
     static KEPT: Mutex<Option<(Instant, Arc<View>)>> = Mutex::new(None);
+    if FIRST.elapsed() < Duration::from_secs(60) {
+        return app.node().view();
+    }
     let mut kept = KEPT.lock();
     if let Some((_, view)) = kept.as_ref().filter(|(at, _)| at.elapsed() < Duration::from_secs(2)) {
         return view.clone();

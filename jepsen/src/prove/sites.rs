@@ -48,7 +48,7 @@ const TRIALS: &[Trial] = &[
     trial("AckBeforeFlush", "set", "kill", 40, &["stale", "lost", "session-order", "lost-acknowledgement"]),
     trial("FlushSkipped", "set", "kill", 60, &["no-going-back", "lost", "lost-acknowledgement", "availability"]),
     trial("DeleteForgotten", "set", "none", 20, &["resurrected", "resurrection"]),
-    trial("StaleRead", "set", "none", 20, &["stale", "session-order"]),
+    trial("StaleRead", "set", "none", 90, &["stale", "session-order"]),
     trial("FrontierIgnored", "causal", "partition,slow", 60, &["session"]),
     trial("RevocationIgnored", "auth", "none", 40, &["revoked-works", "works-again"]),
     trial("AsksEverybody", "set", "partition", 60, &["availability"]),
