@@ -70,14 +70,15 @@ fn step() -> impl Strategy<Value = Step> {
 struct World {
     cloud: Cloud,
     next: u128,
-    folds: bool,
+    /// Who never folds, and so remembers everything.
+    whole: Option<usize>,
 }
 
 impl World {
-    fn new(folds: bool) -> Self {
+    fn new(whole: usize) -> Self {
         let mut cloud = Cloud::new(2);
         cloud.exchange_all();
-        Self { cloud, next: 0, folds }
+        Self { cloud, next: 0, whole: Some(whole) }
     }
 
     fn run(&mut self, step: &Step) {
@@ -147,7 +148,7 @@ impl World {
         self.cloud.replicas[at].transact::<_, Refusal>(now, |tx| tx.membership(MemberOp::Held)).unwrap();
         self.cloud.replicas[at].flush().unwrap();
         self.cloud.log(at);
-        if self.folds {
+        if self.whole != Some(at) {
             self.cloud.replicas[at].fold().unwrap();
         }
     }
@@ -197,16 +198,16 @@ proptest! {
 
     #[test]
     fn what_shows_follows_from_the_entries_held_whoever_folds_when(
-        steps in proptest::collection::vec(step(), 1..80)
+        whole in 0_usize..3,
+        steps in proptest::collection::vec(step(), 1..80),
     ) {
-        let mut world = World::new(true);
-        steps.iter().for_each(|step| world.run(step));
+        // Who remembers all and who has forgotten what is over see the same, of the same entries.
+        let mut world = World::new(whole);
+        for step in &steps {
+            world.run(step);
+        }
         world.agree();
-        let mut whole = World::new(false);
-        steps.iter().for_each(|step| whole.run(step));
-        whole.agree();
-        prop_assert_eq!(world.cloud.replicas[0].view().frontier(), whole.cloud.replicas[0].view().frontier());
-        prop_assert_eq!(world.cloud.replicas[0].view().digest(), whole.cloud.replicas[0].view().digest());
+        world.whole = None;
         // Once all have said that they hold all, nothing is left of what is gone.
         for _ in 0..2 {
             (0..3).for_each(|at| world.fold(at));
