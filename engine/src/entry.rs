@@ -5,12 +5,13 @@
 //! says so, and is bound to the header by its hash. The header's frontier is given as the difference to the author's
 //! previous entry: chains have no gaps, so every receiver can add it up, and an entry stays small in a large cloud.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use ed25519_dalek::{Signature, Signer, SigningKey, Verifier, VerifyingKey};
 use serde::{Deserialize, Serialize};
+use serde_bytes::Bytes;
 use uuid::Uuid;
 
 use crate::agent::{Observation, Statement};
@@ -18,6 +19,7 @@ use crate::id::{ClaimId, CloudId, EntryId, HostId, Millis, PoolId, ReplicaId, Si
 use crate::ledger::Amount;
 use crate::record::{Kind, RecordId};
 use crate::retire::Request;
+use crate::tips::Tips;
 
 /// Version of the entry format; the first byte of every encoded entry.
 pub const FORMAT: u8 = 6;
@@ -62,7 +64,7 @@ pub struct Tip {
 
 /// For every replica, the highest entry held: a version vector.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Frontier(pub BTreeMap<ReplicaId, Tip>);
+pub struct Frontier(pub Tips);
 
 impl Frontier {
     /// The number held of `replica`, 0 if none.
@@ -74,7 +76,7 @@ impl Frontier {
     /// Whether everything in `other` is held here too.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
-        other.0.iter().all(|(replica, tip)| self.number(*replica) >= tip.number)
+        self.0.is(&other.0) || other.0.beside(&self.0).all(|(_, tip, held)| number(held) >= tip.number)
     }
 
     /// Whether the entry is held.
@@ -86,13 +88,17 @@ impl Frontier {
     /// How many entries of `other` are missing here.
     #[must_use]
     pub fn missing(&self, other: &Self) -> u64 {
-        other.0.iter().map(|(replica, tip)| tip.number.saturating_sub(self.number(*replica))).sum()
+        other.0.beside(&self.0).map(|(_, tip, held)| tip.number.saturating_sub(number(held))).sum()
     }
 
     /// Takes up a tip.
     pub fn set(&mut self, replica: ReplicaId, tip: Tip) {
         self.0.insert(replica, tip);
     }
+}
+
+fn number(tip: Option<&Tip>) -> u64 {
+    tip.map_or(0, |tip| tip.number)
 }
 
 /// Which sites must hold an entry's content.
@@ -575,8 +581,17 @@ impl Entry {
         Ok(Self { header, content, log, hash, signature: wire.signature, bytes: bytes.to_vec() })
     }
 
+    /// The hash of an encoded entry whose rest was decoded before: only its frame is.
+    pub(crate) fn hash_of(bytes: &[u8]) -> Result<Hash, BadEntry> {
+        let framed: (&Bytes, &Bytes, &Bytes) = decode(bytes.get(1..).unwrap_or_default(), "frame")?;
+        Ok(Hash::of(framed.0))
+    }
+
     /// As [`Entry::decode`], to be shared.
-    pub(crate) fn decode_shared(bytes: &[u8]) -> Result<Arc<Self>, BadEntry> {
+    ///
+    /// # Errors
+    /// [`BadEntry`]; nothing is kept.
+    pub fn decode_shared(bytes: &[u8]) -> Result<Arc<Self>, BadEntry> {
         #[cfg(feature = "memo")]
         return crate::memo::entry(bytes);
         #[cfg(not(feature = "memo"))]

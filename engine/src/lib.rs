@@ -24,5 +24,6 @@ pub mod schedule;
 pub mod site_mutant;
 mod stage;
 pub mod store;
+pub mod tips;
 pub mod tx;
 pub mod view;

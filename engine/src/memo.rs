@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::branch::Branches;
 use crate::document::{Applied, BadDocument};
-use crate::entry::{BadEntry, Entry, Frontier};
+use crate::entry::{BadEntry, Entry, Frontier, Hash};
 use crate::id::EntryId;
 use crate::record::Kind;
 
@@ -23,6 +23,7 @@ type Known<T> = RefCell<HashMap<Name, T, BuildHasherDefault<Truncated>>>;
 thread_local! {
     static SIGNED: Known<bool> = RefCell::default();
     static ENTRIES: Known<Arc<Entry>> = RefCell::default();
+    static FRONTIERS: Known<Frontier> = RefCell::default();
     static CHANGES: Known<()> = RefCell::default();
     static DOCUMENTS: Known<Option<Applied>> = RefCell::default();
 }
@@ -83,6 +84,15 @@ pub(crate) fn entry(bytes: &[u8]) -> Result<Arc<Entry>, BadEntry> {
     Ok(entry)
 }
 
+/// An entry's full frontier, shared by all who hold the entry: in a large cloud each is large, and there is one for every author.
+pub(crate) fn frontier(entry: &Hash, full: Frontier) -> Frontier {
+    let known = FRONTIERS.with_borrow(|known| known.get(&entry.0).filter(|known| **known == full).cloned());
+    known.unwrap_or_else(|| {
+        FRONTIERS.with_borrow_mut(|known| keep(known, entry.0, full.clone()));
+        full
+    })
+}
+
 /// Whether a change was found to be its author's before.
 pub(crate) fn is_known_change(author: &[u8; 16], bytes: &[u8]) -> bool {
     let name = name(&[author, bytes]);
@@ -108,8 +118,8 @@ pub(crate) fn document(
         past.extend(replica.0.as_bytes());
         past.extend(tip.number.to_le_bytes());
     }
-    let kind = format!("{kind:?}{}", row.is_some());
-    let name = name(&[row.unwrap_or_default(), &past, kind.as_bytes(), bytes]);
+    past.extend([kind as u8, u8::from(row.is_some())]);
+    let name = name(&[row.unwrap_or_default(), &past, bytes]);
     if let Some(known) = DOCUMENTS.with_borrow(|known| known.get(&name).cloned()) {
         return Ok(known);
     }

@@ -17,7 +17,7 @@ use crate::id::{EntryId, PoolId, ReplicaId};
 use crate::ledger::{Amount, BadLedgerOp};
 use crate::mutant::{Mutant, on};
 use crate::record::RecordId;
-use crate::replica::fold::Kept;
+use crate::replica::fold::{Kept, Recent};
 use crate::replica::{Chain, Received, Rejection, Replica, Saved, log_key};
 use crate::stage::Lack;
 use crate::store::{StoreError, Table};
@@ -190,6 +190,14 @@ impl Replica {
     fn release(&mut self, mut todo: Vec<Hash>) -> Result<(), Rejection> {
         while let Some(hash) = todo.pop() {
             let Some(last) = self.stage.get(&hash).cloned() else { continue };
+            if self.is_restricted(last.header.author) {
+                // Nothing that it could be taken with rests on it: whatever is below, it is not shown by that.
+                let place = self.place(&last)?;
+                if let Some(lack) = self.lack(&last, place)? {
+                    self.stage.note_lack(hash, lack);
+                }
+                continue;
+            }
             let group = match self.gather(&last)? {
                 Ok(group) => group,
                 Err(lack) => {
@@ -253,15 +261,29 @@ impl Replica {
 
     /// Whether of every restricted author each entry is one that another member's rests on.
     fn is_shown(&self, group: &[Arc<Entry>]) -> bool {
-        let below: BTreeMap<Hash, BTreeSet<Hash>> =
-            group.iter().map(|entry| (entry.hash(), resting(group, entry))).collect();
-        let shows = |by: &Arc<Entry>, of: &Arc<Entry>| {
-            self.may_show(by.header.author, of.header.author)
-                && !self.knows_another(by.header.author, of, group)
-                && below.get(&by.hash()).is_some_and(|below| below.contains(&of.hash()))
-        };
-        let restricted = group.iter().filter(|entry| self.is_restricted(entry.header.author));
-        restricted.into_iter().all(|of| group.iter().any(|by| shows(by, of)))
+        let authors: BTreeSet<ReplicaId> = group.iter().map(|entry| entry.header.author).collect();
+        let restricted: BTreeSet<ReplicaId> = authors.iter().copied().filter(|id| self.is_restricted(*id)).collect();
+        let mut hidden: Vec<&Arc<Entry>> =
+            group.iter().filter(|entry| restricted.contains(&entry.header.author)).collect();
+        if hidden.is_empty() {
+            return true;
+        }
+        let pairs = authors.iter().flat_map(|by| restricted.iter().map(move |of| (*by, *of)));
+        let may: BTreeSet<(ReplicaId, ReplicaId)> = pairs.filter(|(by, of)| self.may_show(*by, *of)).collect();
+        let index = Index::of(group);
+        // The last, on which nothing rests, comes first, and most often shows all there is.
+        for by in group {
+            let shows = |of: &Arc<Entry>| may.contains(&(by.header.author, of.header.author));
+            if hidden.iter().any(|of| shows(of)) {
+                let below = index.resting(by);
+                let knows_another = |of: &Arc<Entry>| self.knows_another(by.header.author, of, group);
+                hidden.retain(|of| !(shows(of) && below.contains(&of.hash()) && !knows_another(of)));
+            }
+            if hidden.is_empty() {
+                return true;
+            }
+        }
+        false
     }
 
     /// Whether a member has rested on another branch of an entry's author: who knew of two takes no third by itself, and
@@ -360,6 +382,8 @@ impl Replica {
             self.include(&mut frontier, of, *tip);
         }
         self.include(&mut frontier, log, entry.tip());
+        #[cfg(feature = "memo")]
+        let frontier = crate::memo::frontier(&entry.hash(), frontier);
         let mut entry = entry.clone();
         if !self.view.branches.is_empty() {
             let named = Arc::make_mut(&mut entry);
@@ -488,15 +512,19 @@ impl Replica {
         Ok(self.entry_at(EntryId { author, number })?.map(|entry| entry.hash()))
     }
 
-    pub(crate) fn entry_at(&self, id: EntryId) -> Result<Option<Entry>, StoreError> {
+    pub(crate) fn entry_at(&self, id: EntryId) -> Result<Option<Arc<Entry>>, StoreError> {
         if let Some(entry) = self.pending.entries.iter().find(|entry| entry.held_as() == id) {
-            return Ok(Some(Entry::clone(entry)));
+            return Ok(Some(entry.clone()));
         }
-        let bytes = match self.pending.moved.get(&id) {
-            Some(moved) => moved.clone(),
-            None => self.pending.reader.get(Table::Log, &log_key(id))?,
-        };
-        Ok(bytes.and_then(|bytes| Entry::decode(&bytes).ok()))
+        Ok(self.logged(id)?.and_then(|bytes| Entry::decode_shared(&bytes).ok()))
+    }
+
+    /// An entry of the log, or one that was moved there since the last flush.
+    pub(crate) fn logged(&self, id: EntryId) -> Result<Option<Vec<u8>>, StoreError> {
+        match self.pending.moved.get(&id) {
+            Some(moved) => Ok(moved.clone()),
+            None => self.pending.reader.get(Table::Log, &log_key(id)),
+        }
     }
 }
 
@@ -520,6 +548,7 @@ impl Replica {
             if let Some(rest) = self.chains.get_mut(&log) {
                 (rest.last, rest.frontier) = (chain.last, chain.frontier.clone());
                 rest.kept = rest.kept.without(&moved);
+                rest.recent = Recent::default();
             }
         }
         let name = Branches::name(author, &entry.hash());
@@ -637,20 +666,35 @@ fn seen(author: ReplicaId, tip: Tip) -> Lack {
     Lack::Seen(EntryId { author, number: tip.number }, tip.hash)
 }
 
-/// What of a group one of its entries rests on.
-fn resting(group: &[Arc<Entry>], entry: &Arc<Entry>) -> BTreeSet<Hash> {
-    let (mut below, mut todo) = (BTreeSet::new(), vec![entry]);
-    while let Some(entry) = todo.pop() {
-        let is_below = |other: &&Arc<Entry>| {
-            other.hash() == entry.header.previous || entry.header.seen.iter().any(|(_, tip)| *tip == other.tip())
-        };
-        todo.extend(group.iter().filter(is_below).filter(|other| below.insert(other.hash())));
+/// A group's entries by what names them.
+struct Index<'a> {
+    hashes: BTreeMap<Hash, &'a Arc<Entry>>,
+    tips: BTreeMap<(u64, u64), &'a Arc<Entry>>,
+}
+
+impl<'a> Index<'a> {
+    fn of(group: &'a [Arc<Entry>]) -> Self {
+        let tip = |entry: &Entry| (entry.tip().number, entry.tip().hash);
+        Self {
+            hashes: group.iter().map(|entry| (entry.hash(), entry)).collect(),
+            tips: group.iter().map(|entry| (tip(entry), entry)).collect(),
+        }
     }
-    below
+
+    /// What of the group one of its entries rests on.
+    fn resting(&self, entry: &'a Arc<Entry>) -> BTreeSet<Hash> {
+        let (mut below, mut todo) = (BTreeSet::new(), vec![entry]);
+        while let Some(entry) = todo.pop() {
+            let seen = entry.header.seen.iter().filter_map(|(_, tip)| self.tips.get(&(tip.number, tip.hash)));
+            let under = self.hashes.get(&entry.header.previous).into_iter().chain(seen);
+            todo.extend(under.copied().filter(|other| below.insert(other.hash())));
+        }
+        below
+    }
 }
 
 /// What the entries of a branch have given away and burnt, of each pool as it is named now.
-fn given_away(entries: &[Entry], by: &Renaming) -> BTreeMap<PoolId, Amount> {
+fn given_away(entries: &[Arc<Entry>], by: &Renaming) -> BTreeMap<PoolId, Amount> {
     let mut given: BTreeMap<PoolId, Amount> = BTreeMap::new();
     for op in entries.iter().flat_map(|entry| &entry.header.ledger) {
         if let LedgerOp::Grant { pool, amount, .. } | LedgerOp::Burn { pool, amount } = op {

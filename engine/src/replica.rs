@@ -162,6 +162,7 @@ pub(crate) struct Chain {
     pub(crate) kept: fold::Kept,
     /// The full frontier of the last entry that is there no more.
     pub(crate) floor: Arc<Frontier>,
+    pub(crate) recent: fold::Recent,
 }
 
 /// What a flush has made durable. From now on it may be seen.
@@ -746,15 +747,15 @@ impl Replica {
         if finished.parts.is_empty() {
             return Ok((value, None));
         }
-        let differs = |(replica, tip): &(&ReplicaId, &Tip)| chain.frontier.0.get(replica) != Some(*tip);
-        let others = self.view.frontier.0.iter().filter(|(replica, _)| **replica != self.me);
+        let others = self.view.frontier.0.beside(&chain.frontier.0).filter(|(replica, _, _)| **replica != self.me);
+        let differing = others.filter(|(_, tip, before)| Some(*tip) != *before);
         let base = Header {
             cloud: self.identity.cloud,
             author: self.me,
             number,
             previous: chain.last,
             // Whoever has not heard of a fork knows no branch: number and hash tell which entry is meant.
-            seen: others.filter(differs).map(|(log, tip)| (self.view.branches.author(*log), *tip)).collect(),
+            seen: differing.map(|(log, tip, _)| (self.view.branches.author(*log), *tip)).collect(),
             time: now,
             scope: crate::entry::Scope::Everywhere,
             created: Vec::new(),
@@ -789,11 +790,11 @@ impl Replica {
     }
 
     pub(crate) fn took(&mut self, entry: Arc<Entry>, frontier: Frontier) {
-        let mut chain = self.chains.get(&entry.log).cloned().unwrap_or_default();
+        let chain = self.chains.entry(entry.log).or_default();
         chain.kept.took(&entry);
+        chain.recent.took(entry.tip());
         (chain.last, chain.frontier) = (entry.hash(), Arc::new(frontier));
         self.folding.took(entry.log == self.me, entry.bytes().len());
-        self.chains.insert(entry.log, chain);
         self.pending.entries.push(entry);
     }
 
@@ -924,7 +925,10 @@ fn load_chains(reader: &dyn Reader) -> Result<(imbl::OrdMap<ReplicaId, Chain>, B
     let rows: Vec<(ReplicaId, fold::ChainRow)> = load(reader, Table::Author)?;
     let (mut chains, mut branches) = (imbl::OrdMap::new(), Branches::default());
     for (log, (last, frontier, kept, floor, branch)) in rows {
-        chains.insert(log, Chain { last, frontier: Arc::new(frontier), kept, floor: Arc::new(floor) });
+        chains.insert(
+            log,
+            Chain { last, frontier: Arc::new(frontier), kept, floor: Arc::new(floor), recent: fold::Recent::default() },
+        );
         if let Some(branch) = branch {
             branches.put_back(log, branch);
         }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Cloud, Rogue, cloud, key, member, snapshot};
-use luc_engine::entry::{Frontier, MemberOp};
+use luc_engine::entry::{Frontier, MemberOp, Tip};
 use luc_engine::id::EntryId;
 use luc_engine::record::{Kind, Project, RecordId};
 use luc_engine::replica::{Identity, Received, ReplaceError, Replica};
@@ -255,7 +255,8 @@ fn an_entry_that_names_a_dropped_one_in_another_form_is_still_told_apart() {
     assert!(!in_log(&cloud, 0, 0).contains(&number), "dropped");
     let rogue = Rogue::new(7);
     let mut lie: Frontier = seen.clone();
-    lie.0.get_mut(&first).unwrap().hash ^= 1;
+    let tip = *lie.0.get(&first).unwrap();
+    lie.set(first, Tip { hash: tip.hash ^ 1, ..tip });
     let mut header = rogue.header(&lie);
     header.members = vec![MemberOp::Held];
     let received = cloud.replicas[0].receive(rogue.sign(header, vec![]).bytes());

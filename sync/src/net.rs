@@ -152,6 +152,8 @@ fn lowest(mine: &Frontier, others: &[&Frontier]) -> Frontier {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) heard: Option<Instant>,
+    /// It has said what it holds of this replica's entries.
+    pub(crate) met: bool,
     pub(crate) lost: Option<Instant>,
     pub(crate) reported: Frontier,
     pub(crate) status: Status,
@@ -305,7 +307,7 @@ impl Net {
     fn status(&self) -> Status {
         let view = self.inner.node.view();
         let (hosts, witnesses) = (self.inner.node.agents().statuses(), self.inner.node.agents().witnesses());
-        Status { at: now(), digest: view.digest().to_string(), connected: Vec::new(), hosts, witnesses }
+        Status { at: now(), digest: view.digest().to_string(), connected: Arc::default(), hosts, witnesses }
     }
 
     fn note(&self, proto: &Proto) {
@@ -314,6 +316,7 @@ impl Net {
             let seen = reach.entry(*id).or_default();
             let silent = Duration::from_millis(now().saturating_sub(peer.heard));
             seen.heard = Instant::now().checked_sub(silent).or(seen.heard);
+            seen.met |= peer.met;
             if !peer.reported.0.is_empty() {
                 seen.reported.clone_from(&peer.reported);
             }

@@ -354,14 +354,14 @@ pub fn read_entries(
                 more = true;
                 break;
             }
-            let Ok(entry) = Entry::decode(&bytes) else { break };
+            let Ok(entry) = Entry::decode_shared(&bytes) else { break };
             if entry.header.number != next.number {
                 dropped.get_or_insert(next);
                 break;
             }
             size += bytes.len();
             next.number += 1;
-            entries.push(entry.in_log(start.author));
+            entries.push(Arc::unwrap_or_clone(entry).in_log(start.author));
         }
     }
     entries.sort_by_key(|entry| (entry.header.time, entry.held_as()));

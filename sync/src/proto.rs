@@ -6,7 +6,13 @@
 //! fills it: peers tell each other their frontiers, and each sends what the other lacks, a bounded batch at a time,
 //! the next when the receiver has answered. So catching up costs what is missing, never the state, and a slow peer is
 //! slowed instead of growing anybody's memory.
+//!
+//! In a second at most [`AT_ONCE`] peers are told, those first who were told longest ago, and only what is news to them: a
+//! frontier that has not changed since is not said again. So a replica's cost does not grow with the cloud, and what one of
+//! those peers has comes within a second or two, however large it is. What must not wait for its turn is said at once: to
+//! each peer that connects, the last entry of its own that is held here (`PROTOCOL.md`, M4).
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -16,9 +22,13 @@ use luc_engine::replica::Received;
 
 use crate::wire::{Msg, Status};
 
-/// How often a peer is told our frontier and our status, milliseconds. Clocks are set back too: what matters is how far a
+/// How often a peer is told our frontier and our status, milliseconds, while there are few enough. Clocks are set back too: what matters is how far a
 /// time is from now, or a clock set back by an hour would silence anti-entropy for one.
 const HEARTBEAT: Millis = 1_000;
+/// Peers that are told in so long, at most. Each may answer with what is missing here, so it is also how often that may come.
+const AT_ONCE: usize = 16;
+/// Those who forward an author's entries to a peer that it does not reach, at most.
+const FORWARDERS: usize = 16;
 /// After how long a batch that was never answered is given up, milliseconds.
 const STALLED: Millis = 5_000;
 /// How often a peer says, once a heartbeat, that it has dropped an entry before its snapshot is taken: others may send it.
@@ -29,6 +39,12 @@ const MOST_ENTRIES: u64 = 1 << 48;
 const UNKNOWN: u64 = 0;
 /// Most bytes of entries in one pushed message.
 const PUSH_BYTES: usize = 1 << 20;
+
+/// Milliseconds until all of so many peers have been told, beyond the first second.
+pub(crate) fn turn(peers: usize) -> Millis {
+    let rounds = peers.saturating_sub(1) / AT_ONCE;
+    HEARTBEAT * Millis::try_from(rounds).unwrap_or(Millis::MAX / HEARTBEAT)
+}
 
 /// What happens to the core.
 #[derive(Debug)]
@@ -106,15 +122,21 @@ pub struct Peer {
     pub status: Status,
     /// When it was heard last, by our clock.
     pub heard: Millis,
-    /// What it will hold when it has taken everything that was sent.
-    sent: Frontier,
+    /// Of which logs it will hold more than that, and up to where, when it has taken everything that was sent.
+    ahead: BTreeMap<ReplicaId, u64>,
     /// When the batch that it is catching up with was sent, if it is.
     catching_up: Option<Millis>,
     told: Millis,
+    /// What it was told last, and has taken if the connection stands.
+    said: Option<Frontier>,
     /// The first entry that is not held here and that it has dropped from its log, and how often it has said so.
     dropped: Option<(EntryId, u32)>,
     /// It has said what it holds.
     known: bool,
+    /// It has said of itself what [`Peer::status`] has.
+    introduced: bool,
+    /// It has said what it holds of this replica's entries.
+    pub met: bool,
 }
 
 /// The core.
@@ -125,13 +147,24 @@ pub struct Proto {
     /// What was held here a heartbeat or two ago: a peer that lacks it has not just not received it yet.
     settled: Frontier,
     settling: (Millis, Frontier),
+    /// Since when peers are counted that were told, and how many.
+    telling: (Millis, usize),
+    /// The connected peers, as they are told.
+    connected: Option<Arc<[ReplicaId]>>,
 }
 
 impl Proto {
     /// A core without peers.
     #[must_use]
     pub fn new(me: ReplicaId) -> Self {
-        Self { me, peers: BTreeMap::new(), settled: Frontier::default(), settling: (0, Frontier::default()) }
+        Self {
+            me,
+            peers: BTreeMap::new(),
+            settled: Frontier::default(),
+            settling: (0, Frontier::default()),
+            telling: (0, 0),
+            connected: None,
+        }
     }
 
     /// The connected peers.
@@ -145,10 +178,15 @@ impl Proto {
         let mut out = Vec::new();
         match input {
             Input::Connected(peer) => {
+                self.connected = None;
                 self.peers.insert(peer, Peer { heard: now, ..Peer::default() });
-                out.push(Output::Send(peer, Msg::Frontier { held: mine.clone(), answer: true }));
+                out.push(Output::Send(peer, Msg::Yours(mine.0.get(&peer).copied())));
+                if self.may_tell(now) {
+                    self.say(peer, mine.clone(), true, &mut out);
+                }
             }
             Input::Disconnected(peer) => {
+                self.connected = None;
                 self.peers.remove(&peer);
             }
             Input::Message(peer, message) => self.message(peer, message, now, mine, &mut out),
@@ -162,39 +200,76 @@ impl Proto {
             }
             Input::LogRead { peer, entries, more, .. } => self.log_read(peer, entries, more, now, mine, &mut out),
             Input::Received { peer, answer, again } => {
-                if answer && self.peers.contains_key(&peer) {
-                    out.push(Output::Send(peer, Msg::Frontier { held: without(mine, &again), answer: true }));
+                if answer {
+                    self.say(peer, without(mine, &again), true, &mut out);
                 }
             }
             Input::Dropped(peer) => {
                 if let Some(state) = self.peers.get_mut(&peer) {
-                    state.sent = state.reported.clone();
+                    state.ahead.clear();
                     state.catching_up = None;
+                    state.said = None;
                 }
             }
-            Input::Tick(mut status) => {
+            Input::Tick(status) => {
                 if now.abs_diff(self.settling.0) >= HEARTBEAT {
                     let before = std::mem::replace(&mut self.settling, (now, mine.clone()));
                     self.settled = before.1;
                 }
-                status.connected = self.peers.keys().copied().collect();
-                for (peer, state) in &mut self.peers {
-                    if now.abs_diff(state.told) >= HEARTBEAT {
-                        state.told = now;
-                        out.push(Output::Send(*peer, Msg::Heartbeat(status.clone())));
-                        out.push(Output::Send(*peer, Msg::Frontier { held: mine.clone(), answer: false }));
-                    }
-                }
+                self.tell(status, now, mine, &mut out);
             }
         }
         out
+    }
+
+    /// Tells those peers whose turn it is.
+    fn tell(&mut self, mut status: Status, now: Millis, mine: &Frontier, out: &mut Vec<Output>) {
+        let waits = |state: &Peer| now.abs_diff(state.told);
+        let due = self.peers.iter().filter(|(_, state)| waits(state) >= HEARTBEAT);
+        // Of those who have waited equally long, those that follow this replica: not everybody begins with the same.
+        let mut due: Vec<_> = due.map(|(peer, state)| (Reverse(waits(state)), *peer < self.me, *peer)).collect();
+        if due.is_empty() {
+            return;
+        }
+        due.sort_unstable();
+        let connected = self.connected.get_or_insert_with(|| self.peers.keys().copied().collect());
+        status.connected = connected.clone();
+        for (_, _, peer) in due {
+            if !self.may_tell(now) {
+                return;
+            }
+            out.push(Output::Send(peer, Msg::Heartbeat(status.clone())));
+            self.say(peer, mine.clone(), false, out);
+            if let Some(state) = self.peers.get_mut(&peer) {
+                state.told = now;
+            }
+        }
+    }
+
+    /// Whether one more peer may be told now; then it is counted.
+    fn may_tell(&mut self, now: Millis) -> bool {
+        if now.abs_diff(self.telling.0) >= HEARTBEAT {
+            self.telling = (now, 0);
+        }
+        self.telling.1 += 1;
+        self.telling.1 <= AT_ONCE
+    }
+
+    /// Says a frontier to a peer, or that it is still the one that it was told.
+    fn say(&mut self, peer: ReplicaId, held: Frontier, answer: bool, out: &mut Vec<Output>) {
+        let Some(state) = self.peers.get_mut(&peer) else { return };
+        if !answer && state.said.as_ref() == Some(&held) {
+            return out.push(Output::Send(peer, Msg::Unchanged));
+        }
+        state.said = Some(held.clone());
+        out.push(Output::Send(peer, Msg::Frontier { held, answer }));
     }
 
     fn message(&mut self, peer: ReplicaId, message: Msg, now: Millis, mine: &Frontier, out: &mut Vec<Output>) {
         let Some(state) = self.peers.get_mut(&peer) else { return };
         state.heard = now;
         match message {
-            Msg::Heartbeat(status) => state.status = status,
+            Msg::Heartbeat(status) => (state.status, state.introduced) = (status, true),
             Msg::Dropped(entry) => {
                 let times = match state.dropped {
                     _ if mine.holds(entry) => 0,
@@ -207,43 +282,74 @@ impl Proto {
                 }
             }
             Msg::Entries { entries, more } => out.push(Output::Receive { peer, entries, answer: more }),
+            Msg::Yours(tip) => {
+                state.met = true;
+                if self.is_later(tip, mine) {
+                    out.extend(tip.map(|tip| Output::OldStore(EntryId { author: self.me, number: tip.number })));
+                }
+            }
+            Msg::Unchanged => {
+                let held = state.reported.clone();
+                if state.known {
+                    self.frontier(peer, held, false, now, mine, out);
+                }
+            }
             Msg::Frontier { mut held, answer } => {
                 held.0.retain(|_, tip| tip.number < MOST_ENTRIES);
-                let of_me = (held.0.get(&self.me), mine.0.get(&self.me));
-                if let (Some(theirs), own) = of_me
-                    && own
-                        .is_none_or(|own| theirs.number > own.number || (theirs.number == own.number && theirs != own))
-                {
-                    out.push(Output::OldStore(EntryId { author: self.me, number: theirs.number }));
-                }
-                state.reported = held;
-                if answer || !state.known {
-                    state.known = true;
-                    state.sent = state.reported.clone();
-                    state.catching_up = None;
-                    state.read_missing(peer, now, mine, out);
-                } else {
-                    state.notice_lost(&self.settled);
-                    state.read_missing(peer, now, &self.settled, out);
-                    // Both hold an entry with this number, and not the same: each shows the other its own.
-                    let forked = differing(mine, &state.reported);
-                    if !forked.is_empty() {
-                        out.push(Output::Send(peer, Msg::Frontier { held: without(mine, &forked), answer: true }));
-                    }
-                }
+                self.frontier(peer, held, answer, now, mine, out);
+            }
+        }
+    }
+
+    /// Whether an entry of this replica's that somebody holds is not held here, or in another form.
+    fn is_later(&self, theirs: Option<Tip>, mine: &Frontier) -> bool {
+        let own = mine.0.get(&self.me);
+        theirs.filter(|theirs| theirs.number < MOST_ENTRIES).is_some_and(|theirs| {
+            own.is_none_or(|own| theirs.number > own.number || (theirs.number == own.number && theirs != *own))
+        })
+    }
+
+    fn frontier(
+        &mut self,
+        peer: ReplicaId,
+        held: Frontier,
+        answer: bool,
+        now: Millis,
+        mine: &Frontier,
+        out: &mut Vec<Output>,
+    ) {
+        let of_me = held.0.get(&self.me).copied();
+        if let Some(theirs) = of_me.filter(|_| self.is_later(of_me, mine)) {
+            out.push(Output::OldStore(EntryId { author: self.me, number: theirs.number }));
+        }
+        let Some(state) = self.peers.get_mut(&peer) else { return };
+        (state.reported, state.met) = (held, true);
+        if answer || !state.known {
+            state.known = true;
+            state.ahead.clear();
+            state.catching_up = None;
+            state.read_missing(peer, now, mine, out);
+        } else {
+            state.notice_lost(&self.settled);
+            state.read_missing(peer, now, &self.settled, out);
+            // Both hold an entry with this number, and not the same: each shows the other its own.
+            let forked = differing(mine, &state.reported);
+            if !forked.is_empty() {
+                self.say(peer, without(mine, &forked), true, out);
             }
         }
     }
 
     fn push(&mut self, entries: &[Arc<Entry>], out: &mut Vec<Output>) {
+        let me = self.me;
         for (peer, state) in &mut self.peers {
             let mut batch = Vec::new();
             let mut size = 0;
             for entry in entries {
                 let id = entry.held_as();
-                let direct = id.author == self.me || !state.status.connected.contains(&id.author);
-                if direct && id.author != *peer && state.sent.number(id.author) + 1 == id.number {
-                    state.sent.set(id.author, entry.tip());
+                let follows = id.author != *peer && state.sent(id.author) + 1 == id.number;
+                if follows && (id.author == me || state.forwards(me, *peer, id.author)) {
+                    state.ahead.insert(id.author, id.number);
                     size += entry.bytes().len();
                     batch.push(entry.bytes().to_vec());
                     if size >= PUSH_BYTES {
@@ -269,9 +375,7 @@ impl Proto {
         out: &mut Vec<Output>,
     ) {
         let Some(state) = self.peers.get_mut(&peer) else { return };
-        for (id, tip, _) in &entries {
-            state.sent.set(id.author, *tip);
-        }
+        state.ahead.extend(entries.iter().map(|(id, _, _)| (id.author, id.number)));
         let empty = entries.is_empty();
         if !empty {
             let entries = entries.into_iter().map(|(_, _, bytes)| bytes).collect();
@@ -312,45 +416,51 @@ fn without(held: &Frontier, entries: &[EntryId]) -> Frontier {
 
 /// The last entries of logs of which a peer holds another with that number.
 fn differing(mine: &Frontier, theirs: &Frontier) -> Vec<EntryId> {
-    let differs = |(log, tip): (&ReplicaId, &Tip)| {
-        let other = theirs.0.get(log)?;
+    let differs = |(log, tip, other): (&ReplicaId, &Tip, Option<&Tip>)| {
+        let other = other?;
         let same = other.number != tip.number || other.hash == tip.hash || other.hash == UNKNOWN;
         (!same).then_some(EntryId { author: *log, number: tip.number })
     };
-    mine.0.iter().filter_map(differs).collect()
+    if mine == theirs { Vec::new() } else { mine.0.beside(&theirs.0).filter_map(differs).collect() }
 }
 
 impl Peer {
+    /// The last entry of a log that it will hold when it has taken everything that was sent.
+    fn sent(&self, log: ReplicaId) -> u64 {
+        self.ahead.get(&log).copied().unwrap_or_else(|| self.reported.number(log))
+    }
+
+    /// Whether `me` is to forward an author's entries to this peer: it has said whom it is connected to, the author is
+    /// not among those, and `me` is one of the next in line.
+    fn forwards(&self, me: ReplicaId, peer: ReplicaId, author: ReplicaId) -> bool {
+        let connected = &self.status.connected;
+        if !self.introduced || connected.contains(&author) {
+            return false;
+        }
+        let after = connected.iter().filter(|other| **other > peer).chain(connected.iter().filter(|o| **o < peer));
+        connected.len() <= FORWARDERS || after.take(FORWARDERS).any(|other| *other == me)
+    }
+
     /// What the peer has from others need not be sent; what it lacks though it was sent long ago was lost, or dropped
     /// by it.
     fn notice_lost(&mut self, settled: &Frontier) {
-        for (author, has) in &self.reported.0 {
-            if self.sent.number(*author) < has.number {
-                self.sent.set(*author, *has);
-            }
-        }
-        for (author, tip) in &settled.0 {
-            let has = self.reported.0.get(author).copied();
-            if has.map_or(0, |has| has.number) < tip.number {
-                match has {
-                    Some(has) => self.sent.set(*author, has),
-                    None => {
-                        self.sent.0.remove(author);
-                    }
-                }
-            }
-        }
+        let reported = &self.reported;
+        self.ahead.retain(|log, sent| {
+            let has = reported.number(*log);
+            *sent > has && has >= settled.number(*log)
+        });
     }
 
     fn read_missing(&mut self, peer: ReplicaId, now: Millis, mine: &Frontier, out: &mut Vec<Output>) {
-        if self.catching_up.is_some_and(|since| now.abs_diff(since) < STALLED) {
+        if self.catching_up.is_some_and(|since| now.abs_diff(since) < STALLED) || *mine == self.reported {
             return;
         }
-        let lacks = |(author, tip): (&ReplicaId, &Tip)| {
-            let next = self.sent.number(*author) + 1;
-            (tip.number >= next && *author != peer).then_some(EntryId { author: *author, number: next })
+        let lacks = |(log, tip, has): (&ReplicaId, &Tip, Option<&Tip>)| {
+            let sent = self.ahead.get(log).copied();
+            let next = sent.unwrap_or_else(|| has.map_or(0, |has| has.number)) + 1;
+            (tip.number >= next && *log != peer).then_some(EntryId { author: *log, number: next })
         };
-        let from: Vec<EntryId> = mine.0.iter().filter_map(lacks).collect();
+        let from: Vec<EntryId> = mine.0.beside(&self.reported.0).filter_map(lacks).collect();
         if !from.is_empty() {
             self.catching_up = Some(now);
             out.push(Output::ReadLog { peer, from });

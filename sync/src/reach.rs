@@ -10,7 +10,7 @@ use luc_engine::id::{HostId, ReplicaId, SiteName};
 use crate::net::Net;
 use crate::wire::{self, Status};
 
-/// A peer that was not heard for so long is out of reach.
+/// A peer that was not heard for so long, besides the time that it takes to tell all, is out of reach.
 const SILENT: Duration = Duration::from_millis(2_500);
 
 /// How another replica is reached, as seen from here.
@@ -46,11 +46,12 @@ impl Net {
         let view = self.inner.node.view();
         let peers = self.inner.peers.lock().clone();
         let seen = self.inner.reach.lock().clone();
+        let silent = SILENT + Duration::from_millis(crate::proto::turn(peers.len()));
         let others = view.members().filter(|(id, _)| **id != self.inner.node.me());
         let reach = others.map(|(id, _)| {
             let known = seen.get(id).cloned().unwrap_or_default();
             let peer = peers.get(id);
-            let reachable = peer.is_some() && known.heard.is_some_and(|heard| heard.elapsed() < SILENT);
+            let reachable = peer.is_some() && known.heard.is_some_and(|heard| heard.elapsed() < silent);
             let since = if reachable { peer.map(|peer| peer.since) } else { known.lost.or(known.heard) };
             Reach {
                 replica: *id,
@@ -104,7 +105,7 @@ impl Net {
         let view = node.view();
         let others = crate::agents::others(&view, node.me());
         let hosts = crate::agents::hosts_of(&view, node.site());
-        let met = |id: &ReplicaId| self.inner.reach.lock().get(id).is_some_and(|seen| !seen.reported.0.is_empty());
+        let met = |id: &ReplicaId| self.inner.reach.lock().get(id).is_some_and(|seen| seen.met);
         let proving = || self.inner.proving.load(Ordering::Acquire);
         let awaits_members = || proving() || !others.iter().all(met);
         let awaits_agents = || !hosts.iter().all(|host| node.agents().has_met(*host));

@@ -34,7 +34,7 @@ impl Waiting {
         match &received {
             Received::Waiting(lack) => self.keep(*lack, bytes),
             Received::Applied if !self.entries.is_empty() => {
-                if let Ok(entry) = Entry::decode(&bytes) {
+                if let Ok(entry) = Entry::decode_shared(&bytes) {
                     self.came(replica, entry.id(), &mut refused);
                 }
             }
@@ -47,7 +47,7 @@ impl Waiting {
         if self.entries.len() >= LIMIT || self.bytes + bytes.len() > BYTES {
             return;
         }
-        let Ok(entry) = Entry::decode(&bytes) else { return };
+        let Ok(entry) = Entry::decode_shared(&bytes) else { return };
         self.bytes += bytes.len();
         match self.entries.insert(entry.id(), bytes) {
             Some(other) => self.bytes -= other.len(),

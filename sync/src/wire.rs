@@ -3,7 +3,9 @@
 //! A hostile frame costs its sender the connection and this replica nothing: the length is checked before a byte is
 //! allocated for it, and whatever does not decode ends the stream.
 
-use luc_engine::entry::{Frontier, from_untrusted};
+use std::sync::Arc;
+
+use luc_engine::entry::{Frontier, Tip, from_untrusted};
 use luc_engine::id::{ClaimId, EntryId, HostId, Millis, PoolId, ReplicaId, SiteName};
 use luc_engine::ledger::Amount;
 use serde::de::DeserializeOwned;
@@ -11,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Version of all frames.
-pub const VERSION: u8 = 5;
+pub const VERSION: u8 = 6;
 /// Largest frame, bytes: one entry at its limit, with room for the rest of its batch.
 pub const MAX_FRAME: usize = 6 << 20;
 
@@ -56,7 +58,12 @@ pub enum Msg {
     },
     /// The receiver lacks this entry, and it is in the sender's log no more.
     Dropped(EntryId),
-    /// Soft state, every second: never enters the log.
+    /// The sender holds what it said last.
+    Unchanged,
+    /// The last entry of the receiver's own that the sender holds: said first, so that whoever starts from an old copy of its
+    /// store learns it at once (`PROTOCOL.md`, M4).
+    Yours(Option<Tip>),
+    /// Soft state, every second or so: never enters the log.
     Heartbeat(Status),
 }
 
@@ -66,7 +73,7 @@ impl Msg {
     pub fn weight(&self) -> usize {
         match self {
             Self::Entries { entries, .. } => entries.iter().map(|entry| entry.len() + 64).sum(),
-            Self::Dropped(_) => 64,
+            Self::Dropped(_) | Self::Unchanged | Self::Yours(_) => 64,
             Self::Frontier { held, .. } => held.0.len() * 64 + 64,
             Self::Heartbeat(status) => (status.hosts.len() + status.connected.len()) * 128 + 128,
         }
@@ -93,7 +100,7 @@ pub struct Status {
     /// The digest of its state at its frontier, as text.
     pub digest: String,
     /// Whom it is connected to: others need not forward their entries to it.
-    pub connected: Vec<ReplicaId>,
+    pub connected: Arc<[ReplicaId]>,
     /// Its site's hosts, as heard from their agents.
     pub hosts: Vec<HostStatus>,
     /// How many agents on other machines are its witnesses now (`PROTOCOL.md`, M4).

@@ -183,14 +183,19 @@ impl World {
         }
         for _ in 0..60 {
             self.tick();
-            let mut rounds = 0;
-            while let Some(((from, to), _)) = self.wires.iter().find(|(_, wire)| !wire.is_empty()) {
-                let (from, to) = (*from, *to);
-                self.deliver(from, to);
-                rounds += 1;
-                assert!(rounds < 100_000, "they never fall silent");
-            }
+            self.deliver_all();
         }
+    }
+
+    fn deliver_all(&mut self) {
+        let mut rounds = 0;
+        while let Some(((from, to), _)) = self.wires.iter().find(|(_, wire)| !wire.is_empty()) {
+            let (from, to) = (*from, *to);
+            self.deliver(from, to);
+            rounds += 1;
+            assert!(rounds < 100_000, "they never fall silent");
+        }
+        self.wires.clear();
     }
 }
 
@@ -256,6 +261,43 @@ fn catching_up_costs_what_was_missing() {
 }
 
 #[test]
+fn in_a_large_cloud_few_are_told_at_once_and_what_was_lost_comes_within_seconds() {
+    let mut world = World::new(40);
+    world.settle();
+    for at in 0..40 {
+        world.write(at);
+    }
+    // Every push is lost, and nobody is told.
+    world.wires.clear();
+    let mut seconds = 0;
+    while world.nodes.iter().any(|node| node.held.0.values().any(|tip| tip.number < 1) || node.held.0.len() < 40) {
+        world.tick();
+        for at in 0..40 {
+            let told = world.wires.iter().filter(|((from, _), wire)| *from == at && !wire.is_empty()).count();
+            assert!(told <= 16, "{told} peers are told in one second");
+        }
+        world.deliver_all();
+        seconds += 1;
+        assert!(seconds < 8, "it takes as long as telling everybody");
+    }
+}
+
+#[test]
+fn what_has_not_changed_is_not_said_again() {
+    let mut world = World::new(2);
+    world.write(0);
+    world.settle();
+    world.tick();
+    let frontiers = |wire: &VecDeque<Msg>| wire.iter().filter(|msg| matches!(msg, Msg::Frontier { .. })).count();
+    assert_eq!(world.wires.values().map(frontiers).sum::<usize>(), 0);
+    world.deliver_all();
+    world.write(0);
+    world.deliver_all();
+    world.tick();
+    assert_eq!(world.wires.values().map(frontiers).sum::<usize>(), 2, "it is, once it has");
+}
+
+#[test]
 fn others_entries_are_forwarded_only_where_their_author_does_not_reach() {
     let mut world = World::new(3);
     world.settle();
@@ -265,10 +307,7 @@ fn others_entries_are_forwarded_only_where_their_author_does_not_reach() {
     assert_eq!(world.sent, 2, "each of the two others got it once");
     world.cut(0, 2);
     world.tick();
-    while let Some(((from, to), _)) = world.wires.iter().find(|(_, wire)| !wire.is_empty()) {
-        let (from, to) = (*from, *to);
-        world.deliver(from, to);
-    }
+    world.deliver_all();
     world.write(0);
     world.deliver(0, 1);
     world.deliver(1, 2);

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Chain, Flushed, Replica, log_key, put_or_delete};
 use crate::branch::Branch;
-use crate::entry::{Entry, Frontier, Hash, MemberOp, encode};
+use crate::entry::{Entry, Frontier, Hash, MemberOp, Tip, encode};
 use crate::id::{EntryId, Millis, ReplicaId};
 use crate::retire::VOTES;
 use crate::store::{Batch, Reader, StoreError, Table};
@@ -77,6 +77,45 @@ impl Kept {
     /// Whether every entry behind this number is in the log.
     pub(super) fn reaches(&self, number: u64) -> bool {
         self.dropped <= number
+    }
+}
+
+/// The short hashes of the last entries of a log: entries to come name one of these, nearly always.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Recent {
+    /// The first and the last that are known.
+    from: u64,
+    to: u64,
+    /// By number, [`RECENT`] of them.
+    hashes: Arc<Vec<u64>>,
+}
+
+/// See [`Recent`].
+const RECENT: usize = 64;
+
+impl Recent {
+    pub(super) fn took(&mut self, tip: Tip) {
+        if self.to + 1 != tip.number || self.hashes.is_empty() {
+            self.from = tip.number;
+        }
+        self.to = tip.number;
+        let hashes = Arc::make_mut(&mut self.hashes);
+        let at = Self::at(tip.number);
+        if hashes.len() <= at {
+            hashes.resize(at + 1, 0);
+        }
+        if let Some(slot) = hashes.get_mut(at) {
+            *slot = tip.hash;
+        }
+    }
+
+    fn get(&self, number: u64) -> Option<u64> {
+        let is_known = (self.from..=self.to).contains(&number) && self.to - number < RECENT as u64;
+        if is_known { self.hashes.get(Self::at(number)).copied() } else { None }
+    }
+
+    fn at(number: u64) -> usize {
+        usize::try_from(number % RECENT as u64).unwrap_or(0)
     }
 }
 
@@ -237,10 +276,14 @@ impl Replica {
         if let Some(tip) = self.view.frontier.0.get(&id.author).filter(|tip| tip.number == id.number) {
             return Ok(Some(tip.hash));
         }
+        let chain = self.chains.get(&id.author);
+        if let Some(known) = chain.and_then(|chain| chain.recent.get(id.number)) {
+            return Ok(Some(known));
+        }
         if let Some(entry) = self.pending.entries.iter().find(|entry| entry.held_as() == id) {
             return Ok(Some(entry.hash().short()));
         }
-        let kept = self.chains.get(&id.author).map(|chain| chain.kept).unwrap_or_default();
+        let kept = chain.map(|chain| chain.kept).unwrap_or_default();
         if id.number == kept.folded {
             return Ok(Some(kept.folded_hash));
         }
@@ -248,7 +291,8 @@ impl Replica {
             let bytes = self.pending.reader.get(Table::Dropped, &log_key(id))?;
             return Ok(bytes.and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes));
         }
-        Ok(self.entry_at(id)?.map(|entry| entry.hash().short()))
+        let bytes = self.logged(id)?;
+        Ok(bytes.and_then(|bytes| Entry::hash_of(&bytes).ok()).map(|hash| hash.short()))
     }
 
     /// Everybody whose entries may still come.
@@ -335,9 +379,9 @@ impl Dropping<'_> {
             *count += 1;
             batch.delete(Table::Log, key.to_vec());
             if kept.dropped > nameable
-                && let Ok(entry) = Entry::decode(value)
+                && let Ok(hash) = Entry::hash_of(value)
             {
-                batch.put(Table::Dropped, key.to_vec(), entry.hash().short().to_be_bytes().to_vec());
+                batch.put(Table::Dropped, key.to_vec(), hash.short().to_be_bytes().to_vec());
             }
             true
         })

@@ -3,12 +3,42 @@
 //! redb's commits are atomic (`engine/tests/store.rs` cuts it off anywhere), so a commit is here whole or not at all:
 //! the world decides whether a crash during one keeps it, and can make one fail.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use luc_engine::store::{Batch, Reader, Store, StoreError, Table};
 
-type Rows = BTreeMap<Table, BTreeMap<Vec<u8>, Vec<u8>>>;
+/// A row, which the disks of other nodes may have too.
+type Value = Arc<[u8]>;
+type Rows = BTreeMap<Table, BTreeMap<Vec<u8>, Value>>;
+
+/// Rows of this length are looked up: a large cloud's nodes have the same ones, each as long as there are nodes.
+const LONG: usize = 1 << 10;
+/// So many are remembered.
+const REMEMBERED: usize = 1 << 16;
+
+thread_local! {
+    static LONG_ROWS: RefCell<HashMap<[u8; 32], Weak<[u8]>>> = RefCell::default();
+}
+
+fn shared(value: &[u8]) -> Value {
+    if value.len() < LONG {
+        return value.into();
+    }
+    let name = *blake3::hash(value).as_bytes();
+    LONG_ROWS.with_borrow_mut(|rows| {
+        if let Some(row) = rows.get(&name).and_then(Weak::upgrade) {
+            return row;
+        }
+        if rows.len() >= REMEMBERED {
+            rows.retain(|_, row| row.strong_count() > 0);
+        }
+        let row: Value = value.into();
+        rows.insert(name, Arc::downgrade(&row));
+        row
+    })
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -71,7 +101,7 @@ impl Store for Disk {
         for ((table, key), value) in &batch.0 {
             let rows = state.rows.entry(*table).or_default();
             match value {
-                Some(value) => rows.insert(key.clone(), value.clone()),
+                Some(value) => rows.insert(key.clone(), shared(value)),
                 None => rows.remove(key),
             };
         }
@@ -100,7 +130,7 @@ impl Snapshot {
 
 impl Reader for Snapshot {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.state()?.rows.get(&table).and_then(|rows| rows.get(key)).cloned())
+        Ok(self.state()?.rows.get(&table).and_then(|rows| rows.get(key)).map(|row| row.to_vec()))
     }
 
     fn scan(&self, table: Table, from: &[u8], row: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError> {

@@ -12,6 +12,7 @@ pub mod mutants;
 pub mod net;
 mod node;
 mod ops;
+mod queue;
 mod rights;
 pub mod rng;
 pub mod rules;

@@ -262,7 +262,7 @@ impl World {
         let Some(node) = self.nodes.get(at) else { return false };
         let Some(process) = &node.process else { return false };
         let peers = process.proto.peers();
-        let told = |id: &ReplicaId| peers.get(id).is_some_and(|peer| !peer.reported.0.is_empty());
+        let told = |id: &ReplicaId| peers.get(id).is_some_and(|peer| peer.met);
         // Who is stopped for good tells nothing, and its retirement waits for this one.
         let stopped = |id: &ReplicaId| {
             let peer = self.by_replica.get(id).and_then(|at| self.nodes.get(*at));

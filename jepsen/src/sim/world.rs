@@ -19,6 +19,7 @@ use super::agent::{Agent, Talk};
 use super::disk::Disk;
 use super::net::{DIAL_EVERY, IDLE, Micros, Net, Sent, Weather};
 use super::node::{Job, Node, Process, member};
+use super::queue::Queue;
 use super::rights::Rights;
 use super::rng::Rng;
 use super::rules::{Broken, Checked, Rule, Rules};
@@ -130,7 +131,7 @@ pub struct Config {
 pub struct World {
     pub(super) seed: u64,
     pub(super) now: Micros,
-    queue: BTreeMap<(Micros, u64), Event>,
+    queue: Queue<Event>,
     sequence: u64,
     pub(super) nodes: Vec<Node>,
     pub(super) agents: Vec<Agent>,
@@ -206,7 +207,7 @@ impl World {
         let mut world = Self {
             seed: config.seed,
             now: 0,
-            queue: BTreeMap::new(),
+            queue: Queue::default(),
             sequence: 0,
             nodes: Vec::new(),
             agents: Vec::new(),
@@ -341,7 +342,7 @@ impl World {
         let last = self.steps.last().map_or(3_000_000, |step| step.at);
         self.queue.insert((last + 1_000_000, 999_999), Event::Settled);
         let mut deadline = u64::MAX;
-        while let Some(((at, _), event)) = self.queue.pop_first() {
+        while let Some((at, event)) = self.queue.pop_first() {
             self.now = at;
             if at > deadline {
                 let how = self.disagreement();
@@ -412,7 +413,7 @@ impl World {
     fn arrived(&mut self, from: usize, to: usize, message: Msg) {
         let Some(peer) = self.nodes.get(from).map(|node| node.replica) else { return };
         let kind = match &message {
-            Msg::Frontier { .. } | Msg::Dropped(_) => 0,
+            Msg::Frontier { .. } | Msg::Dropped(_) | Msg::Unchanged | Msg::Yours(_) => 0,
             Msg::Entries { entries, .. } => u64::try_from(entries.len()).unwrap_or(0),
             Msg::Heartbeat(_) => u64::MAX,
         };
@@ -420,7 +421,7 @@ impl World {
             let (from, to) = (from as u64, to as u64);
             self.trace.note(self.now, [1, from << 32 | to, kind], || format!("{to} gets {kind} entries from {from}"));
         }
-        let told = matches!(message, Msg::Frontier { .. });
+        let told = matches!(message, Msg::Frontier { .. } | Msg::Yours(_));
         self.core(to, Input::Message(peer, message));
         if told && self.process(to).is_some_and(|process| !process.met) {
             self.meet(to, false);
