@@ -87,7 +87,7 @@ pub(super) fn lost(run: &Run) -> Finding {
 
 pub(super) fn duplicate(run: &Run) -> Finding {
     let facts = facts(run);
-    let (mut by, mut cases, mut anomaly): (HashMap<(&str, &str), &Fact<'_>>, Vec<Value>, Vec<u64>) = Default::default();
+    let (mut by, mut cases, mut anomaly) = (HashMap::<(&str, &str), &Fact<'_>>::new(), Vec::<Value>::new(), Vec::new());
     let mut tell = |case: Value, shown: &mut dyn Iterator<Item = u64>| {
         if cases.is_empty() {
             anomaly.extend(shown);
@@ -133,7 +133,7 @@ pub(super) fn resurrection(run: &Run) -> Finding {
     let facts = facts(run);
     let mut by_end: Vec<&Fact<'_>> = facts.iter().filter(|fact| fact.pair.complete.is_some()).collect();
     by_end.sort_by_key(|fact| fact.done());
-    let (mut shown, mut gone): (HashMap<(&str, &str, u32, &str), Shown<'_, '_>>, u64) = Default::default();
+    let (mut shown, mut gone) = (HashMap::new(), 0_u64);
     let (mut cases, mut anomaly) = (Vec::new(), Vec::new());
     for fact in by_end {
         let place = (fact.workload(), fact.site(), fact.replica(run));
@@ -147,13 +147,16 @@ pub(super) fn resurrection(run: &Run) -> Finding {
             match shown.get(&key) {
                 // Only what was asked for after the other was over is later.
                 Some(Shown::Gone(before)) if before.done() < fact.pair.invoke.time => {
-                    if !may_have_lost(run, fact.site(), before.done(), fact.done()) {
-                        cases.push(json!({"id": id, "site": fact.site(), "gone": before.pair.invoke.index, "back": fact.pair.invoke.index}));
-                        if anomaly.is_empty() {
-                            let deleted = facts.iter().find(|one| one.says == Says::Unmade((*id).to_owned()));
-                            anomaly.extend(deleted.into_iter().flat_map(|one| indices(&one.pair)));
-                            anomaly.extend(indices(&before.pair).chain(indices(&fact.pair)));
-                        }
+                    if may_have_lost(run, fact.site(), before.done(), fact.done()) {
+                        shown.insert(key, Shown::There(fact));
+                        continue;
+                    }
+                    let (gone, back) = (before.pair.invoke.index, fact.pair.invoke.index);
+                    cases.push(json!({"id": id, "site": fact.site(), "gone": gone, "back": back}));
+                    if anomaly.is_empty() {
+                        let deleted = facts.iter().find(|one| one.says == Says::Unmade((*id).to_owned()));
+                        anomaly.extend(deleted.into_iter().flat_map(|one| indices(&one.pair)));
+                        anomaly.extend(indices(&before.pair).chain(indices(&fact.pair)));
                     }
                 }
                 Some(Shown::Gone(_)) => continue,

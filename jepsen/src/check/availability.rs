@@ -134,8 +134,8 @@ fn is_cut(run: &Run, site: &str, from: u64, until: u64) -> bool {
 }
 
 pub(super) fn availability(run: &Run) -> Finding {
-    let (mut judged, mut all): (BTreeMap<(String, &str, &str), Tally>, BTreeMap<(String, &str, String), Tally>) =
-        Default::default();
+    let mut judged: BTreeMap<(String, &str, &str), Tally> = BTreeMap::new();
+    let mut all: BTreeMap<(String, &str, String), Tally> = BTreeMap::new();
     let mut anomaly = Vec::new();
     for pair in clients(&run.history) {
         // A session that wanders says which site it asked.

@@ -16,8 +16,8 @@ fn answered(run: &Run) -> impl Iterator<Item = &Sample> {
 }
 
 pub(super) fn digests(run: &Run) -> Finding {
-    let (mut first, mut compared, mut cases): (HashMap<Vec<(&String, &Tip)>, &Sample>, u64, Vec<Value>) =
-        Default::default();
+    let mut first: HashMap<Vec<(&String, &Tip)>, &Sample> = HashMap::new();
+    let (mut compared, mut cases) = (0_u64, Vec::<Value>::new());
     for sample in answered(run) {
         let other = *first.entry(sample.frontier.iter().collect()).or_insert(sample);
         if std::ptr::eq(other, sample) {
@@ -152,9 +152,12 @@ fn took(run: &Run, from: u64, until: u64) -> Option<(u64, BTreeMap<&str, Option<
     Some((worst, times))
 }
 
+/// When each site held all, nanoseconds after a healing; none if it never did.
+type Times<'a> = BTreeMap<&'a str, Option<u64>>;
+
 /// How long each healing took: when it began, and when each site held all, nanoseconds after that.
 #[must_use]
-pub(crate) fn healings(run: &Run) -> Vec<(u64, u64, BTreeMap<&str, Option<u64>>)> {
+pub(crate) fn healings(run: &Run) -> Vec<(u64, u64, Times<'_>)> {
     let spans = calm(run).into_iter();
     spans
         .filter_map(|(from, until)| took(run, from, until).map(|(worst, times)| (from, worst.min(until), times)))

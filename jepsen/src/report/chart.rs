@@ -79,7 +79,7 @@ impl Axis {
         for fault in faults {
             let (from, until) = self.span(fault);
             let free = rows.iter().position(|end| *end <= from);
-            let row = free.unwrap_or_else(|| if rows.len() < MOST { rows.len() } else { MOST - 1 });
+            let row = free.unwrap_or(rows.len().min(MOST - 1));
             let label = if fault.sites.is_empty() {
                 fault.name.clone()
             } else {

@@ -20,7 +20,7 @@ const WIDTH: f64 = 1180.0;
 type Lane<'a> = (&'a str, Option<u32>);
 
 pub(super) fn draw(out: &mut String, run: &Run, pairs: &[Pair<'_>]) {
-    let mut lanes: BTreeMap<(usize, Option<u32>), (Lane<'_>, Vec<&Pair<'_>>)> = BTreeMap::new();
+    let mut lanes = BTreeMap::<_, (Lane<'_>, Vec<&Pair<'_>>)>::new();
     for apart in [true, false] {
         lanes.clear();
         for pair in pairs {

@@ -310,7 +310,7 @@ impl Cloud {
         let ids: Vec<_> = self.sites.iter().map(|site| site.identity().replica()).collect();
         let pool = self.quota_pool()?;
         let one: Amount = [(Dimension::Instances, 1)].into_iter().collect();
-        let (from, to) = if n % 2 == 0 { (0, 1) } else { (1, 0) };
+        let (from, to) = if n.is_multiple_of(2) { (0, 1) } else { (1, 0) };
         self.run(from, |tx| rpc::grant(tx, ids[to], pool, &one))?;
         self.exchange()?;
         let record = RecordId { kind: Kind::Server, id: scattered(n) };
@@ -349,7 +349,7 @@ impl Cloud {
         self.exchange()?;
         self.run(at, |tx| {
             tx.update::<luc_engine::record::Server, Refusal>(server, |server| {
-                server.power = if n % 2 == 0 { Power::Running } else { Power::Stopped };
+                server.power = if n.is_multiple_of(2) { Power::Running } else { Power::Stopped };
                 server.power_changes += 1;
                 server.updated_at += 1;
                 Ok(())
