@@ -562,7 +562,7 @@ pub(crate) fn set_value(view: &mut View, id: RecordId, value: Option<Record>) {
 
 /// The newest by placement epoch, incarnation and counter wins, whichever replica wrote it down (S4).
 pub(crate) fn apply_observation(view: &mut View, author: Author<'_>, seen: &Observation) -> Result<(), Invalid> {
-    if !is_host_of(view, author, seen.host) {
+    if !is_host_of(view, author, seen.host) && !on(Mutant::WriterUnchecked) {
         return Err(refused(author, "report what a host of another site sees"));
     }
     let id = RecordId { kind: Kind::Server, id: seen.server };
@@ -570,7 +570,7 @@ pub(crate) fn apply_observation(view: &mut View, author: Author<'_>, seen: &Obse
         let newest = view.present(id).and_then(|held| held.observation.as_ref());
         // Of two that claim the same place, which only a broken agent makes, the one with the higher bytes stands.
         let rank = |o: &Observation| (o.order(), crate::entry::encode(o));
-        if newest.is_none_or(|newest| rank(newest) < rank(seen)) {
+        if newest.is_none_or(|newest| rank(newest) < rank(seen)) || on(Mutant::ObservationByArrival) {
             view.edit_record(id, |held| held.observation = Some(seen.clone()));
         }
     }
@@ -623,7 +623,11 @@ fn check_writer(view: &View, author: Author<'_>, id: RecordId) -> Result<(), Inv
         Kind::Flavor | Kind::Image | Kind::Keypair | Kind::Server | Kind::Revocation => true,
         Kind::ServerGroup | Kind::Aggregate | Kind::AddressPool | Kind::Address => true,
     };
-    if allowed { Ok(()) } else { Err(refused(author, &format!("write records of kind {:?} ({})", id.kind, id.id))) }
+    if allowed || on(Mutant::WriterUnchecked) {
+        Ok(())
+    } else {
+        Err(refused(author, &format!("write records of kind {:?} ({})", id.kind, id.id)))
+    }
 }
 
 /// Whether a host's pool was minted by the author's site, in the entry's past.
@@ -666,7 +670,7 @@ impl Placing {
                 let is_new = || creates(*record) && !self.placed.contains(record);
                 match moved {
                     Some(at) => drop(self.given_up.swap_remove(at)),
-                    None if is_new() || self.twice => {}
+                    None if is_new() || self.twice || on(Mutant::PlacedByAnybody) => {}
                     None => {
                         return Err(refused(author, "place a server that it neither creates nor takes from its place"));
                     }
@@ -707,7 +711,10 @@ pub(crate) fn releasable(view: &View, holder: ReplicaId, server: RecordId) -> Ve
     let on_host = |claim| view.ledger.host_of(claim).is_some();
     let deleted = view.records.get(&server).is_none_or(|held| held.deleted);
     let word = |claim: &crate::ledger::Claim| {
-        !claim.gone.is_empty() || view.ledger.is_on_dead_host(claim) || on(Mutant::ReleaseWithoutWord)
+        !claim.gone.is_empty()
+            || view.ledger.is_on_dead_host(claim)
+            || on(Mutant::ReleaseWithoutWord)
+            || (on(Mutant::RetiredHostDead) && view.retired().contains(claim.pool.entry.author))
     };
     let settled = mine.iter().all(|(_, claim)| !on_host(claim) || word(claim));
     if deleted && settled { mine.into_iter().map(|(id, _)| id).collect() } else { Vec::new() }

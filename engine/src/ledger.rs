@@ -301,7 +301,7 @@ impl Ledger {
             }
             LedgerOp::Grow { pool: id, amount } => {
                 let pool = self.pool_mut(judged, *id)?;
-                if !judged.retired.acts_for(author, id.entry.author) {
+                if !judged.retired.acts_for(author, id.entry.author) && !on(Mutant::RootUnchecked) {
                     return Err(BadLedgerOp::NotRoot(*id));
                 }
                 check_kind(*id, &pool.subject, amount)?;
@@ -317,7 +317,7 @@ impl Ledger {
                 if !(judged.is_member)(*to) || *to == author {
                     return Err(BadLedgerOp::NotMember { pool: *id, to: *to });
                 }
-                let by_root = judged.retired.acts_for(author, id.entry.author);
+                let by_root = judged.retired.acts_for(author, id.entry.author) || on(Mutant::ConfirmIgnored);
                 let pool = self.spend(judged, *id, amount)?;
                 pool.grant(*to, judged.entry, index, amount.clone(), by_root);
                 if on(Mutant::TransferTwice) {
@@ -334,7 +334,7 @@ impl Ledger {
             }
             LedgerOp::Claim { pool: id, amount, record, epoch } => {
                 let pool = self.spend(judged, *id, amount)?;
-                if pool.is_dead_at(judged.frontier) {
+                if pool.is_dead_at(judged.frontier) && !on(Mutant::DeadHostSpent) {
                     return Err(BadLedgerOp::Dead(*id));
                 }
                 pool.claimed = pool.claimed.saturating_add(amount);
@@ -492,7 +492,8 @@ impl Ledger {
         let host = self.host_of(&claim);
         let is_dead = |claim: &Claim| self.pools.get(&claim.pool).is_some_and(|pool| pool.is_dead_at(judged.frontier));
         let stated = |claim: &Claim| claim.gone.iter().any(|entry| judged.frontier.holds(*entry));
-        let has_evidence = |claim: &Claim| stated(claim) || is_dead(claim);
+        let buried = |claim: &Claim| on(Mutant::RetiredHostDead) && judged.retired.contains(claim.pool.entry.author);
+        let has_evidence = |claim: &Claim| stated(claim) || is_dead(claim) || buried(claim);
         // The right to be on a host goes with the claim on it: of the same entry, so that all judges see the same.
         let in_group = self.pools.get(&claim.pool).is_some_and(|pool| matches!(pool.subject, Subject::Group { .. }));
         let stays = |(other, claim): (ClaimId, &Claim)| {

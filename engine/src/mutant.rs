@@ -2,7 +2,7 @@
 //! [`on`] is a constant.
 
 macro_rules! mutants {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
+    ($($(#[$doc:meta])* $name:ident: $rules:literal,)*) => {
         /// One seeded bug.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
         pub enum Mutant { $($(#[$doc])* $name,)* }
@@ -10,51 +10,91 @@ macro_rules! mutants {
         impl Mutant {
             /// All of them.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The rules of the protocol that it breaks, as `docs/reservations.md` names them.
+            #[must_use]
+            pub fn rules(self) -> &'static str {
+                match self { $(Self::$name => $rules,)* }
+            }
         }
     };
 }
 
 mutants! {
     /// Claims, grants and burns are not held against the author's account.
-    RightsUnchecked,
+    RightsUnchecked: "A1",
     /// The driver answers before the flush.
-    FlushSkipped,
+    FlushSkipped: "E2",
     /// The driver sends before the flush.
-    PushedBeforeFlush,
+    PushedBeforeFlush: "E2",
     /// A host claim is released without its agent's word.
-    ReleaseWithoutWord,
+    ReleaseWithoutWord: "A3",
     /// A release gives its amount back twice.
-    ReleaseTwice,
+    ReleaseTwice: "A4",
     /// A grant arrives twice.
-    TransferTwice,
+    TransferTwice: "A1",
     /// A deleted record leaves no tombstone.
-    TombstoneDropped,
+    TombstoneDropped: "R2",
     /// The quota and the host are claimed by two entries.
-    ClaimsSplit,
+    ClaimsSplit: "A3",
     /// An entry is applied before its past.
-    PastIgnored,
+    PastIgnored: "E4 A6",
     /// An entry is judged by all that its receiver holds, not by its own past.
-    JudgedByReceiver,
+    JudgedByReceiver: "E3",
     /// A retirement takes effect by one seal alone.
-    OwnSealOnly,
+    OwnSealOnly: "M2",
     /// The lowest seal is the cut.
-    LowestSeal,
+    LowestSeal: "M2",
     /// Entries of whom one has sealed are taken as before.
-    SealIgnored,
+    SealIgnored: "M2",
     /// Anybody releases a claim, not its holder alone.
-    ReleaseByAnybody,
+    ReleaseByAnybody: "A3",
     /// The bearers of a name stand in the order in which they came.
-    NameByArrival,
+    NameByArrival: "E6 R3",
     /// A record that is gone stays so, though an entry that knew it refers to it.
-    KeptIgnored,
+    KeptIgnored: "R1",
     /// A released claim stays in the store.
-    ReleaseNotStored,
+    ReleaseNotStored: "A4",
     /// A replica writes on an old copy of its disk, though others hold later entries of its own.
-    OldDiskAccepted,
+    OldDiskAccepted: "M4",
     /// A store that lies elsewhere than where it was made is taken for the first.
-    PlaceIgnored,
+    PlaceIgnored: "M4",
     /// A newcomer's snapshot lacks the claims.
-    SnapshotTorn,
+    SnapshotTorn: "E4 M1",
+    /// An agent obeys whatever order comes last: of a lower epoch, or for a pool that its host does not serve.
+    StalePlacement: "S1 S3",
+    /// Of two observations of a server the one that comes last stands.
+    ObservationByArrival: "S4",
+    /// An agent that starts anew has forgotten what it said is gone for good.
+    WordForgotten: "A3",
+    /// A tombstone is purged as soon as its record is gone here.
+    PurgedUnstable: "R2",
+    /// What a snapshot lacks is not replayed on it.
+    ReplayForgotten: "E4 M5",
+    /// Whoever has a long log drops what others lack, though they are more.
+    MinorityDrops: "M5",
+    /// Rights to a host are spent though it was declared dead.
+    DeadHostSpent: "S5",
+    /// Retiring a replica counts as the death of the hosts whose pools it made.
+    RetiredHostDead: "S5",
+    /// Nobody checks who signed an entry.
+    SignatureUnchecked: "E1",
+    /// Whoever is a member writes any record, and speaks for any host.
+    WriterUnchecked: "E7",
+    /// Anybody mints into a pool.
+    RootUnchecked: "A2",
+    /// A grant of a confirmed pool counts without its root's word.
+    ConfirmIgnored: "A5",
+    /// What a fork has spent twice is no debt.
+    DebtForgiven: "M3",
+    /// Of what an entry has seen only the numbers count: forks do not show.
+    HashIgnored: "E5",
+    /// The proof of a fork is kept to oneself.
+    ForkUntold: "M3",
+    /// Whoever has rights to a host places any server there.
+    PlacedByAnybody: "S1",
+    /// An agent starts what does not fit on its host.
+    CapacityIgnored: "S3",
 }
 
 /// Whether a seeded bug is switched on.

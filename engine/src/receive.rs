@@ -190,6 +190,10 @@ impl Replica {
     fn release(&mut self, mut todo: Vec<Hash>) -> Result<(), Rejection> {
         while let Some(hash) = todo.pop() {
             let Some(last) = self.stage.get(&hash).cloned() else { continue };
+            // Peers send it again and again: it is looked at anew only if something has changed, and what it lacked has come.
+            if !self.stage.note_tried(hash, self.progress()) || self.is_still_lacking(&hash)? {
+                continue;
+            }
             if self.is_restricted(last.header.author) {
                 // Nothing that it could be taken with rests on it: whatever is below, it is not shown by that.
                 let place = self.place(&last)?;
@@ -223,11 +227,31 @@ impl Replica {
                 }) => {}
                 Err(rejection) => {
                     self.stage.remove(&hash);
-                    self.blame(last.header.author, &rejection);
+                    // Whoever rests on what breaks a rule has not broken it.
+                    let broke = group.iter().find(|entry| rejection.entry() == Some(entry.id()));
+                    let author = broke.map_or(last.header.author, |entry| entry.header.author);
+                    self.blame(author, &rejection);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Grows whenever a staged entry might fare otherwise than before.
+    fn progress(&self) -> (u64, usize) {
+        let held = self.view.frontier().0.values().map(|tip| tip.number).fold(0, u64::wrapping_add);
+        (held.wrapping_add(self.stage.inserted()), self.quarantine().len())
+    }
+
+    /// Whether what a staged entry was found to lack is not here yet.
+    fn is_still_lacking(&self, hash: &Hash) -> Result<bool, StoreError> {
+        let Some(lack) = self.stage.lack(hash).filter(|lack| self.staged(lack).is_none()) else { return Ok(false) };
+        let short = match &lack {
+            Lack::Previous(_, hash) => hash.short(),
+            Lack::Seen(_, short) => *short,
+        };
+        let EntryId { author, number } = lack.entry();
+        Ok(self.resolve(author, Tip { number, hash: short })?.is_none())
     }
 
     /// A staged entry and everything that it rests on and that is not held, if all of it is staged.
@@ -552,7 +576,7 @@ impl Replica {
             }
         }
         let name = Branches::name(author, &entry.hash());
-        self.view.branches.insert(name, branch);
+        self.view.add_branch(name, branch);
         self.chains.insert(name, chain);
         self.pending.rewrite = true;
         Ok(name)

@@ -152,6 +152,17 @@ pub enum Rejection {
     Store(#[from] StoreError),
 }
 
+impl Rejection {
+    /// The entry that breaks a rule, as its author named it.
+    pub(crate) fn entry(&self) -> Option<EntryId> {
+        match self {
+            Self::Chain(entry) | Self::Fork { named: entry } => Some(*entry),
+            Self::Disagrees { entry, .. } | Self::Invalid { entry, .. } | Self::Void { entry, .. } => Some(*entry),
+            Self::Bad(_) | Self::Quarantined(_) | Self::Fenced(_) | Self::Store(_) => None,
+        }
+    }
+}
+
 /// The last entry of a log, as far as held.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Chain {
@@ -488,7 +499,8 @@ impl Replica {
     /// Writes down the proof that a member forked, which asks all to retire it (M3). Its heir is a replica of its site, since its
     /// hosts are there, or else this one.
     fn tell_of_fork(&mut self, now: Millis) -> Result<bool, Refusal> {
-        let Some((author, (one, other))) = self.unspoken_proof() else { return Ok(false) };
+        let proof = self.unspoken_proof().filter(|_| !on(Mutant::ForkUntold));
+        let Some((author, (one, other))) = proof else { return Ok(false) };
         let fork = Fork { one, other, heir: self.neighbour(author).unwrap_or(self.me) };
         self.proofs.remove(&author);
         self.transact::<_, Refusal>(now, |tx| tx.membership(MemberOp::Fork(fork)))?;

@@ -24,6 +24,10 @@ pub(crate) struct Stage {
     bytes: usize,
     /// What those that could show others lack, so that one that comes is tried with those that wait for it.
     lacks: BTreeMap<Hash, Lack>,
+    /// How far everything was when each was looked at last.
+    tried: BTreeMap<Hash, (u64, usize)>,
+    /// How many were ever staged.
+    inserted: u64,
     /// How often another form of an author's entries was asked for.
     asked: BTreeMap<ReplicaId, u32>,
 }
@@ -55,6 +59,7 @@ impl Stage {
         if self.entries.contains_key(&hash) {
             return;
         }
+        self.inserted = self.inserted.wrapping_add(1);
         self.bytes += entry.bytes().len();
         self.by_tip.insert(key(entry.tip()), hash);
         self.order.push_back(hash);
@@ -71,6 +76,7 @@ impl Stage {
 
     pub(crate) fn remove(&mut self, hash: &Hash) {
         self.lacks.remove(hash);
+        self.tried.remove(hash);
         if let Some(entry) = self.entries.remove(hash) {
             self.bytes -= entry.bytes().len();
             self.by_tip.remove(&key(entry.tip()));
@@ -97,6 +103,21 @@ impl Stage {
 
     pub(crate) fn note_complete(&mut self, hash: &Hash) {
         self.lacks.remove(hash);
+    }
+
+    /// How many were ever staged.
+    pub(crate) fn inserted(&self) -> u64 {
+        self.inserted
+    }
+
+    /// What a staged entry was found to lack.
+    pub(crate) fn lack(&self, hash: &Hash) -> Option<Lack> {
+        self.lacks.get(hash).copied()
+    }
+
+    /// Notes that an entry is looked at. Says whether anything has changed since it was looked at before.
+    pub(crate) fn note_tried(&mut self, hash: Hash, now: (u64, usize)) -> bool {
+        self.tried.insert(hash, now) != Some(now)
     }
 
     /// What lacks this entry.

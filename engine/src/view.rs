@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::account::Rights;
 use crate::agent::Observation;
-use crate::branch::{Branches, Rename, Renaming};
+use crate::branch::{Branch, Branches, Rename, Renaming};
 use crate::entry::{Frontier, Member, Name, Tip, encode};
 use crate::id::{ClaimId, CloudId, EntryId, HostId, PoolId, ReplicaId, SiteName};
 use crate::ledger::{Amount, Claim, Ledger, Pool, Touched};
@@ -484,7 +484,7 @@ impl View {
     /// Whether nobody will name a record that is gone any more: all have its deletion, nothing is claimed for it, and
     /// nobody can create it again (R2).
     fn is_over(&self, id: RecordId, held: &Held, all_have: &dyn Fn(EntryId) -> bool) -> bool {
-        let is_stable = held.deletions.iter().any(|entry| all_have(*entry));
+        let is_stable = held.deletions.iter().any(|entry| all_have(*entry)) || on(Mutant::PurgedUnstable);
         let is_used = || self.ledger.pools_for(id).any(|(_, pool)| !pool.late && !pool.claimed.is_zero());
         id.is_certified() && is_stable && self.ledger.claims_of(id).next().is_none() && !is_used()
     }
@@ -586,6 +586,12 @@ impl View {
         if self.dirty.retirements.contains(&entry) {
             self.retired = Arc::new(self.retirements.effective(&self.frontier, &self.members, &self.branches));
         }
+    }
+
+    /// Takes up a branch: from now on its author acts for it.
+    pub(crate) fn add_branch(&mut self, log: ReplicaId, branch: Branch) {
+        self.branches.insert(log, branch);
+        self.retired = Arc::new(self.retirements.effective(&self.frontier, &self.members, &self.branches));
     }
 
     /// What has taken effect in an entry's past.

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use common::world::{World, amount, id};
 use common::{Rogue, snapshot};
 use luc_engine::entry::{Entry, Frontier, Tip};
-use luc_engine::id::EntryId;
+use luc_engine::id::{ClaimId, EntryId};
 use luc_engine::ledger::Dimension;
 use luc_engine::record::{Kind, Project, RecordId};
 use luc_engine::replica::{Received, Rejection, Replica};
@@ -97,6 +97,30 @@ fn two_halves_that_rest_on_two_branches_agree_again() {
         world.settle(&honest);
     }
     world.claim(heir).unwrap();
+}
+
+#[test]
+fn what_was_claimed_in_a_branch_is_released_in_it() {
+    let (mut world, liar, twin) = with_twin(4);
+    for (by, to) in [(liar, 0), (twin, 2)] {
+        world.claim(by).unwrap();
+        world.claim(by).unwrap();
+        let claim = ClaimId { entry: world.claimed.pop().unwrap(), index: 0 };
+        world.replica(by).transact::<_, Refusal>(3, |tx| tx.release(claim)).unwrap();
+        world.tend(by);
+        world.send(by, to);
+        world.claim(to).unwrap();
+    }
+    world.settle(&[0, 1]);
+    world.settle(&[2, 3]);
+    let honest = honest(liar);
+    world.settle(&honest);
+    world.assert_equal(&honest);
+    for n in &honest {
+        let quarantine = world.cloud.replicas[usize::from(*n)].quarantine();
+        assert!(quarantine.keys().all(|author| *author == id(liar)), "{quarantine:?}");
+        acknowledged_are_live(&world, *n, &honest);
+    }
 }
 
 #[test]

@@ -46,7 +46,7 @@ struct World {
     #[arg(long, default_value_t = 2_000)]
     ops: usize,
     /// Faults, separated by commas; `none` for none.
-    #[arg(long, value_delimiter = ',', default_values_t = workload::FAULTS.map_names())]
+    #[arg(long, value_delimiter = ',', default_values_t = workload::HONEST.map_names())]
     faults: Vec<String>,
 }
 
@@ -186,7 +186,7 @@ fn simulate(args: &SimArgs) -> ExitCode {
     for state in State::ALL {
         println!("{:>9} × {}", sometimes.count(*state), state.text());
     }
-    let missing = if args.any_states || seeds < DEMANDING { Vec::new() } else { sometimes.missing() };
+    let missing = if args.any_states || seeds < DEMANDING { Vec::new() } else { sometimes.missing(&plan.faults) };
     match missing.first() {
         Some(state) => failed(&format!("never seen: {}", state.text())),
         None => ExitCode::SUCCESS,
@@ -223,15 +223,21 @@ fn mutants(args: &MutantArgs) -> ExitCode {
         Ok(plan) => plan,
         Err(error) => return failed(&error),
     };
-    println!("{:<28} {:<26} {:>6} {:>9}", "seeded bug", "caught by", "seed", "seconds");
+    println!("{:<24} {:<8} {:<26} {:>6} {:>9}", "seeded bug", "breaks", "caught by", "seed", "seconds");
     let mut escaped = 0;
     let named =
         |mutant: &&luc_engine::mutant::Mutant| args.only.is_empty() || args.only.contains(&format!("{mutant:?}"));
-    for mutant in luc_engine::mutant::Mutant::ALL.iter().filter(named) {
+    // What only a liar brings out is looked for where there is one.
+    let fits = |mutant: &&luc_engine::mutant::Mutant| {
+        let due = !args.only.is_empty() || !sim::mutants::UNSURE.contains(*mutant);
+        due && (plan.faults.contains("liar") || !sim::mutants::OF_LIARS.contains(*mutant))
+    };
+    for mutant in luc_engine::mutant::Mutant::ALL.iter().filter(named).filter(fits) {
         let caught = sim::mutants::hunt(&plan, *mutant, args.seeds);
         let (rule, seed) = caught.by.map_or_else(Default::default, |(rule, seed)| (rule.to_string(), seed.to_string()));
         escaped += u32::from(caught.by.is_none());
-        println!("{:<28} {rule:<26} {seed:>6} {:>9.1}", format!("{mutant:?}"), caught.seconds);
+        let (name, breaks) = (format!("{mutant:?}"), mutant.rules());
+        println!("{name:<24} {breaks:<8} {rule:<26} {seed:>6} {:>9.1}", caught.seconds);
     }
     if escaped > 0 {
         return failed(&format!("{escaped} seeded bugs were not caught"));

@@ -23,6 +23,7 @@ use super::{Chain, Flushed, Replica, log_key, put_or_delete};
 use crate::branch::Branch;
 use crate::entry::{Entry, Frontier, Hash, MemberOp, Tip, encode};
 use crate::id::{EntryId, Millis, ReplicaId};
+use crate::mutant::{Mutant, on};
 use crate::retire::VOTES;
 use crate::store::{Batch, Reader, StoreError, Table};
 use crate::tx::Refusal;
@@ -188,7 +189,7 @@ impl Replica {
         while dropping.bytes() > self.folding.limit && dropping.count < MOST {
             let Some(farthest) = self.farthest_behind(&holders) else { break };
             holders.remove(&farthest);
-            if !self.is_majority(&holders) {
+            if !self.is_majority(&holders) && !on(Mutant::MinorityDrops) {
                 break;
             }
             dropping.drop_all(self, &self.said_by(&holders))?;
@@ -268,7 +269,7 @@ impl Replica {
     /// the answer is yes.
     pub(crate) fn is_held_as(&self, id: EntryId, hash: u64) -> Result<bool, StoreError> {
         let is_folded = || self.chains.get(&id.author).is_some_and(|chain| id.number < chain.kept.folded);
-        Ok(self.short_hash(id)?.map_or_else(is_folded, |held| held == hash))
+        Ok(self.short_hash(id)?.map_or_else(is_folded, |held| held == hash || on(Mutant::HashIgnored)))
     }
 
     /// The first bytes of the hash of an entry that is held, as far as that is kept.

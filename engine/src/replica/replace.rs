@@ -9,6 +9,7 @@ use super::{
 };
 use crate::entry::Entry;
 use crate::id::{EntryId, ReplicaId};
+use crate::mutant::{Mutant, on};
 use crate::stage::Stage;
 use crate::store::{Batch, Reader, StoreError, Table};
 use crate::view::View;
@@ -60,7 +61,7 @@ impl Replica {
                 true
             })?;
         }
-        for (id, bytes) in rest {
+        for (id, bytes) in rest.into_iter().filter(|_| !on(Mutant::ReplayForgotten)) {
             batch.put(Table::Replay, log_key(id), bytes);
         }
         self.store.commit(&batch)?;

@@ -4,10 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ed25519_dalek::SigningKey;
-use luc_engine::agent::{DomainState, Fault, FromAgent, HostFacts, Observation, Order, Statement, Wanted};
+use luc_engine::agent::{
+    DomainState, Fault, FromAgent, Heartbeat, HostFacts, Observation, Order, Orphan, Statement, Wanted,
+};
 use luc_engine::entry::HostIdentity;
 use luc_engine::id::{ClaimId, CloudId, HostId, PoolId};
 use luc_engine::ledger::{Amount, Dimension};
+use luc_engine::mutant::{self, Mutant};
 use luc_engine::record::{Power, Server};
 use luc_engine::schedule::fits;
 use luc_engine::tx::Refusal;
@@ -30,7 +33,10 @@ const FIRST: Micros = 1_500_000;
 #[derive(Debug)]
 pub(super) enum Talk {
     Hello,
-    Pool(PoolId),
+    /// The pool that the host is to serve, and the one that it replaces.
+    Pool(PoolId, Option<PoolId>),
+    /// The pool that the host serves was declared dead.
+    Dead(PoolId),
     Orders(Vec<Order>),
     Order(Box<Order>),
     Held(ClaimId),
@@ -41,6 +47,7 @@ pub(super) enum Talk {
 #[derive(Debug)]
 struct Domain {
     claim: ClaimId,
+    epoch: u64,
     amount: Amount,
     power: Power,
 }
@@ -49,21 +56,49 @@ struct Domain {
 pub(super) struct Agent {
     cloud: CloudId,
     key: SigningKey,
-    site: usize,
+    pub(super) site: usize,
     facts: HostFacts,
     capacity: Amount,
     // On its disk, and in its hypervisor.
     domains: BTreeMap<Uuid, Domain>,
+    /// What does not run since the machine was off, with its data.
+    remains: BTreeMap<Uuid, Domain>,
     refusals: BTreeMap<ClaimId, Uuid>,
     unheld: BTreeSet<ClaimId>,
-    counters: BTreeMap<Uuid, u64>,
+    /// What it saw of each server last.
+    seen: BTreeMap<Uuid, Observation>,
+    /// The highest placement epoch that it was ordered, of each server.
+    epochs: BTreeMap<Uuid, u64>,
+    /// Pools that were declared dead.
+    dead: BTreeSet<PoolId>,
+    /// The machine runs.
+    pub(super) on: bool,
+    /// An operator has said that the host is dead, or is about to: it is switched on by an operator who takes that back.
+    pub(super) condemned: bool,
     // In its memory.
     up: bool,
     life: u64,
     session: u64,
     attached: Option<usize>,
-    orders: BTreeMap<Uuid, Order>,
-    working: BTreeSet<Uuid>,
+    orders: BTreeMap<ClaimId, Order>,
+    working: BTreeSet<ClaimId>,
+}
+
+impl Agent {
+    pub(super) fn host(&self) -> HostId {
+        self.facts.identity.host
+    }
+
+    pub(super) fn pool(&self) -> Option<PoolId> {
+        self.facts.pool
+    }
+
+    /// Whether an order is one to obey: for the pool that the host serves (S3), and of no lower epoch than was seen (S1).
+    fn obeys(&self, order: &Order) -> bool {
+        let stale = self.epochs.get(&order.server).is_some_and(|epoch| order.epoch < *epoch);
+        let served = self.facts.pool == Some(order.pool) && !self.dead.contains(&order.pool);
+        (served && !stale) || mutant::on(Mutant::StalePlacement)
+    }
 }
 
 impl World {
@@ -98,9 +133,14 @@ impl World {
             facts,
             capacity,
             domains: BTreeMap::new(),
+            remains: BTreeMap::new(),
             refusals: BTreeMap::new(),
             unheld: BTreeSet::new(),
-            counters: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            epochs: BTreeMap::new(),
+            dead: BTreeSet::new(),
+            on: true,
+            condemned: false,
             up: false,
             life: 0,
             session: 0,
@@ -113,7 +153,7 @@ impl World {
     }
 
     pub(super) fn start_agent(&mut self, at: usize) {
-        let Some(agent) = self.agents.get_mut(at).filter(|agent| !agent.up) else { return };
+        let Some(agent) = self.agents.get_mut(at).filter(|agent| agent.on && !agent.up) else { return };
         agent.up = true;
         agent.life += 1;
         let life = agent.life;
@@ -131,9 +171,43 @@ impl World {
         agent.session += 1;
         agent.orders.clear();
         agent.working.clear();
+        if mutant::on(Mutant::WordForgotten) {
+            agent.refusals.clear();
+            agent.unheld.clear();
+        }
         let (host, node) = (agent.facts.identity.host, agent.attached.take());
         if let Some(process) = node.and_then(|node| self.process(node)) {
             process.attached.remove(&host);
+        }
+    }
+
+    /// The machine goes off: nothing runs on it, and its disk stays.
+    pub(super) fn power_off(&mut self, at: usize) {
+        self.kill_agent(at);
+        let Some(agent) = self.agents.get_mut(at) else { return };
+        agent.on = false;
+        let (host, domains) = (agent.host(), std::mem::take(&mut agent.domains));
+        domains.keys().for_each(|server| self.rules.stopped(host, *server));
+        if let Some(agent) = self.agents.get_mut(at) {
+            agent.remains.extend(domains);
+        }
+    }
+
+    /// The machine goes on. It starts nothing before it has an order.
+    pub(super) fn power_on(&mut self, at: usize) {
+        let Some(agent) = self.agents.get_mut(at).filter(|agent| !agent.on) else { return };
+        agent.on = true;
+        self.start_agent(at);
+    }
+
+    /// The agent's connection ends, and it looks for another replica.
+    pub(super) fn roam(&mut self, at: usize) {
+        let Some(agent) = self.agents.get_mut(at).filter(|agent| agent.up) else { return };
+        let (host, session, node) = (agent.host(), agent.session, agent.attached);
+        if let Some(process) = node.and_then(|node| self.process(node)) {
+            process.attached.remove(&host);
+            self.detached(at, session);
+            self.sometimes.saw(State::Roamed);
         }
     }
 
@@ -142,7 +216,13 @@ impl World {
         let Some(agent) = self.agents.get_mut(at).filter(|a| a.up && a.life == life && a.attached.is_none()) else {
             return;
         };
-        let serves = |(_, node): &(usize, &super::node::Node)| node.site == agent.site && node.serves();
+        // An operator who takes back that a host is dead sees to it that it meets nobody who has not heard of that: such a
+        // replica would have it go on where it was (`ARCHITECTURE.md`, "Known gaps").
+        let awaited = agent.pool().filter(|pool| agent.condemned && !agent.dead.contains(pool));
+        let knows = |process: &super::node::Process| awaited.is_none_or(|pool| is_dead(&process.view, pool));
+        let serves = |(_, node): &(usize, &super::node::Node)| {
+            node.site == agent.site && node.serves() && node.process.as_ref().is_some_and(knows)
+        };
         let serving: Vec<usize> = self.nodes.iter().enumerate().filter(serves).map(|(at, _)| at).collect();
         let node = super::rng::pick(&serving, self.rng.bits());
         let Some(node) = node else { return self.at(RETRY, Event::Attach { agent: at, life }) };
@@ -184,7 +264,7 @@ impl World {
                 self.job(node, Job::Hello { agent, session, facts });
             }
             Talk::From(message) => self.job(node, Job::Heard { agent, session, message: *message }),
-            Talk::Orders(_) | Talk::Order(_) | Talk::Held(_) | Talk::Pool(_) => {}
+            Talk::Orders(_) | Talk::Order(_) | Talk::Held(_) | Talk::Pool(..) | Talk::Dead(_) => {}
         }
     }
 
@@ -192,9 +272,18 @@ impl World {
     pub(super) fn met(&mut self, at: usize, agent: usize, session: u64, met: Met, host: HostId) {
         match met {
             Met::Served => self.hello(at, agent, session, host),
-            // Nobody declares hosts dead here.
-            Met::Dead(_) => {}
-            Met::Told { pool, .. } => self.tell_agent(agent, session, Talk::Pool(pool)),
+            // It is told anew until an operator has taken that back.
+            Met::Dead(pool) => {
+                self.tell_agent(agent, session, Talk::Dead(pool));
+                self.at(RETRY, Event::ToReplica { node: at, agent, session, talk: Talk::Hello });
+            }
+            Met::Told { pool, instead_of } => {
+                let view = self.process(at).map(|process| process.view.clone());
+                if let Some(dead) = instead_of.filter(|dead| view.is_some_and(|view| is_dead(&view, *dead))) {
+                    self.tell_agent(agent, session, Talk::Dead(dead));
+                }
+                self.tell_agent(agent, session, Talk::Pool(pool, instead_of));
+            }
             Met::Awaited(_) => self.at(RETRY, Event::ToReplica { node: at, agent, session, talk: Talk::Hello }),
         }
     }
@@ -212,6 +301,7 @@ impl World {
     /// What an agent saw or promised becomes an entry.
     pub(super) fn heard(&mut self, at: usize, agent: usize, session: u64, message: FromAgent) -> After {
         let clock = self.clock(at);
+        let host = self.agents.get(agent).map(Agent::host);
         let Some(process) = self.process(at) else { return After::Nothing };
         process.wrote = true;
         match message {
@@ -228,10 +318,13 @@ impl World {
                 });
                 if noted.is_ok() { After::Held { agent, session, claim } } else { After::Nothing }
             }
-            FromAgent::Witnessed(_)
-            | FromAgent::Hello(_)
-            | FromAgent::Heartbeat(_)
-            | FromAgent::ConsoleOutput { .. } => After::Nothing,
+            FromAgent::Heartbeat(heartbeat) => {
+                let orders = host.map(|host| agents::remains(&process.view, host, &heartbeat.orphans));
+                let tell = |order: Order| self.tell_agent(agent, session, Talk::Order(Box::new(order)));
+                orders.unwrap_or_default().into_iter().for_each(tell);
+                After::Nothing
+            }
+            FromAgent::Witnessed(_) | FromAgent::Hello(_) | FromAgent::ConsoleOutput { .. } => After::Nothing,
         }
     }
 
@@ -239,73 +332,109 @@ impl World {
         let Some(agent) = self.agents.get_mut(at).filter(|agent| agent.up && agent.session == session) else { return };
         match talk {
             Talk::Orders(orders) => {
-                let servers: Vec<Uuid> = orders.iter().map(|order| order.server).collect();
-                agent.orders = orders.into_iter().map(|order| (order.server, order)).collect();
+                agent.orders = orders.into_iter().map(|order| (order.claim, order)).collect();
+                let claims: Vec<ClaimId> = agent.orders.keys().copied().collect();
                 for claim in agent.unheld.clone() {
                     self.state(at, claim);
                 }
-                servers.into_iter().for_each(|server| self.consider(at, server));
+                claims.into_iter().for_each(|claim| self.consider(at, claim));
+                self.say_again(at);
             }
             Talk::Order(order) => {
-                let server = order.server;
-                agent.orders.insert(server, *order);
-                self.consider(at, server);
+                let claim = order.claim;
+                agent.orders.insert(claim, *order);
+                self.consider(at, claim);
             }
             Talk::Held(claim) => {
                 agent.unheld.remove(&claim);
             }
             // On its disk from here on, and said again.
-            Talk::Pool(pool) => {
-                agent.facts.pool.get_or_insert(pool);
+            Talk::Pool(pool, instead_of) => {
+                if agent.facts.pool.is_none() || (agent.facts.pool == instead_of && instead_of.is_some()) {
+                    agent.facts.pool = Some(pool);
+                    agent.condemned = false;
+                }
                 if let Some(node) = agent.attached {
                     self.at(NEAR, Event::ToReplica { node, agent: at, session, talk: Talk::Hello });
                 }
+            }
+            // What ran for it does so no more, since the machine was off.
+            Talk::Dead(pool) => {
+                agent.dead.insert(pool);
             }
             Talk::Hello | Talk::From(_) => {}
         }
     }
 
-    /// An order has come: it is worked on in a while.
-    fn consider(&mut self, at: usize, server: Uuid) {
-        let Some(agent) = self.agents.get_mut(at) else { return };
-        if agent.working.insert(server) {
-            let life = agent.life;
-            let delay = self.rng.between(5_000, 300_000);
-            self.at(delay, Event::Act { agent: at, life, server });
+    /// After an introduction: what it saw last of each server, and what it has of servers that no order names.
+    fn say_again(&mut self, at: usize) {
+        let Some(agent) = self.agents.get(at) else { return };
+        let all = agent.domains.iter().chain(&agent.remains);
+        let orphans = all.filter(|(_, domain)| !agent.orders.contains_key(&domain.claim));
+        let orphan =
+            |(server, domain): (&Uuid, &Domain)| Orphan { server: *server, claim: domain.claim, epoch: domain.epoch };
+        let orphans: Vec<Orphan> = orphans.map(orphan).collect();
+        let seen: Vec<Observation> =
+            agent.domains.keys().filter_map(|server| agent.seen.get(server)).cloned().collect();
+        seen.into_iter().for_each(|seen| self.say(at, FromAgent::Observed(Box::new(seen))));
+        if !orphans.is_empty() {
+            self.say(at, FromAgent::Heartbeat(Heartbeat { orphans, ..Heartbeat::default() }));
         }
     }
 
-    pub(super) fn act_on(&mut self, at: usize, life: u64, server: Uuid) {
+    /// An order has come: it is worked on in a while.
+    fn consider(&mut self, at: usize, claim: ClaimId) {
+        let Some(agent) = self.agents.get_mut(at) else { return };
+        if agent.working.insert(claim) {
+            let life = agent.life;
+            let delay = self.rng.between(5_000, 300_000);
+            self.at(delay, Event::Act { agent: at, life, claim });
+        }
+    }
+
+    pub(super) fn act_on(&mut self, at: usize, life: u64, claim: ClaimId) {
         let Some(agent) = self.agents.get_mut(at).filter(|agent| agent.up && agent.life == life) else { return };
-        agent.working.remove(&server);
-        let Some(order) = agent.orders.get(&server).cloned() else { return };
-        match order.wanted {
-            Wanted::Absent => self.end(at, server, order.claim),
-            Wanted::Present { server: record, .. } => {
-                if agent.refusals.contains_key(&order.claim) {
-                    self.state(at, order.claim);
-                } else if agent.domains.contains_key(&server) {
-                    self.power(at, server, order.claim, &record);
-                } else {
-                    self.begin(at, server, order.claim, &record);
-                }
+        agent.working.remove(&claim);
+        let Some(order) = agent.orders.get(&claim).cloned() else { return };
+        let server = order.server;
+        if matches!(order.wanted, Wanted::Absent) {
+            return self.end(at, server, claim);
+        }
+        if agent.refusals.contains_key(&claim) {
+            return self.state(at, claim);
+        }
+        if !agent.obeys(&order) {
+            return self.sometimes.saw(State::StaleOrder);
+        }
+        let epoch = agent.epochs.entry(server).or_default();
+        *epoch = order.epoch.max(*epoch);
+        match &order.wanted {
+            Wanted::Present { server: record, .. } if agent.domains.contains_key(&server) => {
+                self.power(at, server, claim, record);
             }
+            Wanted::Present { server: record, .. } => self.begin(at, &order, record),
+            Wanted::Absent => {}
         }
     }
 
     /// The refusal is on the disk before it is said.
     fn end(&mut self, at: usize, server: Uuid, claim: ClaimId) {
         let Some(agent) = self.agents.get_mut(at) else { return };
-        let ran = agent.domains.get(&server).is_some_and(|domain| domain.claim == claim);
+        let is_it = |domain: &Domain| domain.claim == claim;
+        let ran = agent.domains.get(&server).is_some_and(is_it);
+        let was = agent.remains.get(&server).is_some_and(is_it);
         if ran {
             agent.domains.remove(&server);
+        } else if was {
+            agent.remains.remove(&server);
         } else if !agent.refusals.contains_key(&claim) {
             self.sometimes.saw(State::ReleaseBeforeOrder);
         }
         let Some(agent) = self.agents.get_mut(at) else { return };
         agent.refusals.insert(claim, server);
         agent.unheld.insert(claim);
-        self.rules.gone(server, claim);
+        let host = agent.host();
+        self.rules.gone(host, server, claim);
         self.trace
             .note(self.now, [9, at as u64, claim.entry.number], || format!("agent {at}: {server} is gone for good"));
         self.state(at, claim);
@@ -319,17 +448,20 @@ impl World {
         self.say(at, FromAgent::Stated(statement));
     }
 
-    fn begin(&mut self, at: usize, server: Uuid, claim: ClaimId, record: &Server) {
+    fn begin(&mut self, at: usize, order: &Order, record: &Server) {
+        let Order { server, claim, epoch, .. } = *order;
         let Some(agent) = self.agents.get_mut(at) else { return };
         let amount = super::ops::need(record.flavor.vcpus);
         let domains = agent.domains.values();
         let used = domains.fold(Amount::default(), |sum, domain| sum.saturating_add(&domain.amount));
-        if !fits(&agent.capacity, &used, &amount) {
+        if !fits(&agent.capacity, &used, &amount) && !mutant::on(Mutant::CapacityIgnored) {
             self.sometimes.saw(State::Refused);
             let fault = Fault { message: "the host is full".into(), retrying: true };
             return self.see(at, server, claim, DomainState::Missing, Some(fault), 0);
         }
-        agent.domains.insert(server, Domain { claim, amount: amount.clone(), power: record.power });
+        // Of an earlier claim that was the server's here, the data is of no use any more.
+        agent.remains.remove(&server);
+        agent.domains.insert(server, Domain { claim, epoch, amount: amount.clone(), power: record.power });
         let host = agent.facts.identity.host;
         self.trace.note(self.now, [10, at as u64, claim.entry.number], || format!("agent {at}: {server} is started"));
         let checked = self.rules.started(host, server, claim, &amount);
@@ -355,15 +487,15 @@ impl World {
     fn see(&mut self, at: usize, server: Uuid, claim: ClaimId, state: DomainState, fault: Option<Fault>, wish: u64) {
         let clock = self.clock(0);
         let Some(agent) = self.agents.get_mut(at) else { return };
-        let counter = agent.counters.entry(server).or_default();
-        *counter += 1;
+        let counter = agent.seen.get(&server).map_or(1, |seen| seen.counter + 1);
+        let epoch = agent.epochs.get(&server).copied().unwrap_or(1);
         let observation = Observation {
             host: agent.facts.identity.host,
             server,
             claim,
-            epoch: 1,
+            epoch,
             incarnation: agent.facts.incarnation,
-            counter: *counter,
+            counter,
             at: clock,
             state,
             task: None,
@@ -373,6 +505,7 @@ impl World {
             launched_at: None,
             fault,
         };
+        agent.seen.insert(server, observation.clone());
         self.say(at, FromAgent::Observed(Box::new(observation)));
     }
 
@@ -383,4 +516,9 @@ impl World {
             self.at(NEAR, Event::ToReplica { node, agent: at, session, talk: Talk::From(Box::new(message)) });
         }
     }
+}
+
+/// Whether a pool was declared dead, as far as is known in a view.
+pub(super) fn is_dead(view: &luc_engine::view::View, pool: PoolId) -> bool {
+    view.ledger().pool(pool).is_some_and(|pool| !pool.dead.is_empty())
 }

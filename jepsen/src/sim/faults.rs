@@ -4,7 +4,7 @@ use luc_engine::retire::Retired;
 
 use super::disk::{Disk, Image};
 use super::net::Micros;
-use super::node::Job;
+use super::node::{Job, Node};
 use super::rng::pick;
 use super::rules::Tracker;
 use super::sometimes::State;
@@ -12,7 +12,7 @@ use super::workload::Fault;
 use super::world::{Event, World};
 
 /// How often an operator looks whether a retirement or a join has come about.
-const PATIENCE: Micros = 1_500_000;
+pub(super) const PATIENCE: Micros = 1_500_000;
 /// Replicas that may be added to a run.
 const JOINS: usize = 6;
 
@@ -87,6 +87,19 @@ impl World {
                 self.kill_agent(agent);
                 self.at(down, Event::StartAgent { agent });
             }
+            Fault::Roam { agent } => {
+                let serving = |site: usize| self.nodes.iter().filter(|node| node.site == site && node.serves()).count();
+                let may = |(_, agent): &(usize, &super::agent::Agent)| serving(agent.site) > 1;
+                let agents: Vec<usize> = self.agents.iter().enumerate().filter(may).map(|(at, _)| at).collect();
+                pick(&agents, agent).into_iter().for_each(|agent| self.roam(agent));
+            }
+            Fault::KillHost { agent, declared, down } => {
+                let agents: Vec<usize> = (0..self.agents.len()).collect();
+                pick(&agents, agent).into_iter().for_each(|agent| self.kill_host(agent, declared, down));
+            }
+            Fault::ShortLogs { bytes } => self.limit_logs(bytes),
+            Fault::Fork { node, sides } => self.fork(node, sides),
+            Fault::Lie { kind, to } => self.lie(kind, to),
             Fault::Join { site, .. } => {
                 if self.nodes.len() < self.sites + JOINS {
                     let sites: Vec<usize> = (0..self.sites).collect();
@@ -105,13 +118,15 @@ impl World {
 
     fn up(&self) -> Vec<usize> {
         let nodes = self.nodes.iter().enumerate();
-        nodes.filter(|(_, node)| node.process.is_some() && node.original.is_none()).map(|(at, _)| at).collect()
+        let fit = |(at, node): &(usize, &Node)| node.process.is_some() && node.original.is_none() && !self.is_liar(*at);
+        nodes.filter(fit).map(|(at, _)| at).collect()
     }
 
     /// A retirement needs a majority, so only so many may be gone.
     fn may_lose(&self) -> bool {
         let gone = self.nodes.iter().filter(|node| node.gone || node.stopped).count();
-        !self.ending && gone < self.sites / 4 && self.nodes.len() < self.sites + JOINS
+        // A liar that seals twice is not covered, and one is enough.
+        !self.ending && self.liar.is_none() && gone < self.sites / 4 && self.nodes.len() < self.sites + JOINS
     }
 
     fn part(&mut self, bits: u64, bridge: Option<usize>) {
@@ -119,7 +134,8 @@ impl World {
         let count = self.nodes.len();
         for from in 0..count {
             for to in 0..count {
-                if side(from) != side(to) && Some(from) != bridge && Some(to) != bridge {
+                let parted = side(from) != side(to) && Some(from) != bridge && Some(to) != bridge;
+                if parted && !self.is_liar(from) && !self.is_liar(to) {
                     self.cut(from, to);
                 }
             }
@@ -152,7 +168,7 @@ impl World {
         self.at(down, Event::RetireTry { gone });
     }
 
-    fn add_replica(&mut self, site: usize) -> usize {
+    pub(super) fn add_replica(&mut self, site: usize) -> usize {
         let newcomer = self.newcomer(site);
         if let Some(node) = self.nodes.get_mut(newcomer) {
             node.joined = false;
@@ -244,7 +260,7 @@ impl World {
 
     /// The disk is put back as it was a while ago.
     fn old_disk(&mut self, at: usize, down: Micros) {
-        let takes_part = |(_, node): &(usize, &super::node::Node)| !node.gone && !node.stopped;
+        let takes_part = |(_, node): &(usize, &Node)| !node.gone && !node.stopped;
         let others: Vec<usize> = self.nodes.iter().enumerate().filter(takes_part).map(|(at, _)| at).collect();
         // Without a witness of what it wrote nobody can notice, and the numbers would be used again.
         if !self.rules.is_held_by(at, &others) {

@@ -5,9 +5,12 @@
 //! oracle checks the rules of `DESIGN.md` over the union of all states ([`rules`]). One seed and one commit give one
 //! run, bit for bit: the hash of its trace says so. A failing seed is shrunk to a short story ([`shrink`]).
 
+mod addresses;
 mod agent;
+mod dead;
 pub mod disk;
 mod faults;
+mod liar;
 pub mod mutants;
 pub mod net;
 mod node;
@@ -17,6 +20,7 @@ mod rights;
 pub mod rng;
 pub mod rules;
 pub mod shrink;
+mod snapshots;
 pub mod sometimes;
 mod story;
 pub mod trace;
@@ -27,7 +31,7 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rules::{Broken, Rule};
-use workload::{FAULTS, Step};
+use workload::{HONEST, Step};
 use world::{Config, Outcome};
 
 /// What is run.
@@ -43,7 +47,7 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { sites: 8, ops: 2_000, faults: FAULTS.iter().map(|name| (*name).to_owned()).collect() }
+        Self { sites: 8, ops: 2_000, faults: HONEST.iter().map(|name| (*name).to_owned()).collect() }
     }
 }
 

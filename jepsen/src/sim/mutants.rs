@@ -4,6 +4,31 @@ use luc_engine::mutant::Mutant;
 
 use super::rules::Rule;
 
+/// Bugs that no honest member's entry brings out.
+pub const OF_LIARS: &[Mutant] = &[
+    Mutant::SignatureUnchecked,
+    Mutant::WriterUnchecked,
+    Mutant::RootUnchecked,
+    Mutant::ConfirmIgnored,
+    Mutant::DebtForgiven,
+    Mutant::HashIgnored,
+    Mutant::ForkUntold,
+    Mutant::PlacedByAnybody,
+    Mutant::CapacityIgnored,
+];
+
+/// Bugs that the simulator does not reach well enough yet to be sure of them within the seeds that the table allows: they are
+/// looked for when they are named.
+pub const UNSURE: &[Mutant] = &[
+    Mutant::WordForgotten,
+    Mutant::ReplayForgotten,
+    Mutant::ObservationByArrival,
+    Mutant::PurgedUnstable,
+    Mutant::MinorityDrops,
+    Mutant::DeadHostSpent,
+    Mutant::RetiredHostDead,
+];
+
 /// How a seeded bug was caught.
 #[derive(Clone, Debug)]
 pub struct Caught {

@@ -20,11 +20,13 @@ use luc_sync::rpc::{GRANT_LOG, grant, lacking};
 use luc_sync::waiting::Waiting;
 
 use super::agent::Talk;
+use super::dead::Wish;
 use super::disk::{Disk, Image};
 use super::net::Micros;
 use super::ops::{Asked, Done};
 use super::rights::Rights;
 use super::rules::{Broken, Rule, Tracker};
+use super::snapshots::Given;
 use super::sometimes::State;
 use super::world::{Event, World};
 
@@ -116,6 +118,8 @@ pub(super) struct Process {
     /// All others have told what they hold, or were waited for: from now on it writes (`PROTOCOL.md`, M4).
     pub(super) met: bool,
     pub(super) attached: BTreeMap<HostId, (usize, u64)>,
+    /// It has asked for a snapshot.
+    pub(super) replacing: bool,
 }
 
 /// What the replica's thread does.
@@ -166,6 +170,12 @@ pub(super) enum Job {
         heir: usize,
     },
     PutUp(Fence),
+    Operate {
+        agent: usize,
+        wish: Wish,
+    },
+    /// A snapshot takes the place of the state. It waits until nothing is pending.
+    Replace(Box<Given>),
     /// What was written besides must not wait.
     Wake,
 }
@@ -230,6 +240,9 @@ impl World {
         if !matches!(in_place, Ok(true)) && !mutant::on(Mutant::PlaceIgnored) {
             replica.put_up(Fence::Copy);
         }
+        if let Some(bytes) = self.log_bytes {
+            replica.limit_log(bytes);
+        }
         let view = replica.view().clone();
         let proto = Proto::new(node.replica);
         node.process = Some(Process {
@@ -243,6 +256,7 @@ impl World {
             wrote: false,
             met: false,
             attached: BTreeMap::new(),
+            replacing: false,
         });
         self.trace.note(self.now, [3, at as u64, life], || format!("{at} starts"));
         let checked = self.rules.opened(at, &view);
@@ -345,7 +359,7 @@ impl World {
     fn act(&mut self, at: usize, output: Output) -> Option<Input> {
         match output {
             Output::Send(peer, message) => {
-                let sent = self.by_replica.get(&peer).copied().is_some_and(|to| self.send(at, to, message));
+                let sent = self.node_of(at, peer).is_some_and(|to| self.send(at, to, message));
                 (!sent).then_some(Input::Dropped(peer))
             }
             Output::Receive { peer, entries, answer } => {
@@ -364,8 +378,11 @@ impl World {
                 self.job(at, Job::ReadLog { peer, from });
                 None
             }
-            // Nobody is away for so long here that logs are dropped.
-            Output::TakeSnapshot(_) => None,
+            Output::TakeSnapshot(peer) => {
+                let from = self.node_of(at, peer).filter(|from| !self.is_liar(*from));
+                from.into_iter().for_each(|from| self.ask_for_state(at, from));
+                None
+            }
             Output::OldStore(_) if mutant::on(Mutant::OldDiskAccepted) => None,
             Output::OldStore(entry) => {
                 self.job(at, Job::PutUp(Fence::OldStore(entry)));
@@ -380,6 +397,13 @@ impl World {
         while after.len() < BATCH {
             let Some(process) = self.process(at).filter(|process| process.flushing.is_none()) else { return };
             let Some(job) = process.jobs.pop_front() else { break };
+            if matches!(job, Job::Replace(_)) && (process.wrote || !after.is_empty()) {
+                process.jobs.push_front(job);
+                if after.is_empty() {
+                    after.push(After::Nothing);
+                }
+                break;
+            }
             after.push(self.run_job(at, job));
         }
         if after.is_empty() {
@@ -472,6 +496,14 @@ impl World {
                 }
                 After::Nothing
             }
+            Job::Operate { agent, wish } => {
+                self.obey(at, agent, wish);
+                After::Nothing
+            }
+            Job::Replace(given) => {
+                self.replace_state(at, &given);
+                After::Nothing
+            }
             Job::Wake => After::Nothing,
         }
     }
@@ -487,6 +519,10 @@ impl World {
                 Received::Refused(rejection) => refused.push(rejection.clone()),
                 Received::Applied | Received::Known => {}
             }
+            if let Received::Waiting(lack) = &received {
+                let lack = *lack;
+                self.trace.tell(self.now, || format!("{at} waits for {lack}"));
+            }
             refused.iter().for_each(|rejection| self.refused(at, rejection));
             all.push(received);
         }
@@ -495,11 +531,18 @@ impl World {
     }
 
     fn refused(&mut self, at: usize, rejection: &Rejection) {
+        self.trace.tell(self.now, || format!("{at} refuses: {rejection}"));
+        if self.is_about_liar(at, rejection) {
+            return self.sometimes.saw(State::Lied);
+        }
         match rejection {
             Rejection::Fenced(_) => {}
             Rejection::Void { .. } => self.sometimes.saw(State::VoidEntry),
             other => {
-                let why = other.to_string();
+                let quarantine =
+                    self.process(at).map(|process| process.replica.quarantine().clone()).unwrap_or_default();
+                let first = if let Rejection::Quarantined(author) = other { quarantine.get(author) } else { None };
+                let why = first.map_or_else(|| other.to_string(), |first| format!("{other}, since {first}"));
                 let checked = self.rules.refused(at, None, &why);
                 self.check(checked);
             }
@@ -531,7 +574,7 @@ impl World {
         };
         process.wrote = false;
         let entries = flushed.entries.clone();
-        if !entries.is_empty() || mutant::on(Mutant::PushedBeforeFlush) {
+        if !entries.is_empty() || flushed.members || mutant::on(Mutant::PushedBeforeFlush) {
             process.view = process.replica.view().clone();
             self.publish(at, &flushed);
         }
@@ -561,6 +604,10 @@ impl World {
             Some(Fence::Retired { .. }) | None => State::Fenced,
         });
         self.crash(at, false);
+        if self.is_liar(at) {
+            // It has told its stories.
+            return self.stop(at);
+        }
         if fence == Some(Fence::Copy) {
             // The first goes on in its time.
             return;
@@ -614,6 +661,7 @@ impl World {
         if flushed.entries.iter().any(inherits) {
             self.sometimes.saw(State::Inherited);
         }
+        self.note_fork(&view, &flushed.pools);
         for (host, order) in agents::orders(&view, flushed, &|host| attached.contains_key(&host)) {
             if let Some((agent, session)) = attached.get(&host).copied() {
                 self.tell_agent(agent, session, Talk::Order(Box::new(order)));

@@ -9,9 +9,10 @@ use luc_engine::mutant::{self, Mutant};
 use luc_engine::record::{Flavor, Kind, Power, Project, RecordId, Server, ServerFlavor, User};
 use luc_engine::replica::WHOLE_CLOUD;
 use luc_engine::tx::{Refusal, Shortage, Tx};
-use luc_sync::join::mint_quota;
+use luc_sync::join::mint_quota_as;
 use uuid::Uuid;
 
+use super::addresses;
 use super::node::{Job, Node};
 use super::rng::pick;
 use super::sometimes::State;
@@ -32,8 +33,8 @@ pub(super) struct Asked {
 /// What became of it.
 #[derive(Debug)]
 pub(super) enum Done {
-    /// This entry.
-    Wrote(EntryId),
+    /// This entry, and the record that it made.
+    Wrote(EntryId, Option<Uuid>),
     /// It changed nothing.
     Nothing,
     /// Rights are short here.
@@ -48,6 +49,8 @@ pub(super) struct KnownRecords {
     projects: Vec<Uuid>,
     servers: Vec<Uuid>,
     flavors: Vec<Uuid>,
+    pools: Vec<Uuid>,
+    addresses: Vec<Uuid>,
     /// Who changed a record last.
     edits: BTreeMap<Uuid, EntryId>,
     names: BTreeMap<u64, EntryId>,
@@ -95,6 +98,10 @@ impl World {
             Op::Delete { server: bits } | Op::Power { server: bits, .. } | Op::Rename { server: bits, .. } => {
                 server(*bits)
             }
+            Op::Take { pool, .. } | Op::GrowAddresses { pool, .. } | Op::BurnAddresses { pool, .. } => {
+                pick(&known.pools, *pool)
+            }
+            Op::GiveBack { address } => pick(&known.addresses, *address),
             Op::EditFlavor { flavor, .. } | Op::DeleteFlavor { flavor } => pick(&known.flavors, *flavor),
             _ => None,
         };
@@ -115,12 +122,12 @@ impl World {
         }
         let done = process.replica.transact::<_, Unplaced>(clock, |tx| attempt(tx, &op, asked.id, subject));
         match done {
-            Ok(((), Some(entry))) => {
+            Ok((made, Some(entry))) => {
                 process.wrote = true;
                 self.note_concurrency(at, &asked.op, subject, entry);
-                Done::Wrote(entry)
+                Done::Wrote(entry, made)
             }
-            Ok(((), None)) => Done::Nothing,
+            Ok((_, None)) => Done::Nothing,
             Err(Unplaced::Short(pools, short)) => {
                 if !wrote && self.process(at).is_some_and(|process| process.replica.fence().is_none()) {
                     let checked = self.rules.short(at, &pools, &short.wanted);
@@ -151,6 +158,8 @@ impl World {
                 self.sometimes.saw(State::DeleteBeatsUpdate);
             }
             Op::Burn { .. } => self.sometimes.saw(State::Burnt),
+            Op::GrowAddresses { .. } => self.sometimes.saw(State::AddressesGrown),
+            Op::BurnAddresses { .. } => self.sometimes.saw(State::AddressesBurnt),
             Op::Grow { .. } => self.sometimes.saw(State::Grown),
             _ => {}
         }
@@ -158,6 +167,7 @@ impl World {
         match op {
             Op::Delete { .. } => known.servers.retain(|id| Some(*id) != subject),
             Op::DeleteFlavor { .. } => known.flavors.retain(|id| Some(*id) != subject),
+            Op::GiveBack { .. } => known.addresses.retain(|id| Some(*id) != subject),
             Op::DeleteProject { .. } => known.projects.retain(|id| Some(*id) != subject),
             _ => {}
         }
@@ -166,21 +176,23 @@ impl World {
     /// A request is answered.
     pub(super) fn answered(&mut self, at: usize, asked: Asked, done: Done) {
         let number = match &done {
-            Done::Wrote(entry) => entry.number,
+            Done::Wrote(entry, _) => entry.number,
             Done::Nothing | Done::Short(_) | Done::Refused => 0,
         };
         self.trace.note(self.now, [8, at as u64, number], || format!("{at} has done {:?}: {done:?}", asked.op));
         match done {
-            Done::Wrote(entry) => {
+            Done::Wrote(entry, made) => {
                 let checked = self.rules.acknowledged(at, entry);
                 self.check(checked);
                 if matches!(asked.op, Op::Create { .. }) && self.net.is_parted() {
                     self.sometimes.saw(State::LocalDuringCut);
                 }
                 match asked.op {
-                    Op::Create { .. } => self.known.servers.push(asked.id),
-                    Op::Project { .. } => self.known.projects.push(asked.id),
-                    Op::Flavor { .. } => self.known.flavors.push(asked.id),
+                    Op::Create { .. } => self.known.servers.extend(made),
+                    Op::Project { .. } => self.known.projects.extend(made),
+                    Op::Flavor { .. } => self.known.flavors.extend(made),
+                    Op::Addresses { .. } => self.known.pools.extend(made),
+                    Op::Take { .. } => self.known.addresses.extend(made),
                     _ => {}
                 }
             }
@@ -196,10 +208,49 @@ impl World {
     }
 }
 
-/// The transaction.
-fn attempt(tx: &mut Tx<'_>, op: &Op, id: Uuid, subject: Option<Uuid>) -> Result<(), Unplaced> {
+/// The transaction. Says what it made.
+fn attempt(tx: &mut Tx<'_>, op: &Op, id: Uuid, subject: Option<Uuid>) -> Result<Option<Uuid>, Unplaced> {
     match op {
-        Op::Create { host, size, .. } => create(tx, id, subject, *host, *size),
+        Op::Create { host, size, .. } => return create(tx, id, subject, *host, *size),
+        Op::Project { size, confirmed } => return project(tx, id, *size, *confirmed).map(Some),
+        Op::Addresses { size, confirmed } => return Ok(Some(addresses::make(tx, id, *size, *confirmed)?)),
+        Op::Take { n, .. } => return take(tx, id, subject, *n),
+        Op::Flavor { name } => {
+            let (id, name) = (tx.fresh(Kind::Flavor, id), format!("f{name}"));
+            let record = tx.create(id, Flavor { name: name.clone(), vcpus: 1, ..Flavor::default() }, &[])?;
+            tx.bind(WHOLE_CLOUD, &name, record)?;
+            return Ok(Some(id));
+        }
+        _ => {}
+    }
+    change(tx, op, id, subject).map(|()| None)
+}
+
+/// Takes some addresses, whichever are free here.
+fn take(tx: &mut Tx<'_>, id: Uuid, pool: Option<Uuid>, n: u64) -> Result<Option<Uuid>, Unplaced> {
+    let Some((of, pool)) = addresses::pool_of(tx, pool) else { return Ok(None) };
+    let record = addresses::record(tx, id, of)?;
+    claim(tx, &[pool], &addresses::any_of(n), record, 0)?;
+    Ok(Some(record.id))
+}
+
+fn project(tx: &mut Tx<'_>, id: Uuid, size: u64, confirmed: bool) -> Result<Uuid, Unplaced> {
+    let id = tx.fresh(Kind::Project, id);
+    let name = format!("p-{id}");
+    let record = tx.create(id, Project { name: name.clone(), enabled: true, ..Project::default() }, &[])?;
+    tx.bind(WHOLE_CLOUD, &name, record)?;
+    let amount = [(Dimension::Vcpus, 2 * size), (Dimension::MemoryMib, 1_024 * size), (Dimension::Instances, size)];
+    mint_quota_as(tx, id, &amount.into_iter().collect(), confirmed)?;
+    Ok(id)
+}
+
+/// What makes nothing that later operations are about.
+fn change(tx: &mut Tx<'_>, op: &Op, id: Uuid, subject: Option<Uuid>) -> Result<(), Unplaced> {
+    match op {
+        Op::Create { .. } | Op::Project { .. } | Op::Flavor { .. } | Op::Addresses { .. } | Op::Take { .. } => Ok(()),
+        Op::GiveBack { .. } => delete(tx, Kind::Address, subject),
+        Op::GrowAddresses { from, n, .. } => Ok(addresses::grow(tx, subject, *from, *n)?),
+        Op::BurnAddresses { n, .. } => Ok(addresses::burn(tx, subject, *n)?),
         Op::Delete { .. } => delete(tx, Kind::Server, subject),
         Op::Power { power, .. } => edit::<Server>(tx, subject, |server| {
             server.power = [Power::Running, Power::Stopped, Power::Paused, Power::Suspended]
@@ -218,19 +269,6 @@ fn attempt(tx: &mut Tx<'_>, op: &Op, id: Uuid, subject: Option<Uuid>) -> Result<
         Op::DeleteUser { name } => {
             let id = tx.view().named(Kind::User, WHOLE_CLOUD, &format!("u{name}"));
             delete(tx, Kind::User, id)
-        }
-        Op::Project { size } => {
-            let name = format!("p-{id}");
-            let record = tx.create(id, Project { name: name.clone(), enabled: true, ..Project::default() }, &[])?;
-            tx.bind(WHOLE_CLOUD, &name, record)?;
-            let amount =
-                [(Dimension::Vcpus, 2 * size), (Dimension::MemoryMib, 1_024 * size), (Dimension::Instances, *size)];
-            Ok(mint_quota(tx, id, &amount.into_iter().collect())?)
-        }
-        Op::Flavor { name } => {
-            let name = format!("f{name}");
-            let record = tx.create(id, Flavor { name: name.clone(), vcpus: 1, ..Flavor::default() }, &[])?;
-            Ok(tx.bind(WHOLE_CLOUD, &name, record)?)
         }
         Op::EditFlavor { value, .. } => edit::<Flavor>(tx, subject, |flavor| {
             flavor.description = format!("d{value}");
@@ -260,14 +298,16 @@ fn attempt(tx: &mut Tx<'_>, op: &Op, id: Uuid, subject: Option<Uuid>) -> Result<
     }
 }
 
-fn create(tx: &mut Tx<'_>, id: Uuid, project: Option<Uuid>, host: u64, size: u64) -> Result<(), Unplaced> {
-    let Some(project) = project.filter(|id| tx.view().get::<Project>(*id).is_some()) else { return Ok(()) };
+fn create(tx: &mut Tx<'_>, id: Uuid, project: Option<Uuid>, host: u64, size: u64) -> Result<Option<Uuid>, Unplaced> {
+    // The bug of two entries names the record before its entry is known.
+    let id = if mutant::on(Mutant::ClaimsSplit) { id } else { tx.fresh(Kind::Server, id) };
+    let Some(project) = project.filter(|id| tx.view().get::<Project>(*id).is_some()) else { return Ok(None) };
     let quotas: Vec<PoolId> = tx.view().ledger().quota_pools(project).map(|(id, _)| id).collect();
     let hosts: Vec<_> = tx.view().ledger().hosts().collect();
-    let Some(host) = pick(&hosts, host) else { return Ok(()) };
+    let Some(host) = pick(&hosts, host) else { return Ok(None) };
     let pools: Vec<PoolId> = tx.view().host_pool(host).map(|(id, _)| id).into_iter().collect();
     if pools.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let record = RecordId { kind: Kind::Server, id };
     if !mutant::on(Mutant::ClaimsSplit) {
@@ -277,7 +317,8 @@ fn create(tx: &mut Tx<'_>, id: Uuid, project: Option<Uuid>, host: u64, size: u64
     let owner = RecordId { kind: Kind::Project, id: project };
     let flavor = ServerFlavor { vcpus: size, ram_mib: size * 512, disk_gib: size * 5, ..ServerFlavor::default() };
     let server = Server { project, name: format!("s-{size}"), flavor, created_at: tx.now(), ..Server::default() };
-    Ok(tx.create(id, server, &[owner]).map(|_| ())?)
+    tx.create(id, server, &[owner])?;
+    Ok(Some(id))
 }
 
 fn claim(tx: &mut Tx<'_>, pools: &[PoolId], amount: &Amount, record: RecordId, epoch: u64) -> Result<(), Unplaced> {

@@ -14,6 +14,8 @@ use super::world::{Event, World};
 
 /// How long a holder is waited for.
 const LIMIT: Micros = 1_500_000;
+/// How long after rights have come an operation is tried again.
+const CONFIRMED: Micros = 100_000;
 
 /// A request for rights that is under way.
 #[derive(Debug)]
@@ -34,12 +36,19 @@ pub(super) enum Rights {
     Request { ask: u64, turn: u64, from: usize, to: usize, pool: PoolId, amount: Amount, frontier: Frontier },
     Answer { ask: u64, turn: u64, from: usize, granted: Amount, entries: Vec<Vec<u8>> },
     Limit { ask: u64, turn: u64 },
+    Again { node: usize, asked: Asked },
 }
 
 impl World {
     /// Asks for what an operation lacks.
     pub(super) fn ask_for_rights(&mut self, node: usize, asked: Asked, short: &Shortage) {
-        let missing = short.wanted.saturating_sub(&short.free_here);
+        // What waits for the word of its pool's root has been asked for.
+        let (here, waiting) = (&short.free_here, short.waiting());
+        let missing = short.wanted.saturating_sub(here).saturating_sub(&waiting);
+        let waits = !waiting.is_zero();
+        if waits {
+            self.sometimes.saw(State::Unconfirmed);
+        }
         let worth = |free: &Amount| {
             let covered = missing.iter().filter(|(dimension, n)| free.get(*dimension) >= *n).count();
             let sum = missing.iter().map(|(dimension, _)| free.get(dimension)).fold(0, u64::saturating_add);
@@ -48,11 +57,11 @@ impl World {
         let mut holders = short.elsewhere.clone();
         // The last is asked first.
         holders.sort_by_key(|(replica, _, free)| (worth(free), *replica));
-        let place = |(replica, pool, _): &(_, PoolId, _)| Some((*self.by_replica.get(replica)?, *pool));
+        let place = |(replica, pool, _): &(_, PoolId, _)| Some((self.node_of(node, *replica)?, *pool));
         let holders = holders.iter().filter_map(place).collect();
         self.next += 1;
         let id = self.next;
-        self.asks.insert(id, Ask { node, asked, holders, missing, any: false, turn: 0 });
+        self.asks.insert(id, Ask { node, asked, holders, missing, any: waits, turn: 0 });
         self.next_holder(id);
     }
 
@@ -78,7 +87,8 @@ impl World {
         let Some(ask) = self.asks.remove(&id) else { return };
         if ask.any && ask.asked.tries > 0 {
             let asked = Asked { tries: ask.asked.tries - 1, ..ask.asked };
-            self.job(ask.node, Job::Op(asked));
+            // In a confirmed pool, the root's word comes a little later than the right.
+            self.at(CONFIRMED, Event::Rights(Rights::Again { node: ask.node, asked }));
         } else {
             self.answered(ask.node, ask.asked, Done::Refused);
         }
@@ -99,6 +109,7 @@ impl World {
                 }
                 self.job(node, Job::Take { ask, turn, entries, granted });
             }
+            Rights::Again { node, asked } => self.job(node, Job::Op(asked)),
             Rights::Limit { ask, turn } => {
                 if self.asks.get(&ask).is_some_and(|waiting| waiting.turn == turn) {
                     self.next_holder(ask);

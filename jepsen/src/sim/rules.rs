@@ -3,15 +3,21 @@
 //! The oracle believes nothing that the engine computes: it adds up pools, claims and accounts itself, from the entries
 //! that became durable somewhere. It is told of each as its replica flushes it, so a step costs what the step changed.
 
+mod addresses;
+mod liar;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-use luc_engine::entry::{Entry, LedgerOp, Subject, Tip};
+use luc_engine::entry::{Entry, Frontier, LedgerOp, Subject, Tip};
 use luc_engine::id::{ClaimId, EntryId, HostId, PoolId, ReplicaId};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::view::{Digest, View};
 use uuid::Uuid;
+
+use addresses::Addresses;
+use liar::Liar;
 
 /// A rule's name, as in `DESIGN.md`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -32,6 +38,8 @@ pub enum Rule {
     Authority,
     /// Minted = free + claimed + burnt.
     Conservation,
+    /// An address is in one live claim of its pool.
+    AddressUniqueness,
     /// Of whom is retired nobody holds more than counts.
     NothingBeyondTheCut,
     /// A server, its quota claim and its host claim are one.
@@ -51,6 +59,7 @@ impl fmt::Display for Rule {
             Self::HostTruth => "host-truth",
             Self::Authority => "authority",
             Self::Conservation => "conservation",
+            Self::AddressUniqueness => "address-uniqueness",
             Self::NothingBeyondTheCut => "nothing-beyond-the-cut",
             Self::Atomicity => "atomicity",
             Self::Panic => "no-panic",
@@ -100,6 +109,9 @@ struct Pool {
     capacity: Vector,
     live: Vector,
     host: Option<HostId>,
+    confirmed: bool,
+    /// Declarations that the host is dead.
+    dead: BTreeSet<EntryId>,
 }
 
 #[derive(Debug)]
@@ -121,6 +133,8 @@ pub struct Tracker {
     excused: bool,
     /// Its disk is gone.
     gone: bool,
+    /// What was replayed on a snapshot.
+    replayed: BTreeSet<EntryId>,
 }
 
 impl Tracker {
@@ -128,6 +142,16 @@ impl Tracker {
     #[must_use]
     pub fn of_copy(self) -> Self {
         Self { excused: true, ..self }
+    }
+
+    /// Whether a frontier names what it lacks.
+    #[must_use]
+    pub fn lacks(&self, frontier: &Frontier) -> bool {
+        frontier.0.iter().any(|(author, tip)| self.number(*author) < tip.number)
+    }
+
+    fn holds(&self, entry: EntryId) -> bool {
+        self.number(entry.author) >= entry.number
     }
 
     fn number(&self, replica: ReplicaId) -> u64 {
@@ -145,8 +169,12 @@ pub struct Rules {
     nodes: Vec<Tracker>,
     index: BTreeMap<ReplicaId, usize>,
     digests: BTreeMap<[u8; 32], Digest>,
-    refused: BTreeSet<ClaimId>,
-    domains: BTreeMap<Uuid, (HostId, ClaimId, Vector)>,
+    /// What agents have said is gone for good.
+    refused: BTreeSet<(HostId, ClaimId)>,
+    /// What runs where, under which claim.
+    domains: BTreeMap<(Uuid, HostId), (ClaimId, Vector)>,
+    liar: Option<Liar>,
+    addresses: Addresses,
     capacities: BTreeMap<HostId, Vector>,
     used: BTreeMap<HostId, Vector>,
     deleted: BTreeMap<Uuid, BTreeSet<EntryId>>,
@@ -159,7 +187,14 @@ impl Rules {
         let like = sponsor.and_then(|at| self.nodes.get(at)).cloned();
         let (frontier, accounts) = like.map(|like| (like.frontier, like.accounts)).unwrap_or_default();
         self.index.insert(replica, self.nodes.len());
-        self.nodes.push(Tracker { replica, frontier, accounts, excused: false, gone: false });
+        self.nodes.push(Tracker {
+            replica,
+            frontier,
+            accounts,
+            excused: false,
+            gone: false,
+            replayed: BTreeSet::new(),
+        });
     }
 
     /// A newcomer got its snapshot.
@@ -206,17 +241,39 @@ impl Rules {
     /// [`Broken`].
     pub fn applied(&mut self, node: usize, entry: &Arc<Entry>) -> Checked {
         let id = entry.id();
-        self.check_order(node, entry)?;
+        if self.is_liar(node) {
+            return Ok(());
+        }
+        if self.is_forked(entry) {
+            return self.took_from_liar(node, entry);
+        }
+        // What was replayed on a snapshot comes once more.
+        let is_replayed = self.nodes.get(node).is_some_and(|tracker| tracker.replayed.contains(&id));
+        if !is_replayed {
+            self.check_order(node, entry)?;
+        }
         self.meet(node, entry)?;
+        if is_replayed {
+            return Ok(());
+        }
         let own = self.nodes.get(node).is_some_and(|tracker| tracker.replica == id.author);
-        let Self { nodes, claims, .. } = self;
+        // What two branches spent of one account is a debt, which is not reckoned here.
+        let lied = self.liar.is_some();
+        let Self { nodes, claims, pools, .. } = self;
         let Some(tracker) = nodes.get_mut(node) else { return Ok(()) };
         tracker.frontier.insert(id.author, entry.tip());
         for (index, op) in entry.header.ledger.iter().enumerate() {
             account(tracker, claims, id, index, op);
             let pool = pool_of(id, index, op, claims);
+            if let LedgerOp::Claim { pool, .. } = op
+                && own
+                && let Some(death) = pools.get(pool).and_then(|pool| pool.dead.iter().find(|e| tracker.holds(**e)))
+            {
+                let how = format!("entry {id} claims of a host that it had seen declared dead by {death}");
+                return Err(Broken::new(Rule::HostTruth, how));
+            }
             let left = pool.and_then(|pool| tracker.accounts.get(&(id.author, pool)));
-            if own && left.is_some_and(|left| left.iter().any(|n| *n < 0)) {
+            if own && !lied && left.is_some_and(|left| left.iter().any(|n| *n < 0)) {
                 return Err(Broken::new(
                     Rule::Authority,
                     format!("entry {id} spends rights that its author lacks: {op:?}"),
@@ -233,7 +290,9 @@ impl Rules {
             let held = tracker.number(id.author);
             return Err(Broken::new(Rule::CausalOrder, format!("node {node} shows entry {id} after {held}")));
         }
-        let lacking = entry.header.seen.iter().find(|(replica, tip)| tracker.number(*replica) < tip.number);
+        let is_lacking =
+            |(replica, tip): &&(ReplicaId, Tip)| tracker.number(*replica) < tip.number && !self.is_liars(*replica);
+        let lacking = entry.header.seen.iter().find(is_lacking);
         match lacking {
             Some((replica, tip)) => {
                 let past = EntryId { author: *replica, number: tip.number };
@@ -290,12 +349,17 @@ impl Rules {
     }
 
     fn count_op(&mut self, id: EntryId, index: usize, op: &LedgerOp) -> Checked {
+        if pool_of(id, index, op, &self.claims).is_some_and(|pool| self.is_liars_pool(pool)) {
+            return Ok(());
+        }
         let index = u32::try_from(index).unwrap_or(u32::MAX);
+        self.count_addresses(ClaimId { entry: id, index }, op)?;
         let touched = match op {
-            LedgerOp::Mint { subject, amount, .. } => {
+            LedgerOp::Mint { subject, amount, confirmed } => {
                 let pool = PoolId { entry: id, index };
                 let row = self.pools.entry(pool).or_default();
                 add(&mut row.capacity, vector(amount), 1);
+                row.confirmed = *confirmed;
                 if let Subject::Host(host) = subject {
                     row.host = Some(host.host);
                 }
@@ -317,13 +381,24 @@ impl Rules {
                 row.or_insert(Claim { pool: *pool, amount, released: false, counts: true }).counts = true;
                 *pool
             }
+            LedgerOp::Release { claim } if self.is_unreckoned(*claim) => return Ok(()),
             LedgerOp::Release { claim } => self.count_release(id, *claim)?,
-            LedgerOp::Grant { .. }
-            | LedgerOp::Confirm { .. }
-            | LedgerOp::Inherit { .. }
-            | LedgerOp::DeclareDead { .. } => return Ok(()),
+            LedgerOp::DeclareDead { pool, .. } => {
+                self.pools.entry(*pool).or_default().dead.insert(id);
+                return Ok(());
+            }
+            LedgerOp::Grant { pool, to, amount } => {
+                self.gave(*pool, *to, vector(amount));
+                return Ok(());
+            }
+            LedgerOp::Confirm { .. } | LedgerOp::Inherit { .. } => return Ok(()),
         };
-        let fits = |pool: &Pool| pool.live.iter().zip(pool.capacity).all(|(live, capacity)| *live <= capacity);
+        let Some(leeway) = self.leeway(touched) else { return Ok(()) };
+        let fits = |pool: &Pool| {
+            let mut room = pool.capacity;
+            add(&mut room, leeway, 1);
+            pool.live.iter().zip(room).all(|(live, room)| *live <= room)
+        };
         match self.pools.get(&touched).filter(|pool| !fits(pool)) {
             Some(pool) => {
                 let how =
@@ -349,7 +424,7 @@ impl Rules {
         let (pool, amount) = (row.pool, row.amount);
         let slot = self.pools.entry(pool).or_default();
         add(&mut slot.live, amount, -1);
-        if slot.host.is_some() && !self.refused.contains(&claim) {
+        if slot.host.is_some_and(|host| !self.refused.contains(&(host, claim))) && slot.dead.is_empty() {
             let how = format!("entry {id} releases claim {claim}, and its agent may still start it");
             return Err(Broken::new(Rule::HostTruth, how));
         }
@@ -376,6 +451,7 @@ impl Rules {
                 }
                 LedgerOp::Claim { pool, amount, .. } => {
                     add(&mut self.pools.entry(*pool).or_default().live, vector(amount), -1);
+                    self.free_addresses(ClaimId { entry: id, index });
                     if let Some(claim) = self.claims.get_mut(&ClaimId { entry: id, index }) {
                         claim.counts = false;
                     }
@@ -383,13 +459,15 @@ impl Rules {
                 LedgerOp::Release { claim } => {
                     if let Some(row) = self.claims.get_mut(claim) {
                         row.released = false;
+                        let claim = *claim;
                         add(&mut self.pools.entry(row.pool).or_default().live, row.amount, 1);
+                        self.retake_addresses(claim);
                     }
                 }
-                LedgerOp::Grant { .. }
-                | LedgerOp::Confirm { .. }
-                | LedgerOp::Inherit { .. }
-                | LedgerOp::DeclareDead { .. } => {}
+                LedgerOp::DeclareDead { pool, .. } => {
+                    self.pools.entry(*pool).or_default().dead.remove(&id);
+                }
+                LedgerOp::Grant { .. } | LedgerOp::Confirm { .. } | LedgerOp::Inherit { .. } => {}
             }
         }
     }
@@ -412,6 +490,9 @@ impl Rules {
     /// # Errors
     /// [`Broken`].
     pub fn published(&mut self, node: usize, view: &View, pools: &[PoolId]) -> Checked {
+        if self.is_liar(node) {
+            return Ok(());
+        }
         let mut hasher = blake3::Hasher::new();
         for (replica, tip) in &view.frontier().0 {
             hasher.update(replica.0.as_bytes()).update(&tip.number.to_le_bytes()).update(&tip.hash.to_le_bytes());
@@ -426,10 +507,14 @@ impl Rules {
             let mut sum = vector(&pool.claimed);
             add(&mut sum, vector(&pool.burnt), 1);
             pool.accounts().for_each(|(_, free)| add(&mut sum, vector(&free), 1));
-            if sum != vector(&pool.minted) {
-                let how = format!("node {node}: pool {id}: {sum:?} of {:?}", vector(&pool.minted));
+            // What was spent twice is a debt (M3).
+            let mut all = vector(&pool.minted);
+            add(&mut all, vector(&pool.overdraft()), 1);
+            if sum != all || !addresses::is_conserved(pool) {
+                let how = format!("node {node}: pool {id}: {sum:?} of {all:?}");
                 return Err(Broken::new(Rule::Conservation, how));
             }
+            self.check_overdraft(node, view, *id)?;
         }
         Ok(())
     }
@@ -440,7 +525,11 @@ impl Rules {
     /// [`Broken`].
     pub fn cut(&mut self, node: usize, view: &View) -> Checked {
         let retired = view.retired();
-        for replica in retired.replicas() {
+        for replica in retired.replicas().filter(|_| !self.is_liar(node)).collect::<Vec<_>>() {
+            // Each branch has its own.
+            if self.is_liars(replica) {
+                continue;
+            }
             let cut = retired.cut(replica).unwrap_or(0);
             let held = view.frontier().number(replica);
             if held > cut && self.replica(node) != replica {
@@ -464,6 +553,9 @@ impl Rules {
     /// # Errors
     /// [`Broken`].
     pub fn acknowledged(&mut self, node: usize, id: EntryId) -> Checked {
+        if self.is_liar(node) {
+            return Ok(());
+        }
         let held = self.nodes.get(node).is_some_and(|tracker| tracker.number(id.author) >= id.number);
         match self.entries.get(&id).filter(|_| held) {
             Some(known) => {
@@ -482,8 +574,9 @@ impl Rules {
     /// # Errors
     /// [`Broken`].
     pub fn opened(&self, node: usize, view: &View) -> Checked {
-        let Some(tracker) = self.nodes.get(node) else { return Ok(()) };
-        if view.frontier().0 == tracker.frontier {
+        let Some(tracker) = self.nodes.get(node).filter(|_| !self.is_liar(node)) else { return Ok(()) };
+        let honest = |(log, _): &(&ReplicaId, &Tip)| !self.is_liars(**log);
+        if view.frontier().0.iter().filter(honest).eq(tracker.frontier.iter().filter(honest)) {
             return Ok(());
         }
         let how =
@@ -496,13 +589,17 @@ impl Rules {
     /// # Errors
     /// [`Broken`].
     pub fn short(&self, node: usize, pools: &[PoolId], wanted: &Amount) -> Checked {
-        let Some(tracker) = self.nodes.get(node) else { return Ok(()) };
+        // Which addresses one holds is not reckoned here.
+        let reckoned = self.liar.is_none() && wanted.get(Dimension::Addresses) == 0;
+        let Some(tracker) = self.nodes.get(node).filter(|_| reckoned) else { return Ok(()) };
         let wanted = vector(wanted);
         let enough = |pool: &&PoolId| {
             let held = tracker.accounts.get(&(tracker.replica, **pool)).copied().unwrap_or_default();
             held.iter().zip(wanted).all(|(held, wanted)| *held >= wanted)
         };
-        match pools.iter().find(enough) {
+        // What waits for its root's word is held, and not to be spent.
+        let plain = |pool: &&PoolId| self.pools.get(pool).is_some_and(|pool| !pool.confirmed);
+        match pools.iter().filter(plain).find(enough) {
             Some(pool) => {
                 let how = format!("node {node} holds {wanted:?} of pool {pool}, and was refused it");
                 Err(Broken::new(Rule::LocalAutonomy, how))
@@ -530,18 +627,28 @@ impl Rules {
     /// [`Broken`].
     pub fn started(&mut self, host: HostId, server: Uuid, claim: ClaimId, amount: &Amount) -> Checked {
         let broken = |how: String| Err(Broken::new(Rule::HostTruth, how));
-        if let Some((other, _, _)) = self.domains.insert(server, (host, claim, vector(amount))) {
+        let lies = |claim: &ClaimId| self.is_liars(claim.entry.author);
+        let nil = HostId(Uuid::nil());
+        let mut running = self.domains.range((server, nil)..).take_while(|((id, _), _)| *id == server);
+        // Who places its own servers twice harms those, and nobody else's.
+        let twice = running.find(|(_, (other, _))| !lies(other) && !lies(&claim)).map(|((_, host), _)| *host);
+        if let Some(other) = twice {
             return broken(format!("server {server} is started on {host} and runs on {other}"));
         }
+        self.domains.insert((server, host), (claim, vector(amount)));
         match self.claims.get(&claim) {
+            _ if self.is_unreckoned(claim) => {}
             None => return broken(format!("server {server} is started for claim {claim}, which is on no disk")),
-            Some(_) if self.refused.contains(&claim) => {
+            Some(_) if self.refused.contains(&(host, claim)) => {
                 return broken(format!(
                     "server {server} is started for claim {claim}, which its agent had said is gone"
                 ));
             }
             Some(row) if row.released => {
                 return broken(format!("server {server} is started for claim {claim}, which was released"));
+            }
+            Some(row) if self.pools.get(&row.pool).is_some_and(|pool| !pool.dead.is_empty()) => {
+                return broken(format!("server {server} is started for claim {claim}, whose host was declared dead"));
             }
             Some(_) => {}
         }
@@ -554,13 +661,55 @@ impl Rules {
         Ok(())
     }
 
-    /// An agent has it on its disk that a claim's domain is gone for good.
-    pub fn gone(&mut self, server: Uuid, claim: ClaimId) {
-        self.refused.insert(claim);
-        if self.domains.get(&server).is_some_and(|(_, of, _)| *of == claim)
-            && let Some((host, _, amount)) = self.domains.remove(&server)
-        {
+    /// A domain ended with its machine, and may be started again.
+    pub fn stopped(&mut self, host: HostId, server: Uuid) {
+        if let Some((_, amount)) = self.domains.remove(&(server, host)) {
             add(self.used.entry(host).or_default(), amount, -1);
+        }
+    }
+
+    /// A snapshot has taken the place of a node's state: it has what that held, and what it held itself (E4).
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub fn replaced(&mut self, node: usize, of: &Tracker, before: &Frontier, view: &View, fenced: bool) -> Checked {
+        let replica = self.replica(node);
+        let cut = |author: ReplicaId| view.retired().contains(author);
+        let is_lost = |(author, tip): &(&ReplicaId, &Tip)| {
+            view.frontier().number(**author) < tip.number && !cut(**author) && !fenced && !self.is_liars(**author)
+        };
+        if let Some((author, tip)) = before.0.iter().find(is_lost) {
+            let how = format!("node {node} has taken a snapshot, and lacks entry {} of {author} since", tip.number);
+            return Err(Broken::new(Rule::AcknowledgedIsDurable, how));
+        }
+        let mut tracker = Tracker { replica, excused: false, gone: false, replayed: BTreeSet::new(), ..of.clone() };
+        while let Some(known) = self.next_of(&tracker, view.frontier()) {
+            let id = known.entry.id();
+            tracker.replayed.insert(id);
+            tracker.frontier.insert(id.author, known.entry.tip());
+            for (index, op) in known.entry.header.ledger.iter().enumerate() {
+                account(&mut tracker, &self.claims, id, index, op);
+            }
+        }
+        self.put_in(node, tracker);
+        Ok(())
+    }
+
+    /// An entry that a tracker lacks of a frontier, and whose past it has.
+    fn next_of(&self, tracker: &Tracker, frontier: &Frontier) -> Option<&Known> {
+        frontier.0.iter().find_map(|(author, tip)| {
+            let id = EntryId { author: *author, number: tracker.number(*author) + 1 };
+            let known = self.entries.get(&id).filter(|_| id.number <= tip.number)?;
+            let seen = |(replica, tip): &(ReplicaId, Tip)| tracker.number(*replica) >= tip.number;
+            known.entry.header.seen.iter().all(seen).then_some(known)
+        })
+    }
+
+    /// An agent has it on its disk that a claim's domain is gone for good.
+    pub fn gone(&mut self, host: HostId, server: Uuid, claim: ClaimId) {
+        self.refused.insert((host, claim));
+        if self.domains.get(&(server, host)).is_some_and(|(of, _)| *of == claim) {
+            self.stopped(host, server);
         }
     }
 
@@ -580,9 +729,11 @@ impl Rules {
             if !view.ledger().is_conserved() {
                 return broken(Rule::Conservation, format!("node {node}: rights do not add up"));
             }
-            for (id, pool) in view.ledger().pools() {
+            self.check_retired(*node, view)?;
+            let honest = self.honest_claims(view);
+            for (id, pool) in view.ledger().pools().filter(|(id, _)| !self.is_liars_pool(**id)) {
                 let live = self.pools.get(id).map(|pool| pool.live).unwrap_or_default();
-                if vector(&pool.claimed) != live {
+                if honest.get(id).copied().unwrap_or_default() != live {
                     let how = format!("node {node}: pool {id} shows {} claimed; there are {live:?}", pool.claimed);
                     return broken(Rule::NoDoubleBooking, how);
                 }
@@ -590,7 +741,10 @@ impl Rules {
             // A deletion beyond its author's cut is void.
             let counts = |id: &EntryId| self.entries.get(id).is_some_and(|known| known.counts);
             let is_deleted = |id: &Uuid| self.deleted.get(id).is_some_and(|by| by.iter().any(counts));
-            let left = view.ledger().claims().find(|(_, claim)| is_deleted(&claim.record.id));
+            let is_left = |(id, claim): &(&ClaimId, &luc_engine::ledger::Claim)| {
+                is_deleted(&claim.record.id) && !self.is_liars(id.entry.author)
+            };
+            let left = view.ledger().claims().find(is_left);
             if let Some((id, claim)) = left {
                 let how = format!("node {node}: claim {id} of deleted server {} is still held", claim.record.id);
                 return broken(Rule::Convergence, how);
@@ -610,7 +764,10 @@ fn check_atomic(entry: &Entry) -> Checked {
     let servers = entry.header.created.iter().filter(|created| created.record.kind == Kind::Server);
     let torn = servers.map(|created| created.record).find(|record| claims(*record) != 2);
     let created = |id| entry.header.created.iter().any(|created| created.record == id);
+    // Whoever places a server anew gives up its place in the same entry.
+    let moves = entry.header.ledger.iter().any(|op| matches!(op, LedgerOp::Release { .. }));
     let stray = entry.header.ledger.iter().find_map(|op| match op {
+        LedgerOp::Claim { epoch, .. } if *epoch > 1 && moves => None,
         LedgerOp::Claim { record, .. } if !created(*record) => Some(*record),
         _ => None,
     });

@@ -32,6 +32,13 @@ impl Trace {
         }
     }
 
+    /// Says something to people only.
+    pub fn tell(&mut self, at: Micros, text: impl FnOnce() -> String) {
+        if let Some(lines) = &mut self.lines {
+            lines.push(format!("{:>12.6} {}", Seconds(at), text()));
+        }
+    }
+
     /// Whether text is kept.
     #[must_use]
     pub fn is_text(&self) -> bool {

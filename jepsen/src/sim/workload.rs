@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 
+use super::addresses::SPACE;
 use super::net::Micros;
 use super::rng::Rng;
 
@@ -24,7 +25,17 @@ pub enum Op {
     /// A user is deleted.
     DeleteUser { name: u64 },
     /// A project with its quota.
-    Project { size: u64 },
+    Project { size: u64, confirmed: bool },
+    /// A pool of addresses.
+    Addresses { size: u64, confirmed: bool },
+    /// Some addresses are taken.
+    Take { pool: u64, n: u64 },
+    /// What was taken is given back.
+    GiveBack { address: u64 },
+    /// A pool gets more addresses: some that it has, or had, maybe.
+    GrowAddresses { pool: u64, from: u64, n: u64 },
+    /// Addresses that are free are burnt.
+    BurnAddresses { pool: u64, n: u64 },
     /// A flavor that is known by its name.
     Flavor { name: u64 },
     /// A flavor is changed.
@@ -72,6 +83,16 @@ pub enum Fault {
     Slow { node: u64, factor: u64 },
     /// An agent dies, and starts again after so long; its domains live on.
     KillAgent { agent: u64, down: Micros },
+    /// An agent's connection ends; it may find another replica of its site.
+    Roam { agent: u64 },
+    /// A machine fails. It comes back after so long: by itself, or after it was declared dead and revived.
+    KillHost { agent: u64, declared: bool, down: Micros },
+    /// A member forks: those whose bit is set hear from now on what its twin writes.
+    Fork { node: u64, sides: u64 },
+    /// A member that has forked signs an entry that breaks a rule, and sends it to some.
+    Lie { kind: u64, to: u64 },
+    /// Logs are dropped beyond so many bytes, though absent members lack them.
+    ShortLogs { bytes: u64 },
     /// A further replica joins a site.
     Join { site: u64, sponsor: u64 },
     /// A clock is set wrong, by milliseconds ahead.
@@ -79,8 +100,15 @@ pub enum Fault {
 }
 
 /// Names of faults, as `--faults` takes them.
-pub const FAULTS: &[&str] =
-    &["crash", "fail", "lose", "retire", "cut", "slow", "agent", "join", "skew", "old-disk", "clone"];
+pub const FAULTS: &[&str] = &[
+    "crash", "fail", "lose", "retire", "cut", "slow", "agent", "join", "skew", "old-disk", "clone", "roam", "host",
+    "logs", "liar",
+];
+/// Those of runs that name none: honest clouds. A liar is asked for by name.
+pub const HONEST: &[&str] = &[
+    "crash", "fail", "lose", "retire", "cut", "slow", "agent", "join", "skew", "old-disk", "clone", "roam", "host",
+    "logs",
+];
 
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,11 +138,27 @@ pub fn schedule(seed: u64, ops: usize, faults: &BTreeSet<String>) -> Vec<Step> {
     let pace = [4_000, 12_000, 40_000][usize::try_from(rng.below(3)).unwrap_or(0)];
     // One fault in so many operations; some runs are calm.
     let every = [25, 60, 200][usize::try_from(rng.below(3)).unwrap_or(0)];
-    let kinds: Vec<&String> = faults.iter().collect();
     for n in 0..3 {
-        let op = Op::Project { size: rng.between(20, 150) };
+        let op = Op::Project { size: rng.between(20, 150), confirmed: n == 2 };
         steps.push(Step { at: 2_200_000 + n * 50_000, what: What::Op { node: rng.bits(), op } });
+        let op = Op::Addresses { size: rng.between(12, 60), confirmed: n == 2 };
+        steps.push(Step { at: 2_220_000 + n * 50_000, what: What::Op { node: rng.bits(), op } });
     }
+    // A fork below what was dropped for want of room is not covered (`docs/findings.md`, 4): it is one or the other.
+    let lies = faults.contains("liar") && rng.chance(250);
+    if faults.contains("logs") && !lies && rng.chance(300) {
+        let bytes = rng.between(20_000, 150_000);
+        steps.push(Step { at: 2_000_000, what: What::Fault(Fault::ShortLogs { bytes }) });
+    }
+    for _ in 0..if faults.contains("join") { rng.below(3) } else { 0 } {
+        let join = Fault::Join { site: rng.bits(), sponsor: rng.bits() };
+        steps.push(Step { at: 2_300_000, what: What::Fault(join) });
+    }
+    if lies {
+        steps.extend(of_a_liar(&mut rng, pace * u64::try_from(ops).unwrap_or(0)));
+    }
+    // What is drawn once, above, breaks nothing later.
+    let kinds: Vec<&String> = faults.iter().filter(|name| !["logs", "liar"].contains(&name.as_str())).collect();
     let mut at = 3_000_000;
     for _ in 0..ops {
         at += rng.below(2 * pace);
@@ -146,7 +190,33 @@ pub fn schedule(seed: u64, ops: usize, faults: &BTreeSet<String>) -> Vec<Step> {
     steps
 }
 
+/// A member lies from some time on; mostly while the cloud is parted, so that no half sees through it.
+fn of_a_liar(rng: &mut Rng, length: Micros) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let (node, sides) = (rng.bits(), rng.bits());
+    let mut push = |at, fault| steps.push(Step { at, what: What::Fault(fault) });
+    let first = 3_000_000 + rng.below(length / 2 + 1);
+    // It waits until no retirement is under way.
+    for n in 0..4 {
+        let at = first + n * length / 8;
+        if rng.chance(800) {
+            push(at, Fault::Part { bits: sides });
+            push(at + rng.between(100_000, 9_000_000), Fault::Heal);
+        }
+        push(at + 1_000, Fault::Fork { node, sides });
+        push(at + 3_000_000 + rng.below(4_000_000), Fault::Lie { kind: rng.bits(), to: rng.bits() });
+    }
+    for _ in 0..rng.below(8) {
+        let at = first + rng.below(length / 2 + 1);
+        push(at, Fault::Lie { kind: rng.bits(), to: rng.bits() });
+    }
+    steps
+}
+
 fn op(rng: &mut Rng) -> Op {
+    if rng.chance(120) {
+        return of_addresses(rng);
+    }
     match rng.below(100) {
         0..32 => Op::Create { project: rng.bits(), host: rng.bits(), size: rng.between(1, 4) },
         32..52 => Op::Delete { server: rng.bits() },
@@ -154,13 +224,23 @@ fn op(rng: &mut Rng) -> Op {
         64..74 => Op::Rename { server: rng.bits(), name: rng.below(20) },
         74..80 => Op::User { name: rng.below(8) },
         80..84 => Op::DeleteUser { name: rng.below(8) },
-        84..85 => Op::Project { size: rng.between(10, 60) },
+        84..85 => Op::Project { size: rng.between(10, 60), confirmed: rng.chance(300) },
         85..88 => Op::Flavor { name: rng.below(6) },
         88..91 => Op::EditFlavor { flavor: rng.bits(), value: rng.bits() },
         91..92 => Op::DeleteFlavor { flavor: rng.bits() },
         92..93 if rng.below(4) == 0 => Op::DeleteProject { project: rng.bits() },
         93..96 => Op::Grow { pool: rng.bits(), size: rng.between(1, 5) },
         _ => Op::Burn { pool: rng.bits(), size: rng.between(1, 3) },
+    }
+}
+
+fn of_addresses(rng: &mut Rng) -> Op {
+    match rng.below(100) {
+        0..50 => Op::Take { pool: rng.bits(), n: rng.between(1, 4) },
+        50..80 => Op::GiveBack { address: rng.bits() },
+        80..90 => Op::GrowAddresses { pool: rng.bits(), from: rng.below(SPACE), n: rng.between(1, 8) },
+        90..98 => Op::BurnAddresses { pool: rng.bits(), n: rng.between(1, 3) },
+        _ => Op::Addresses { size: rng.between(8, 40), confirmed: rng.chance(300) },
     }
 }
 
@@ -183,6 +263,8 @@ fn fault(kind: &str, rng: &mut Rng) -> Fault {
         },
         "slow" => Fault::Slow { node: rng.bits(), factor: rng.between(1, 20) },
         "agent" => Fault::KillAgent { agent: rng.bits(), down },
+        "roam" => Fault::Roam { agent: rng.bits() },
+        "host" => Fault::KillHost { agent: rng.bits(), declared: rng.chance(700), down },
         "join" => Fault::Join { site: rng.bits(), sponsor: rng.bits() },
         "skew" => Fault::Skew { node: rng.bits(), ahead: rng.below(300_000) },
         _ => Fault::Crash { node: rng.bits(), kept: rng.chance(500), down },

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use luc_engine::entry::Member;
-use luc_engine::id::{Millis, ReplicaId};
+use luc_engine::id::{ClaimId, Millis, ReplicaId};
 use luc_engine::mutant::{self, Mutant};
 use luc_engine::replica::{Identity, Replica, founded_by};
 use luc_engine::store::{Batch, Store, Table};
@@ -16,13 +16,16 @@ use luc_sync::wire::Msg;
 use uuid::Uuid;
 
 use super::agent::{Agent, Talk};
+use super::dead::Wish;
 use super::disk::Disk;
+use super::liar::Liar;
 use super::net::{DIAL_EVERY, IDLE, Micros, Net, Sent, Weather};
 use super::node::{Job, Node, Process, member};
 use super::queue::Queue;
 use super::rights::Rights;
 use super::rng::Rng;
 use super::rules::{Broken, Checked, Rule, Rules};
+use super::snapshots::Given;
 use super::sometimes::{Sometimes, State};
 use super::trace::Trace;
 use super::workload::{Step, What};
@@ -102,7 +105,39 @@ pub(super) enum Event {
     Act {
         agent: usize,
         life: u64,
-        server: Uuid,
+        claim: ClaimId,
+    },
+    /// The liar speaks.
+    Heard {
+        from: usize,
+        to: usize,
+        message: Msg,
+    },
+    /// A node looks whom it is to be connected with.
+    Redial {
+        node: usize,
+    },
+    PowerOn {
+        agent: usize,
+    },
+    Operate {
+        agent: usize,
+        wish: Wish,
+    },
+    /// A snapshot is asked for, comes, or has not come in time.
+    StateAsked {
+        from: usize,
+        to: usize,
+        life: u64,
+    },
+    StateComes {
+        node: usize,
+        life: u64,
+        given: Box<Given>,
+    },
+    StateLate {
+        node: usize,
+        life: u64,
     },
     StartAgent {
         agent: usize,
@@ -152,6 +187,10 @@ pub struct World {
     pub(super) ending: bool,
     /// Who is cut off from some before it is lost.
     pub(super) parting: Option<usize>,
+    /// Bytes of log that replicas keep for absent members, if it is not what they keep by themselves.
+    pub(super) log_bytes: Option<u64>,
+    /// Who lies.
+    pub(super) liar: Option<Liar>,
     settled: bool,
 }
 
@@ -227,6 +266,8 @@ impl World {
             sites: config.sites,
             ending: false,
             parting: None,
+            log_bytes: None,
+            liar: None,
             settled: false,
         };
         if let Err(reason) = world.found(config.sites) {
@@ -282,7 +323,7 @@ impl World {
         self.add_node(Identity { cloud, key }, site, Disk::default(), None)
     }
 
-    fn add_node(&mut self, identity: Identity, site: usize, disk: Disk, sponsor: Option<usize>) -> usize {
+    pub(super) fn add_node(&mut self, identity: Identity, site: usize, disk: Disk, sponsor: Option<usize>) -> usize {
         let replica = identity.replica();
         let at = self.nodes.len();
         self.by_replica.insert(replica, at);
@@ -395,7 +436,14 @@ impl World {
             Event::Attach { agent, life } => self.attach(agent, life),
             Event::ToReplica { node, agent, session, talk } => self.replica_hears(node, agent, session, talk),
             Event::ToAgent { agent, session, talk } => self.agent_hears(agent, session, talk),
-            Event::Act { agent, life, server } => self.act_on(agent, life, server),
+            Event::Act { agent, life, claim } => self.act_on(agent, life, claim),
+            Event::Heard { from, to, message } => self.arrived(from, to, message),
+            Event::Redial { node } => self.dial_members(node),
+            Event::PowerOn { agent } => self.power_on(agent),
+            Event::Operate { agent, wish } => self.operate(agent, wish),
+            Event::StateAsked { from, to, life } => self.give_state(from, to, life),
+            Event::StateComes { node, life, given } => self.state_comes(node, life, given),
+            Event::StateLate { node, life } => self.state_late(node, life),
             Event::StartAgent { agent } => self.start_agent(agent),
             Event::Join { newcomer } => self.join(newcomer),
             Event::RetireTry { gone } => self.retire_try(gone),
@@ -496,7 +544,7 @@ impl World {
 
     fn dial(&mut self, from: usize, to: usize) {
         let up = |node: usize| self.nodes.get(node).is_some_and(|node| node.process.is_some());
-        if !up(from) || self.net.connection(from, to).is_some() {
+        if !up(from) || self.net.connection(from, to).is_some() || !self.talks(from, to) {
             self.dialing.remove(&(from, to));
             return;
         }
@@ -510,7 +558,8 @@ impl World {
     fn established(&mut self, from: usize, to: usize) {
         let up = |node: usize| self.nodes.get(node).is_some_and(|node| node.process.is_some());
         let cut = self.net.is_cut(from, to).or(self.net.is_cut(to, from));
-        if !up(from) || !up(to) || cut.is_some() || self.net.connection(from, to).is_some() {
+        let talks = self.talks(from, to);
+        if !talks || !up(from) || !up(to) || cut.is_some() || self.net.connection(from, to).is_some() {
             return;
         }
         self.net.connect(from, to);
@@ -541,7 +590,7 @@ impl World {
 
     /// The views of all replicas that take part.
     pub(super) fn living(&self) -> Vec<(usize, &View)> {
-        let takes_part = |node: &&(usize, &Node)| !node.1.gone && !node.1.stopped;
+        let takes_part = |node: &&(usize, &Node)| !node.1.gone && !node.1.stopped && !self.is_liar(node.0);
         let nodes: Vec<(usize, &Node)> = self.nodes.iter().enumerate().collect();
         let views = nodes.iter().filter(takes_part).filter_map(|(at, node)| Some((*at, &node.process.as_ref()?.view)));
         views.collect()
@@ -564,7 +613,8 @@ impl World {
     }
 
     fn why_unsettled(&self) -> Option<String> {
-        let expected = self.nodes.iter().filter(|node| !node.gone && !node.stopped).count();
+        let takes_part = |(at, node): &(usize, &Node)| !node.gone && !node.stopped && !self.is_liar(*at);
+        let expected = self.nodes.iter().enumerate().filter(takes_part).count();
         let living = self.living();
         if living.len() < expected {
             return Some(format!("{} of {expected} replicas run", living.len()));
@@ -581,7 +631,11 @@ impl World {
     /// The end: everything is mended and started.
     fn mend_all(&mut self) {
         self.heal();
+        self.end_liar();
         for agent in 0..self.agents.len() {
+            if self.agents.get(agent).is_some_and(|agent| !agent.condemned) {
+                self.power_on(agent);
+            }
             self.start_agent(agent);
         }
         for node in 0..self.nodes.len() {
@@ -606,7 +660,7 @@ impl World {
         let members: Vec<ReplicaId> =
             self.process(node).map(|p| p.view.members().map(|(id, _)| *id).collect()).unwrap_or_default();
         for replica in members {
-            if let Some(peer) = self.by_replica.get(&replica).copied()
+            if let Some(peer) = self.node_of(node, replica)
                 && self.net.connection(node, peer).is_none()
             {
                 self.keep_dialing(node, peer);

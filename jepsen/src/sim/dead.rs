@@ -1,0 +1,144 @@
+//! Machines that fail, and what operators do about it (`PROTOCOL.md`, S5): the host is declared dead by a replica of its
+//! site, its servers are placed anew by whoever holds their claims, and the machine comes back once that was taken back
+//! and its site knows. An operator looks first: a host that runs is not declared dead.
+
+use luc_engine::hosts;
+use luc_engine::ledger::Ledger;
+use luc_engine::record::Host;
+use luc_engine::schedule::Choice;
+use luc_engine::tx::{Refusal, Tx};
+use luc_engine::view::View;
+use uuid::Uuid;
+
+use super::agent::is_dead;
+use super::faults::PATIENCE;
+use super::net::Micros;
+use super::node::{Job, Node};
+use super::rng::pick;
+use super::sometimes::State;
+use super::world::{Event, World};
+
+/// What an operator wants of a host that is off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// It is dead.
+    Dead,
+    /// Its servers run elsewhere: half of them at a time.
+    Evacuated(u64),
+    /// It comes back.
+    Revived,
+}
+
+impl World {
+    /// A machine goes off. If it is to be declared dead, that is done soon; else it goes on again by itself.
+    pub(super) fn kill_host(&mut self, agent: usize, declared: bool, down: Micros) {
+        let Some(of) = self.agents.get_mut(agent).filter(|of| of.on && of.pool().is_some()) else { return };
+        of.condemned = declared;
+        self.power_off(agent);
+        self.sometimes.saw(State::HostOff);
+        self.trace.note(self.now, [18, agent as u64, u64::from(declared)], || format!("host {agent} is off"));
+        if !declared {
+            return self.at(down, Event::PowerOn { agent });
+        }
+        let soon = self.rng.between(50_000, 1_000_000);
+        self.at(soon, Event::Operate { agent, wish: Wish::Dead });
+        self.at(down + PATIENCE, Event::Operate { agent, wish: Wish::Revived });
+    }
+
+    /// An operator looks whether what is wanted has come about, and asks some replica for it if not.
+    pub(super) fn operate(&mut self, agent: usize, wish: Wish) {
+        let Some(of) = self.agents.get(agent).filter(|of| of.condemned && !of.on) else { return };
+        let (site, Some(pool)) = (of.site, of.pool()) else { return };
+        let serving = |(_, node): &(usize, &Node)| node.serves() && !node.stopped;
+        let nodes: Vec<usize> = self.nodes.iter().enumerate().filter(serving).map(|(at, _)| at).collect();
+        let of_site = |at: &usize| self.nodes.get(*at).is_some_and(|node| node.site == site);
+        let there: Vec<usize> = nodes.iter().copied().filter(of_site).collect();
+        match wish {
+            Wish::Dead => {
+                if self.shows_everywhere(|view| is_dead(view, pool)) {
+                    let bits = self.rng.bits();
+                    return self.at(1_000, Event::Operate { agent, wish: Wish::Evacuated(bits) });
+                }
+                // Where every replica of the site is retired, another site may say so.
+                let bits = self.rng.bits();
+                let by = pick(if there.is_empty() { &nodes } else { &there }, bits);
+                by.into_iter().for_each(|at| self.job(at, Job::Operate { agent, wish }));
+            }
+            Wish::Evacuated(_) => nodes.into_iter().for_each(|at| self.job(at, Job::Operate { agent, wish })),
+            Wish::Revived => {
+                if self.shows_everywhere(|view| is_dead(view, pool) && view.is_revived(pool)) {
+                    self.sometimes.saw(State::HostRevived);
+                    self.trace.note(self.now, [19, agent as u64, 0], || format!("host {agent} comes back"));
+                    return self.power_on(agent);
+                }
+                let bits = self.rng.bits();
+                pick(&there, bits).into_iter().for_each(|at| self.job(at, Job::Operate { agent, wish }));
+            }
+        }
+        self.at(PATIENCE, Event::Operate { agent, wish });
+    }
+
+    fn shows_everywhere(&self, shows: impl Fn(&View) -> bool) -> bool {
+        let living = self.living();
+        !living.is_empty() && living.iter().all(|(_, view)| shows(view))
+    }
+
+    /// A replica does what an operator asked it for.
+    pub(super) fn obey(&mut self, at: usize, agent: usize, wish: Wish) {
+        let clock = self.clock(at);
+        let Some((host, pool)) = self.agents.get(agent).and_then(|of| Some((of.host(), of.pool()?))) else { return };
+        let random = self.rng.bits();
+        let Some(process) = self.process(at).filter(|process| process.met) else { return };
+        let done = process.replica.transact::<_, Refusal>(clock, |tx| {
+            let (known, dead) = (tx.view().ledger().pool(pool).is_some(), is_dead(tx.view(), pool));
+            match wish {
+                Wish::Dead if known && !dead => tx.declare_dead(pool, Uuid::nil()).map(|()| 0),
+                Wish::Revived if dead => {
+                    let revive = |host: &mut Host| {
+                        host.revived = pool.to_string();
+                        Ok::<_, Refusal>(())
+                    };
+                    tx.update::<Host, Refusal>(host.0, revive).map(|()| 0)
+                }
+                Wish::Evacuated(bits) if dead => evacuate(tx, pool, bits, random),
+                Wish::Dead | Wish::Revived | Wish::Evacuated(_) => Ok(0),
+            }
+        });
+        process.wrote |= done.is_ok();
+        match (wish, done) {
+            (Wish::Dead, Ok((_, Some(_)))) => self.sometimes.saw(State::HostDead),
+            (Wish::Evacuated(_), Ok((moved, Some(_)))) if moved > 0 => self.sometimes.saw(State::Evacuated),
+            _ => {}
+        }
+    }
+}
+
+/// Places some servers of a dead host anew: those whose claims this replica holds. Says how many.
+fn evacuate(tx: &mut Tx<'_>, pool: luc_engine::id::PoolId, bits: u64, random: u64) -> Result<usize, Refusal> {
+    let ledger: &Ledger = tx.view().ledger();
+    let on_it = ledger.claims().filter(|(_, claim)| claim.pool == pool).map(|(_, claim)| claim.record.id);
+    let mine = |id: &Uuid| {
+        let (low, _) = id.as_u64_pair();
+        (low ^ bits) & 1 == 0 && hosts::may_evacuate(tx.view(), tx.me(), *id).is_ok()
+    };
+    let is_live = |id: &Uuid| tx.view().get::<luc_engine::record::Server>(*id).is_some();
+    let servers: Vec<Uuid> = on_it.filter(mine).filter(is_live).collect();
+    let mut moved = 0;
+    for server in servers {
+        let Some(amount) = tx.view().placement(server).map(|placement| placement.amount.clone()) else { continue };
+        let room = |host: &luc_engine::id::HostId| {
+            let (id, of) = tx.view().host_pool(*host)?;
+            (of.dead.is_empty() && of.free(tx.me()).covers(&amount)).then_some(Choice {
+                host: *host,
+                pool: id,
+                member: None,
+            })
+        };
+        let hosts: Vec<_> = tx.view().ledger().hosts().collect();
+        let choices: Vec<Choice> = hosts.iter().filter_map(room).collect();
+        let Some(choice) = pick(&choices, random) else { continue };
+        hosts::evacuate(tx, server, &choice, &amount)?;
+        moved += 1;
+    }
+    Ok(moved)
+}
