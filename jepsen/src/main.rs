@@ -45,8 +45,8 @@ struct World {
     /// Operations of each seed.
     #[arg(long, default_value_t = 2_000)]
     ops: usize,
-    /// Faults, separated by commas; `none` for none.
-    #[arg(long, value_delimiter = ',', default_values_t = workload::HONEST.map_names())]
+    /// Faults, separated by commas; `none` for none. All but `liar` unless told; a seeded bug has its own.
+    #[arg(long, value_delimiter = ',')]
     faults: Vec<String>,
 }
 
@@ -89,16 +89,6 @@ struct MutantArgs {
     world: World,
 }
 
-trait Names {
-    fn map_names(&self) -> Vec<String>;
-}
-
-impl Names for &[&str] {
-    fn map_names(&self) -> Vec<String> {
-        self.iter().map(|name| (*name).to_owned()).collect()
-    }
-}
-
 /// So many seeds must have reached every hard state.
 const DEMANDING: u64 = 150;
 
@@ -124,8 +114,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn plan(world: &World) -> Result<Plan, String> {
-    let faults: BTreeSet<String> = world.faults.iter().filter(|name| *name != "none").cloned().collect();
+/// The plan that was asked for, with these faults if none were named.
+fn plan(world: &World, usual: &[&str]) -> Result<Plan, String> {
+    let usual: Vec<String> = usual.iter().map(|name| (*name).to_owned()).collect();
+    let named = if world.faults.is_empty() { usual } else { world.faults.clone() };
+    let faults: BTreeSet<String> = named.into_iter().filter(|name| name != "none").collect();
     match faults.iter().find(|name| !workload::FAULTS.contains(&name.as_str())) {
         Some(unknown) => Err(format!("no fault is called {unknown:?}; there are {}", workload::FAULTS.join(", "))),
         None => Ok(Plan { sites: world.sites, ops: world.ops, faults }),
@@ -133,7 +126,7 @@ fn plan(world: &World) -> Result<Plan, String> {
 }
 
 fn simulate(args: &SimArgs) -> ExitCode {
-    let plan = match plan(&args.world) {
+    let plan = match plan(&args.world, workload::HONEST) {
         Ok(plan) => plan,
         Err(error) => return failed(&error),
     };
@@ -219,21 +212,25 @@ fn mutants(_: &MutantArgs) -> ExitCode {
 
 #[cfg(feature = "mutants")]
 fn mutants(args: &MutantArgs) -> ExitCode {
-    let plan = match plan(&args.world) {
-        Ok(plan) => plan,
-        Err(error) => return failed(&error),
+    use luc_engine::mutant::Mutant;
+    use sim::mutants::{UNSURE, faults, hunt, shrink};
+
+    let among = |mutant: Mutant| {
+        let own = faults(mutant);
+        plan(&args.world, if own.is_empty() { workload::HONEST } else { own })
+    };
+    let due = |mutant: &&Mutant| match args.only.is_empty() {
+        true => !UNSURE.contains(*mutant),
+        false => args.only.contains(&format!("{mutant:?}")),
     };
     println!("{:<24} {:<8} {:<26} {:>6} {:>9}", "seeded bug", "breaks", "caught by", "seed", "seconds");
     let mut escaped = 0;
-    let named =
-        |mutant: &&luc_engine::mutant::Mutant| args.only.is_empty() || args.only.contains(&format!("{mutant:?}"));
-    // What only a liar brings out is looked for where there is one.
-    let fits = |mutant: &&luc_engine::mutant::Mutant| {
-        let due = !args.only.is_empty() || !sim::mutants::UNSURE.contains(*mutant);
-        due && (plan.faults.contains("liar") || !sim::mutants::OF_LIARS.contains(*mutant))
-    };
-    for mutant in luc_engine::mutant::Mutant::ALL.iter().filter(named).filter(fits) {
-        let caught = sim::mutants::hunt(&plan, *mutant, args.seeds);
+    for mutant in Mutant::ALL.iter().filter(due) {
+        let plan = match among(*mutant) {
+            Ok(plan) => plan,
+            Err(error) => return failed(&error),
+        };
+        let caught = hunt(&plan, *mutant, args.seeds);
         let (rule, seed) = caught.by.map_or_else(Default::default, |(rule, seed)| (rule.to_string(), seed.to_string()));
         escaped += u32::from(caught.by.is_none());
         let (name, breaks) = (format!("{mutant:?}"), mutant.rules());
@@ -243,9 +240,10 @@ fn mutants(args: &MutantArgs) -> ExitCode {
         return failed(&format!("{escaped} seeded bugs were not caught"));
     }
     // A failure is told by what it needs: a server that is made and deleted, and what that takes.
-    let example = luc_engine::mutant::Mutant::ReleaseWithoutWord;
-    let Some(at) = sim::mutants::hunt(&plan, example, args.seeds).by else { return ExitCode::FAILURE };
-    let steps = sim::mutants::shrink(&plan, example, at, 400);
+    let example = Mutant::ReleaseWithoutWord;
+    let Ok(plan) = among(example) else { return ExitCode::FAILURE };
+    let Some(at) = hunt(&plan, example, args.seeds).by else { return ExitCode::FAILURE };
+    let steps = shrink(&plan, example, at, 400);
     println!("{example:?} at seed {} takes {steps} steps", at.1);
     if steps <= SHORT { ExitCode::SUCCESS } else { failed("its story is not short") }
 }

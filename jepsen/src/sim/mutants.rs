@@ -4,30 +4,47 @@ use luc_engine::mutant::Mutant;
 
 use super::rules::Rule;
 
-/// Bugs that no honest member's entry brings out.
-pub const OF_LIARS: &[Mutant] = &[
-    Mutant::SignatureUnchecked,
-    Mutant::WriterUnchecked,
-    Mutant::RootUnchecked,
-    Mutant::ConfirmIgnored,
-    Mutant::DebtForgiven,
-    Mutant::HashIgnored,
-    Mutant::ForkUntold,
-    Mutant::PlacedByAnybody,
-    Mutant::CapacityIgnored,
-];
-
 /// Bugs that the simulator does not reach well enough yet to be sure of them within the seeds that the table allows: they are
 /// looked for when they are named.
 pub const UNSURE: &[Mutant] = &[
     Mutant::WordForgotten,
-    Mutant::ReplayForgotten,
     Mutant::ObservationByArrival,
     Mutant::PurgedUnstable,
     Mutant::MinorityDrops,
     Mutant::DeadHostSpent,
-    Mutant::RetiredHostDead,
+    Mutant::SignatureUnchecked,
+    Mutant::WriterUnchecked,
+    Mutant::ConfirmIgnored,
+    Mutant::PlacedByAnybody,
+    Mutant::CapacityIgnored,
 ];
+
+/// The faults that bring a bug out, among which it is hunted: further ones only make that longer. None stands for all that
+/// honest members meet.
+#[must_use]
+pub fn faults(mutant: Mutant) -> &'static [&'static str] {
+    match mutant {
+        Mutant::TombstoneDropped | Mutant::KeptIgnored | Mutant::PurgedUnstable => &["cut", "slow"],
+        Mutant::OwnSealOnly | Mutant::LowestSeal | Mutant::SealIgnored => &["retire", "cut", "lose", "slow"],
+        Mutant::OldDiskAccepted => &["old-disk", "crash", "cut"],
+        Mutant::PlaceIgnored => &["clone", "crash", "cut"],
+        Mutant::WordForgotten => &["agent", "crash", "fail"],
+        Mutant::ObservationByArrival => &["roam", "cut", "agent"],
+        Mutant::ReplayForgotten | Mutant::MinorityDrops => &["logs", "cut"],
+        Mutant::DeadHostSpent => &["host", "cut"],
+        Mutant::RetiredHostDead => &["retire", "host", "lose"],
+        Mutant::SignatureUnchecked
+        | Mutant::WriterUnchecked
+        | Mutant::RootUnchecked
+        | Mutant::ConfirmIgnored
+        | Mutant::DebtForgiven
+        | Mutant::HashIgnored
+        | Mutant::ForkUntold
+        | Mutant::PlacedByAnybody
+        | Mutant::CapacityIgnored => &["cut", "slow", "liar"],
+        _ => &[],
+    }
+}
 
 /// How a seeded bug was caught.
 #[derive(Clone, Debug)]
