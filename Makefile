@@ -30,6 +30,7 @@ test: ## Install what is missing and run all tests
 	cargo build --locked -p luc-api
 	cargo $(RUNNER) --workspace --locked
 	@$(MAKE) --no-print-directory sim SEEDS=100 OPS=300
+	@$(MAKE) --no-print-directory sim SEEDS=60 OPS=300 FAULTS=cut,slow,liar
 	@$(MAKE) --no-print-directory mutants
 
 # The OpenStack client that the tests use, at exactly the versions in tests/requirements.txt.
@@ -74,11 +75,12 @@ SEEDS ?= 20
 SEED ?= 1
 OPS ?= 300
 HOURS ?=
+FAULTS ?=
 # One build for both: a seeded bug that is off costs nothing that can be measured.
 SIM := cargo run --profile sim --locked -p jepsen --no-default-features --features memo,mutants
 
-sim: ## Run the simulator (SEEDS=100, SEED=1, OPS=2000, HOURS=2)
-	$(SIM) -- sim --seed $(SEED) --seeds $(SEEDS) --ops $(OPS) $(if $(HOURS),--hours $(HOURS))
+sim: ## Run the simulator (SEEDS=100, SEED=1, OPS=2000, HOURS=2, FAULTS=cut,liar)
+	$(SIM) -- sim --seed $(SEED) --seeds $(SEEDS) --ops $(OPS) $(if $(HOURS),--hours $(HOURS)) $(if $(FAULTS),--faults $(FAULTS))
 
 mutants: ## Switch on each seeded bug, and print which rule of the simulator catches it
 	$(SIM) -- mutants --ops 600

@@ -7,7 +7,7 @@
 //! the next when the receiver has answered. So catching up costs what is missing, never the state, and a slow peer is
 //! slowed instead of growing anybody's memory.
 //!
-//! In a second at most [`AT_ONCE`] peers are told, those first who were told longest ago, and only what is news to them: a
+//! In a second at most `AT_ONCE` peers are told, those first who were told longest ago, and only what is news to them: a
 //! frontier that has not changed since is not said again. So a replica's cost does not grow with the cloud, and what one of
 //! those peers has comes within a second or two, however large it is. What must not wait for its turn is said at once: to
 //! each peer that connects, the last entry of its own that is held here (`PROTOCOL.md`, M4).
