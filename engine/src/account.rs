@@ -400,20 +400,21 @@ impl Pool {
         check_pieces(id, before, account.pieces())
     }
 
-    /// Takes up the grants that their receivers have said to have seen. Says whether there were any. Nothing shows of it:
-    /// each account is what it was at every past that its owner may still name.
-    pub(crate) fn fold<'a>(&mut self, said: &dyn Fn(ReplicaId) -> Option<&'a Frontier>) -> bool {
+    /// The pool with the grants taken up that their receivers have said to have seen; none if there are none. Nothing shows
+    /// of it: each account is what it was at every past that its owner may still name.
+    pub(crate) fn folded<'a>(&self, said: &dyn Fn(ReplicaId) -> Option<&'a Frontier>) -> Option<Self> {
         let counts = |owner: &ReplicaId, account: &Account| {
             let past = said(*owner)?;
             account.incoming.iter().any(|grant| grant.counts_at(past)).then_some((*owner, past))
         };
         let owners: Vec<_> = self.accounts.iter().filter_map(|(owner, account)| counts(owner, account)).collect();
+        let mut folded = if owners.is_empty() { return None } else { self.clone() };
         for (owner, past) in &owners {
-            if let Some(account) = self.accounts.get_mut(owner) {
+            if let Some(account) = folded.accounts.get_mut(owner) {
                 account.settle(past);
             }
         }
-        !owners.is_empty()
+        Some(folded)
     }
 
     /// Empties the account of somebody who is gone, as of `past`: what was free, and what was owed.

@@ -437,13 +437,8 @@ impl Ledger {
 
     /// Takes up the grants that their receivers have said to have seen. Gives the pools that have changed.
     pub(crate) fn fold_grants<'a>(&mut self, said: &dyn Fn(ReplicaId) -> Option<&'a Frontier>) -> Vec<PoolId> {
-        let mut changed = Vec::new();
-        for (id, pool) in &self.pools {
-            let mut folded = Pool::clone(pool);
-            if folded.fold(said) {
-                changed.push((*id, Arc::new(folded)));
-            }
-        }
+        let folded = self.pools.iter().filter_map(|(id, pool)| Some((*id, Arc::new(pool.folded(said)?))));
+        let changed: Vec<_> = folded.collect();
         let ids = changed.iter().map(|(id, _)| *id).collect();
         self.pools.extend(changed);
         ids

@@ -937,10 +937,8 @@ fn load_chains(reader: &dyn Reader) -> Result<(imbl::OrdMap<ReplicaId, Chain>, B
     let rows: Vec<(ReplicaId, fold::ChainRow)> = load(reader, Table::Author)?;
     let (mut chains, mut branches) = (imbl::OrdMap::new(), Branches::default());
     for (log, (last, frontier, kept, floor, branch)) in rows {
-        chains.insert(
-            log,
-            Chain { last, frontier: Arc::new(frontier), kept, floor: Arc::new(floor), recent: fold::Recent::default() },
-        );
+        let (frontier, floor) = (Arc::new(frontier), Arc::new(floor));
+        chains.insert(log, Chain { last, frontier, kept, floor, ..Chain::default() });
         if let Some(branch) = branch {
             branches.put_back(log, branch);
         }

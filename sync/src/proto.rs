@@ -22,8 +22,8 @@ use luc_engine::replica::Received;
 
 use crate::wire::{Msg, Status};
 
-/// How often a peer is told our frontier and our status, milliseconds, while there are few enough. Clocks are set back too: what matters is how far a
-/// time is from now, or a clock set back by an hour would silence anti-entropy for one.
+/// How often a peer is told our frontier and our status, milliseconds, while there are few enough. Clocks are set back
+/// too: what matters is how far a time is from now, or a clock set back by an hour would silence anti-entropy for one.
 const HEARTBEAT: Millis = 1_000;
 /// Peers that are told in so long, at most. Each may answer with what is missing here, so it is also how often that may come.
 const AT_ONCE: usize = 16;

@@ -322,13 +322,7 @@ pub(super) fn seeded() -> Vec<Seeded> {
     let two = using(login(login(Story::new(NAME), 0, "t"), 1, "u"), 2, "t", true);
     let revoked = using(end(two.clone(), 0, "t", "revoke"), 0, "t", false);
     let cut = using(end(two.clone().cut(), 0, "t", "disable"), 0, "t", false);
-    let seeded = |checker, bug, good: Story, bad: Story| Seeded {
-        workload: NAME,
-        checker,
-        bug,
-        good: good.history(),
-        bad: bad.history(),
-    };
+    let seeded = |checker, bug, good, bad| Seeded::new(NAME, checker, bug, good, bad);
     vec![
         seeded(
             "revoked-works",

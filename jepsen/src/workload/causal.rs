@@ -10,7 +10,7 @@ use anyhow::Result;
 use serde_json::{Map, Value, json};
 
 use super::register::{make_servers, registers, steps, worth};
-use super::registers::{Found, judge};
+use super::registers::{self, Found, judge};
 use super::stage::{Excused, INSIST, Own, Rule, Stage, client_of, one_of, text};
 use super::story::Story;
 use super::{Cloud, Invocation, Seeded, Session, Verdict, Workload};
@@ -28,15 +28,9 @@ const CAUSAL: Rule = Rule {
     checker: "session",
     rule: "Whoever sends back what it has seen reads, at every site, nothing that it knows to be replaced.",
 };
-const GARBAGE: Rule =
-    Rule { workload: NAME, checker: "garbage", rule: "Only what was written, and not refused, is ever read." };
-const CONVERGED: Rule =
-    Rule { workload: NAME, checker: "converged", rule: "In the end all sites read the same values." };
-const LOST: Rule = Rule {
-    workload: NAME,
-    checker: "lost-update",
-    rule: "In the end nothing is read that an acknowledged write had replaced.",
-};
+const GARBAGE: Rule = registers::garbage(NAME);
+const CONVERGED: Rule = registers::converged(NAME);
+const LOST: Rule = registers::lost(NAME);
 
 /// What a session carries.
 #[derive(Default)]
@@ -180,13 +174,7 @@ pub(super) fn seeded() -> Vec<Seeded> {
     let followed = write(read(one.clone(), 1, "lyon", json!({"s/x": "1", "s/y": "0"})), 1, "rennes", "s/y", "2");
     let whole = json!({"s/x": "1", "s/y": "2"});
     let ends = |story: Story, first: &Value, second: &Value| last(last(story, 0, first.clone()), 1, second.clone());
-    let seeded = |checker, bug, good: Story, bad: Story| Seeded {
-        workload: NAME,
-        checker,
-        bug,
-        good: good.history(),
-        bad: bad.history(),
-    };
+    let seeded = |checker, bug, good, bad| Seeded::new(NAME, checker, bug, good, bad);
     vec![
         seeded(
             "session",

@@ -264,13 +264,7 @@ pub(super) fn seeded() -> Vec<Seeded> {
     let deleted = two.clone().ok(0, "delete", json!({"id": "a"}), json!({"id": "a"}));
     let unknown = refused(create(two.clone().info(0, "delete", json!({"id": "a"})), 1, "c"));
     let lost = create(two.clone().wiped("paris"), 0, "c");
-    let seeded = |bug, good: Story, bad: Story, checker| Seeded {
-        workload: NAME,
-        checker,
-        bug,
-        good: good.history(),
-        bad: bad.history(),
-    };
+    let seeded = |bug, good, bad, checker| Seeded::new(NAME, checker, bug, good, bad);
     vec![
         seeded(
             "a third server on a host for two",

@@ -366,13 +366,7 @@ pub(super) fn seeded() -> Vec<Seeded> {
     let out = |story: Story| story.fail(1, "final", image.clone(), "503 out of reach");
     let taken = claim(uploaded.clone(), 0, "c", &["198.51.100.0/30", "198.51.100.9"]);
     let back = taken.clone().ok(1, "release", json!({"id": "c"}), json!({"id": "c"}));
-    let seeded = |checker, bug, good: Story, bad: Story| Seeded {
-        workload: NAME,
-        checker,
-        bug,
-        good: good.history(),
-        bad: bad.history(),
-    };
+    let seeded = |checker, bug, good, bad| Seeded::new(NAME, checker, bug, good, bad);
     vec![
         seeded(
             "checksum",

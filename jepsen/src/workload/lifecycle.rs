@@ -344,13 +344,7 @@ pub(super) fn seeded() -> Vec<Seeded> {
     let runs = ends(made("a"), &active, &active);
     let gone = ends(act(made("a"), 1, "delete"), &none, &none);
     let stopped = act(made("a"), 1, "stop");
-    let seeded = |checker, bug, good: Story, bad: Story| Seeded {
-        workload: NAME,
-        checker,
-        bug,
-        good: good.history(),
-        bad: bad.history(),
-    };
+    let seeded = |checker, bug, good, bad| Seeded::new(NAME, checker, bug, good, bad);
     let mut building = active.clone();
     building["servers"][0]["task"] = json!("powering-on");
     vec![

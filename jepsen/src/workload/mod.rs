@@ -159,6 +159,18 @@ pub struct Seeded {
     pub bad: History,
 }
 
+impl Seeded {
+    fn new(
+        workload: &'static str,
+        checker: &'static str,
+        bug: &'static str,
+        good: story::Story,
+        bad: story::Story,
+    ) -> Self {
+        Self { workload, checker, bug, good: good.history(), bad: bad.history() }
+    }
+}
+
 /// At least one seeded fault for every checker of every workload.
 #[must_use]
 pub fn seeded() -> Vec<Seeded> {

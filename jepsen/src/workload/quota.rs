@@ -266,13 +266,7 @@ pub(super) fn seeded() -> Vec<Seeded> {
     let shrunk =
         |rights_left| rights(limit(two.clone().ok(1, "delete", json!({"id": "a"}), json!({})), 1), rights_left);
     let usage = |used: u64, ids: &[&str]| json!({"used": used, "servers": ids});
-    let seeded = |checker, bug, good: Story, bad: Story| Seeded {
-        workload: NAME,
-        checker,
-        bug,
-        good: good.history(),
-        bad: bad.history(),
-    };
+    let seeded = |checker, bug, good, bad| Seeded::new(NAME, checker, bug, good, bad);
     vec![
         seeded("quota-exceeded", "a third server where two are allowed", raised, create(two.clone(), 1, "c")),
         seeded(

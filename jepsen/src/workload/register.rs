@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
-use super::registers::{Access, Found, INITIAL, Step, judge};
+use super::registers::{self, Access, Found, INITIAL, Step, judge};
 use super::stage::{Excused, INSIST, Rule, Stage, Worth, client_of, ended, one_of, result, site_of, text};
 use super::story::Story;
 use super::{Cloud, Invocation, Seeded, Session, Verdict, Workload};
@@ -20,20 +20,14 @@ const NAME: &str = "register";
 const SERVERS: usize = 3;
 const ITEMS: [&str; 2] = ["a", "b"];
 
-const GARBAGE: Rule =
-    Rule { workload: NAME, checker: "garbage", rule: "Only what was written, and not refused, is ever read." };
+const GARBAGE: Rule = registers::garbage(NAME);
 const MONOTONE: Rule = Rule {
     workload: NAME,
     checker: "monotone",
     rule: "No session reads what it knows to be replaced: reads at a site are monotone, and see its own writes.",
 };
-const CONVERGED: Rule =
-    Rule { workload: NAME, checker: "converged", rule: "In the end all sites read the same values." };
-const LOST: Rule = Rule {
-    workload: NAME,
-    checker: "lost-update",
-    rule: "In the end nothing is read that an acknowledged write had replaced.",
-};
+const CONVERGED: Rule = registers::converged(NAME);
+const LOST: Rule = registers::lost(NAME);
 
 /// The workload.
 #[derive(Default)]
@@ -222,13 +216,7 @@ pub(super) fn seeded() -> Vec<Seeded> {
     let ends = |story: Story, first: &str, second: &str| read(read(story, 0, "final", first), 1, "final", second);
     let begun = read(write(write(Story::new(NAME), 0, "x"), 1, "y"), 2, "read", "x");
     let after = write(read(begun.clone(), 2, "read", "y"), 2, "z");
-    let seeded = |checker, bug, good: Story, bad: Story| Seeded {
-        workload: NAME,
-        checker,
-        bug,
-        good: good.history(),
-        bad: bad.history(),
-    };
+    let seeded = |checker, bug, good, bad| Seeded::new(NAME, checker, bug, good, bad);
     vec![
         seeded(
             "garbage",

@@ -7,11 +7,24 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::stage::Anomaly;
+use super::stage::{Anomaly, Rule};
 use crate::history::Kind;
 
 /// The value of a register that nobody has written.
 pub(super) const INITIAL: &str = "0";
+
+pub(super) const fn garbage(workload: &'static str) -> Rule {
+    Rule { workload, checker: "garbage", rule: "Only what was written, and not refused, is ever read." }
+}
+
+pub(super) const fn converged(workload: &'static str) -> Rule {
+    Rule { workload, checker: "converged", rule: "In the end all sites read the same values." }
+}
+
+pub(super) const fn lost(workload: &'static str) -> Rule {
+    let rule = "In the end nothing is read that an acknowledged write had replaced.";
+    Rule { workload, checker: "lost-update", rule }
+}
 
 /// A session: reads in one are monotone.
 pub(super) type SessionId = (u32, u64);

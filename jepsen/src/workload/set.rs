@@ -296,13 +296,7 @@ pub(super) fn seeded() -> Vec<Seeded> {
     let two = add(add(Story::new(NAME), 0, "a", "1"), 1, "b", "2");
     let gone = delete(two.clone(), 2, "1");
     let unknown = two.clone().info(2, "delete", json!({"id": "1"}));
-    let seeded = |checker, bug, good: Story, bad: Story| Seeded {
-        workload: NAME,
-        checker,
-        bug,
-        good: good.history(),
-        bad: bad.history(),
-    };
+    let seeded = |checker, bug, good, bad| Seeded::new(NAME, checker, bug, good, bad);
     vec![
         seeded("lost", "an acknowledgement is lost", ends(unknown, &[b], &[b]), ends(two.clone(), &[b], &[b])),
         seeded(
