@@ -12,7 +12,7 @@ VENV := target/venv
 # cargo-nextest where it is there: it runs tests in parallel, and ends those that hang.
 RUNNER := $(shell cargo nextest --version >/dev/null 2>&1 && echo nextest run || echo test)
 
-.PHONY: help demo test lint bench bench-build bench-claims bench-memory deps sim mutants prove check jepsen jepsen-build
+.PHONY: help demo test explore lint bench bench-build bench-claims bench-memory deps sim mutants prove check jepsen jepsen-build
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -23,6 +23,8 @@ demo: ## Three sites on this machine, a story, then yours to play with (ONCE=1: 
 	cargo build --release --locked -p luc-api
 	@target/release/luc demo --hypervisor $(HYPERVISOR) $(if $(ONCE),--once)
 
+# What property tests begin with. One and the same for everybody, so that what passes here passes there; `make explore` tries others.
+test: export PROPTEST_RNG_SEED ?= 1
 test: ## Install what is missing and run all tests
 	@packaging/install-deps.sh build demo test
 	@packaging/guest/build.sh
@@ -32,6 +34,17 @@ test: ## Install what is missing and run all tests
 	@$(MAKE) --no-print-directory sim SEEDS=100 OPS=300
 	@$(MAKE) --no-print-directory sim SEEDS=60 OPS=300 FAULTS=cut,slow,liar
 	@$(MAKE) --no-print-directory mutants
+
+# Every test binary with properties in it, wherever that is.
+PROPERTIES = $(shell grep -lE '^proptest!' */tests/*.rs | sed -E 's:.*/(.*)\.rs:-E binary(\1):' | tr '\n' ' ')
+
+explore: ## Run the property tests again and again, each time with cases that nobody has tried (SEEDS=100)
+	@packaging/install-deps.sh build
+	@for n in $$(seq $(SEEDS)); do \
+		seed=$$(od -An -N6 -tu8 /dev/urandom | tr -d ' '); echo "PROPTEST_RNG_SEED=$$seed"; \
+		PROPTEST_RNG_SEED=$$seed cargo nextest run --workspace --exclude luc-tests --cargo-profile sim --locked \
+			--status-level fail --final-status-level fail $(foreach test,$(PROPERTIES),'$(test)') || exit 1; \
+	done
 
 # The OpenStack client that the tests use, at exactly the versions in tests/requirements.txt.
 $(VENV)/ready: tests/requirements.txt

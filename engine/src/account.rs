@@ -363,12 +363,17 @@ impl Pool {
         }
     }
 
-    /// An owner turns out to have forked. It had what is in its account, what is `claimed`, and what the branch that is held
-    /// here has `given` away since the fork, which is none if that cannot be told.
+    /// An owner turns out to have forked, or to have forked earlier than was known. It had what is in its account, what is
+    /// `claimed`, and what the branch that is held here has `given` away since the fork, or between it and that which was the
+    /// earliest; none if that cannot be told.
     pub(crate) fn fork(&mut self, owner: ReplicaId, claimed: &Amount, given: Option<&Amount>) {
-        let Some(account) = self.accounts.get_mut(&owner).filter(|account| account.forked.is_none()) else { return };
-        let limit = given.map(|given| account.gross().saturating_add(claimed).saturating_add(given));
-        account.forked = Some(Box::new(Forked { limit, spent: Vec::new() }));
+        let Some(account) = self.accounts.get_mut(&owner) else { return };
+        let gross = account.gross();
+        let forked = account.forked.get_or_insert_with(|| {
+            let limit = Some(gross.saturating_add(claimed));
+            Box::new(Forked { limit, spent: Vec::new() })
+        });
+        forked.limit = forked.limit.as_ref().zip(given).map(|(limit, given)| limit.saturating_add(given));
     }
 
     /// Makes an account owe what another did.

@@ -390,8 +390,9 @@ impl Ledger {
         self.claims.insert(id, Arc::new(claim));
     }
 
-    /// Notes that an owner has forked: from now on each of its branches is held to what it had. `given` is what the branch
-    /// that is held here has given away and burnt since; none if that cannot be told. `is_its` says whose claims it holds.
+    /// Notes that an owner has forked, or earlier than was known: each of its branches is held to what it had. `given` is what the
+    /// branch that is held here has given away and burnt since, up to the fork that was the earliest; none if that cannot be told.
+    /// `is_its` says whose claims it holds.
     pub(crate) fn fork(
         &mut self,
         owner: ReplicaId,

@@ -210,7 +210,7 @@ impl Replica {
                 }
             };
             self.stage.note_complete(&hash);
-            if !self.is_shown(&group) {
+            if !self.is_shown(&group)? {
                 continue;
             }
             match self.take_together(&group) {
@@ -283,61 +283,62 @@ impl Replica {
         }
     }
 
-    /// Whether of every restricted author each entry is one that another member's rests on.
-    fn is_shown(&self, group: &[Arc<Entry>]) -> bool {
+    /// Whether of every restricted author each entry is one that another member's rests on, whose word counts, and each branch
+    /// one that a member of its own can have been the first to rest on.
+    fn is_shown(&self, group: &[Arc<Entry>]) -> Result<bool, StoreError> {
         let authors: BTreeSet<ReplicaId> = group.iter().map(|entry| entry.header.author).collect();
-        let restricted: BTreeSet<ReplicaId> = authors.iter().copied().filter(|id| self.is_restricted(*id)).collect();
-        let mut hidden: Vec<&Arc<Entry>> =
-            group.iter().filter(|entry| restricted.contains(&entry.header.author)).collect();
-        if hidden.is_empty() {
-            return true;
-        }
-        let pairs = authors.iter().flat_map(|by| restricted.iter().map(move |of| (*by, *of)));
-        let may: BTreeSet<(ReplicaId, ReplicaId)> = pairs.filter(|(by, of)| self.may_show(*by, *of)).collect();
+        let restricted: Vec<ReplicaId> = authors.iter().copied().filter(|id| self.is_restricted(*id)).collect();
         let index = Index::of(group);
-        // The last, on which nothing rests, comes first, and most often shows all there is.
-        for by in group {
-            let shows = |of: &Arc<Entry>| may.contains(&(by.header.author, of.header.author));
-            if hidden.iter().any(|of| shows(of)) {
-                let below = index.resting(by);
-                let knows_another = |of: &Arc<Entry>| self.knows_another(by.header.author, of, group);
-                hidden.retain(|of| !(shows(of) && below.contains(&of.hash()) && !knows_another(of)));
+        for of in restricted {
+            let mut set = self.sealed();
+            set.insert(of);
+            let ends = index.ends(of);
+            let mut hidden: BTreeSet<usize> = (0..ends.len()).collect();
+            let mut first = vec![Vec::new(); ends.len()];
+            for (n, by) in authors.iter().enumerate().filter(|(_, by)| **by != of) {
+                let rests_on = index.resting_of(*by, None);
+                let shows = if self.may_show(*by, &set) { index.resting_of(*by, Some(&set)) } else { BTreeSet::new() };
+                for (at, end) in ends.iter().enumerate().filter(|(_, end)| rests_on.contains(&end.hash())) {
+                    if !self.knows_another(*by, end, &index)? {
+                        first[at].push(n);
+                        if shows.contains(&end.hash()) {
+                            hidden.remove(&at);
+                        }
+                    }
+                }
             }
-            if hidden.is_empty() {
-                return true;
+            if !hidden.is_empty() || !has_each_its_own(&first) {
+                return Ok(false);
             }
         }
-        false
+        Ok(true)
     }
 
     /// Whether a member has rested on another branch of an entry's author: who knew of two takes no third by itself, and
-    /// shows none. So each member shows one branch at most, however it lies.
-    fn knows_another(&self, by: ReplicaId, of: &Arc<Entry>, group: &[Arc<Entry>]) -> bool {
-        let branches = &self.view.branches;
-        let Some(chain) = self.chains.get(&by).filter(|_| branches.is_forked(of.header.author)) else { return false };
-        let rests_on = |log: &ReplicaId| chain.frontier.number(*log) >= branches.first(*log);
-        let held: Vec<ReplicaId> = branches.logs(of.header.author).skip(1).filter(rests_on).collect();
-        let mut at = of;
-        loop {
-            let previous = at.header.previous;
-            match group.iter().find(|entry| entry.hash() == previous) {
-                Some(below) => at = below,
-                None => break,
-            }
+    /// shows none. So each member shows one branch at most, however it lies. What leaves a log after what the member has rested
+    /// on continues it.
+    fn knows_another(&self, by: ReplicaId, of: &Arc<Entry>, group: &Index<'_>) -> Result<bool, StoreError> {
+        let Some(chain) = self.chains.get(&by) else { return Ok(false) };
+        let mut first = of;
+        while let Some(below) = group.hashes.get(&first.header.previous) {
+            first = below;
         }
-        let continues = |log: &ReplicaId| self.chains.get(log).is_some_and(|chain| chain.last == at.header.previous);
-        !held.is_empty() && !held.iter().any(continues)
+        let (Place::Next(log) | Place::Fork(log)) = self.place(first)? else { return Ok(true) };
+        let branches = &self.view.branches;
+        let line = branches.line(log);
+        let rests_on = |log: &ReplicaId| branches.first(*log) <= chain.frontier.number(*log);
+        let is_below =
+            |at: ReplicaId| line.contains(&at) && (at != log || chain.frontier.number(at) < first.header.number);
+        Ok(!branches.logs(of.header.author).filter(rests_on).all(is_below))
     }
 
-    /// Whether a member's word counts: one that is known here, is not restricted itself, and will seal that author after this.
-    fn may_show(&self, by: ReplicaId, of: ReplicaId) -> bool {
+    /// Whether a member's word counts: one that is known here, is not restricted itself, and has not sealed all of `set`.
+    fn may_show(&self, by: ReplicaId, set: &BTreeSet<ReplicaId>) -> bool {
         let view = &self.view;
-        let mut set = self.sealed();
-        set.insert(of);
         view.member(by).is_some_and(|state| !state.revoked)
             && !view.retired().contains(by)
             && !self.is_restricted(by)
-            && !view.retirements.sealed_by(by, view.frontier()).is_superset(&set)
+            && !view.retirements.sealed_by(by, view.frontier()).is_superset(set)
     }
 
     /// Applies all of a group, or none.
@@ -632,9 +633,10 @@ impl Replica {
         let owner = branches.author(by.to);
         let (is_first, is_known) = (self.view.branches.is_empty(), self.view.branches.is_forked(owner));
         self.view.rename(branches, by);
-        if !is_known {
+        // The undivided log ends before all forks that are known: one that splits it is the earliest.
+        if !is_known || by.log == owner {
             // Where others have forked too, or an heir has what it had, it cannot be told what that was.
-            let is_clear = is_first && !self.view.retired().contains(owner);
+            let is_clear = is_known || is_first && !self.view.retired().contains(owner);
             let all = self.view.frontier().number(by.to).saturating_sub(by.first - 1);
             let is_whole = u64::try_from(entries.len()).is_ok_and(|held| held == all);
             let given = (is_clear && is_whole).then(|| given_away(&entries, by));
@@ -705,6 +707,26 @@ impl<'a> Index<'a> {
         }
     }
 
+    /// Of an author's entries those that no other of its follows: the ends of its branches.
+    fn ends(&self, of: ReplicaId) -> Vec<&'a Arc<Entry>> {
+        let all: Vec<&Arc<Entry>> = self.hashes.values().copied().filter(|entry| entry.header.author == of).collect();
+        let followed: BTreeSet<Hash> = all.iter().map(|entry| entry.header.previous).collect();
+        all.into_iter().filter(|entry| !followed.contains(&entry.hash())).collect()
+    }
+
+    /// What of the group an author's entries rest on: those up to its seal of such a set, if one is given (R5).
+    fn resting_of(&self, by: ReplicaId, set: Option<&BTreeSet<ReplicaId>>) -> BTreeSet<Hash> {
+        let seals = |entry: &Entry| {
+            let covers = |op: &MemberOp| matches!(op, MemberOp::Seal { set: sealed } if set.is_some_and(|set| sealed.is_superset(set)));
+            entry.header.members.iter().any(covers)
+        };
+        let mut entries: Vec<&Arc<Entry>> =
+            self.hashes.values().copied().filter(|entry| entry.header.author == by).collect();
+        entries.sort_unstable_by_key(|entry| entry.header.number);
+        let last = entries.iter().find(|entry| seals(entry)).or(entries.last());
+        last.map(|last| self.resting(last)).unwrap_or_default()
+    }
+
     /// What of the group one of its entries rests on.
     fn resting(&self, entry: &'a Arc<Entry>) -> BTreeSet<Hash> {
         let (mut below, mut todo) = (BTreeSet::new(), vec![entry]);
@@ -715,6 +737,22 @@ impl<'a> Index<'a> {
         }
         below
     }
+}
+
+/// Whether everything can have one of those that it may have, and none is had twice: a matching, by augmenting paths.
+fn has_each_its_own(may_have: &[Vec<usize>]) -> bool {
+    fn find(of: usize, may_have: &[Vec<usize>], had: &mut BTreeMap<usize, usize>, tried: &mut BTreeSet<usize>) -> bool {
+        for one in &may_have[of] {
+            let is_new = tried.insert(*one);
+            if is_new && had.get(one).copied().is_none_or(|other| find(other, may_have, had, tried)) {
+                had.insert(*one, of);
+                return true;
+            }
+        }
+        false
+    }
+    let mut had = BTreeMap::new();
+    (0..may_have.len()).all(|of| find(of, may_have, &mut had, &mut BTreeSet::new()))
 }
 
 /// What the entries of a branch have given away and burnt, of each pool as it is named now.

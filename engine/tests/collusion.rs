@@ -140,9 +140,7 @@ fn in_many_small_pieces_it_is_no_more_either() {
 #[test]
 fn a_liar_shows_one_branch_and_no_second() {
     let (mut world, two, mut by) = forked(SHARE);
-    let mut third = rogue(&world, FORKS);
-    (third.last, third.number) = (Entry::decode(two.bytes()).unwrap().header.previous, two.id().number - 1);
-    let three = claims(&world, &mut third, 1_003, SHARE);
+    let three = beside(&world, &two, 1_003);
     let (first, second) = (rests(&mut by, &[&two]), rests(&mut by, &[&three]));
     for (n, turned) in HONEST.into_iter().zip([false, true, false]) {
         let mut sent: Vec<Vec<u8>> = [&two, &three, &first, &second].iter().map(|e| e.bytes().to_vec()).collect();
@@ -153,6 +151,39 @@ fn a_liar_shows_one_branch_and_no_second() {
     }
     go_on(&mut world);
     assert_eq!(claimed(&world, 0), 2 * SHARE);
+}
+
+/// Another entry of 3 beside `two`.
+fn beside(world: &World, two: &Entry, server: u128) -> Entry {
+    let mut other = Rogue { n: FORKS, last: two.header.previous, number: two.id().number - 1 };
+    claims(world, &mut other, server, SHARE)
+}
+
+#[test]
+fn nor_does_it_with_one_entry_that_rests_on_both() {
+    let (mut world, two, mut by) = forked(SHARE);
+    let three = beside(&world, &two, 1_003);
+    let both = rests(&mut by, &[&two, &three]);
+    for n in HONEST {
+        world.deliver(n, [&two, &three, &both].iter().map(|entry| entry.bytes().to_vec()).collect());
+    }
+    go_on(&mut world);
+    assert_eq!(claimed(&world, 0), SHARE, "nobody can say which of the two it was shown first");
+}
+
+#[test]
+fn nor_by_sending_the_second_before_the_first() {
+    // What waits for one and the same entry is tried in the order of its hash: every other time the wrong way round.
+    for server in 1_003..1_019 {
+        let (mut world, two, mut by) = forked(SHARE);
+        let three = beside(&world, &two, server);
+        let (first, second) = (rests(&mut by, &[&two]), rests(&mut by, &[&three]));
+        for n in HONEST {
+            world.deliver(n, [&three, &second, &first, &two].iter().map(|entry| entry.bytes().to_vec()).collect());
+        }
+        go_on(&mut world);
+        assert_eq!(claimed(&world, 0), 2 * SHARE, "{server}");
+    }
 }
 
 #[test]

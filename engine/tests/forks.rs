@@ -247,6 +247,27 @@ fn who_says_that_it_has_seen_what_nobody_wrote_waits_for_ever_and_harms_nobody()
     world.assert_equal(&[0, 1, 2]);
 }
 
+#[test]
+fn a_member_that_forks_twice_leaves_all_agreed() {
+    let liar = 4;
+    let (mut world, _, twin_of_it) = with_twin(liar);
+    world.grant(liar, 0, 5).unwrap();
+    world.grant(twin_of_it, 0, 6).unwrap();
+    let (replica, disk) = twin(&world, twin_of_it);
+    world.cloud.replicas.push(replica);
+    world.cloud.disks.push(disk);
+    let second = twin_of_it + 1;
+    world.claim(twin_of_it).unwrap();
+    world.claim(second).unwrap();
+    world.grant(liar, 0, 1).unwrap();
+    world.send(twin_of_it, 1);
+    world.send(second, 2);
+    world.send(liar, 0);
+    let honest = honest(liar);
+    world.settle(&honest);
+    world.assert_equal(&honest);
+}
+
 /// One step of a member that has several twins, or of an honest one.
 #[derive(Clone, Debug)]
 enum Step {

@@ -359,6 +359,36 @@ fn whoever_breaks_its_word_leads_nobody_beyond_the_cut() {
 }
 
 #[test]
+fn nor_by_sending_what_breaks_it_before_its_word() {
+    // What waits for one and the same entry is tried in the order of its hash: every other time the wrong way round.
+    for server in 0..16 {
+        let mut world = World::new(3);
+        world.next = server;
+        world.retire(0, &[(3, 0)], false).unwrap();
+        let held = world.replica(0).view().frontier().number(id(3));
+        let known = world.replica(0).view().frontier().number(id(1));
+        world.claim(3).unwrap();
+        let more = world.cloud.log(3)[&EntryId { author: id(3), number: held + 1 }].clone();
+        world.claim(1).unwrap();
+        world.send(0, 1);
+        let sealed = world.cloud.log(1).split_off(&EntryId { author: id(1), number: known + 1 });
+        let mut sent: Vec<Vec<u8>> =
+            sealed.range(..=EntryId { author: id(1), number: u64::MAX }).map(|(_, entry)| entry.clone()).collect();
+        assert!(sent.len() > 1, "a claim, and a seal");
+        let last = Entry::decode(sent.last().unwrap()).unwrap();
+        let liar = Rogue { n: 1, last: last.hash(), number: last.id().number };
+        let mut seen = Frontier::default();
+        seen.set(id(3), Entry::decode(&more).unwrap().tip());
+        sent.push(liar.sign(liar.header(&seen), vec![]).bytes().to_vec());
+        sent.push(more);
+        sent.reverse();
+        world.deliver(0, sent);
+        assert_eq!(world.replica(0).view().frontier().number(id(1)), last.id().number);
+        assert_eq!(world.replica(0).view().frontier().number(id(3)), held, "{server}");
+    }
+}
+
+#[test]
 fn heirs_in_a_circle_and_heirs_of_heirs() {
     let mut world = World::new(4);
     // Apart, 1 is retired with 2 as its heir and 2 with 1: then the first of the sealers inherits.
