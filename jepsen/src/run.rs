@@ -46,8 +46,24 @@ pub struct Run {
     pub samples: Vec<Sample>,
     /// What was seen of the hypervisors, by time.
     pub domains: Vec<Domains>,
+    /// How much of the machine the run got, by time.
+    #[serde(default)]
+    pub paces: Vec<Pace>,
     /// The sites' logs and whatever else is worth reading, relative to the run's directory.
     pub logs: Vec<PathBuf>,
+}
+
+/// How the machine that the suite runs on fared at one moment, as a probe saw it that asks no site.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pace {
+    /// When the probe wanted to begin its work, nanoseconds since the run began.
+    pub from: u64,
+    /// When it was through.
+    pub until: u64,
+    /// How long that takes alone, nanoseconds: its processor time.
+    pub work: u64,
+    /// What the run's own processes did not use of all processors, and was not idle, since the probe looked before; permille.
+    pub others: u32,
 }
 
 /// A fault, from its beginning to its end.

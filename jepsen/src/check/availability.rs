@@ -4,14 +4,18 @@
 //! request that carries a frontier asks to wait for other sites, so what is refused because that did not come counts as
 //! neither. A site that a fault itself hits (killed, paused, its disk full or gone) owes nothing until it is over, and some
 //! seconds after. Cuts and bad links between sites are no such faults: a site that is cut off must go on (rule
-//! local-autonomy). Latencies are told, and not judged: machines that are shared say little about them.
+//! local-autonomy).
+//!
+//! A client that waited in vain while others kept the machine busy says nothing of the site ([`super::machine`]). Such
+//! operations are **not judged**, and told apart; where they are more than one in fifty of a site's, the run does not tell.
+//! Latencies are told, and not judged: machines that are shared say little about them.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
 use super::facts::is_read;
-use super::{Finding, clients, indices};
+use super::{Finding, clients, indices, machine};
 use crate::history::{Kind, Pair};
 use crate::run::{Fault, Run};
 
@@ -24,11 +28,16 @@ const GRACE: u64 = 5_000_000_000;
 /// How long after a fault is "after", nanoseconds.
 const AFTER: u64 = 10_000_000_000;
 
+/// So many of a hundred may be not judged for the machine's sake.
+const NOT_JUDGED: u64 = 2;
+
 /// What one site made of some operations.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally {
     answered: u64,
     silent: u64,
+    /// Of those that the machine explains.
+    not_judged: u64,
     /// Of those that were done or refused, nanoseconds.
     latencies: Vec<u64>,
 }
@@ -47,6 +56,11 @@ impl Tally {
         self.answered + self.silent
     }
 
+    /// Whether so much is not judged that the rest says nothing.
+    fn is_blurred(&self) -> bool {
+        self.not_judged * 100 > (self.all() + self.not_judged) * NOT_JUDGED
+    }
+
     fn is_enough(&self) -> bool {
         self.silent.saturating_mul(100_000) <= self.all().saturating_mul(UNANSWERED)
     }
@@ -63,7 +77,7 @@ impl Tally {
             let place = self.latencies.len().saturating_sub(1) * percent / 100;
             self.latencies.get(place).map(|latency| latency / 1000)
         };
-        json!({"operations": self.all(), "answered": self.answered, "percent": self.share(), "p50_us": at(50), "p99_us": at(99)})
+        json!({"operations": self.all(), "answered": self.answered, "not judged": self.not_judged, "percent": self.share(), "p50_us": at(50), "p99_us": at(99)})
     }
 }
 
@@ -118,6 +132,11 @@ fn answered(pair: &Pair<'_>) -> Option<bool> {
     }
 }
 
+/// Whether there was no answer in time: no word of the site's, and no refusal to connect.
+fn waited_in_vain(pair: &Pair<'_>) -> bool {
+    pair.complete.and_then(|op| op.error.as_deref()).is_some_and(|error| error.contains("timeout"))
+}
+
 fn phase(run: &Run, site: &str, at: u64) -> String {
     let mut faults = run.faults.iter().filter(|fault| hits(fault, site) || !fault.cut.is_empty());
     if let Some(fault) = faults.clone().find(|fault| fault.from <= at && fault.until.is_none_or(|until| at < until)) {
@@ -148,11 +167,16 @@ pub(super) fn availability(run: &Run) -> Finding {
         if is_hit(run, &site, from, until) {
             continue;
         }
+        let when = if is_cut(run, &site, from, until) { "cut off" } else { "not cut off" };
+        let tally = judged.entry((site, what, when)).or_default();
+        if !answered && waited_in_vain(&pair) && machine::explains(run, from, until) {
+            tally.not_judged += 1;
+            continue;
+        }
         if !answered && anomaly.len() < 10 {
             anomaly.extend(indices(&pair));
         }
-        let when = if is_cut(run, &site, from, until) { "cut off" } else { "not cut off" };
-        judged.entry((site, what, when)).or_default().add(answered, latency);
+        tally.add(answered, latency);
     }
     let total: u64 = judged.values().map(Tally::all).sum();
     if total < FEWEST {
@@ -164,12 +188,23 @@ pub(super) fn availability(run: &Run) -> Finding {
         format!("{site}, {when}, answered {share} % of its {what}: {silent} of {count} were not answered.")
     });
     let cut: u64 = judged.iter().filter(|((_, _, when), _)| *when == "cut off").map(|(_, tally)| tally.all()).sum();
-    let detail = json!({"judged": table(&mut judged), "by phase": table(&mut all), "ratios": ratios(&judged)});
-    match failed {
-        Some(summary) => Finding::broken(summary, detail, anomaly),
-        None => {
+    let blurred = judged.iter().find(|(_, tally)| tally.is_blurred()).map(|((site, what, _), tally)| {
+        format!("Others kept this machine busy: {} of {site}'s {what} are not judged.", tally.not_judged)
+    });
+    let not_judged: u64 = judged.values().map(|tally| tally.not_judged).sum();
+    let detail = json!({
+        "judged": table(&mut judged), "by phase": table(&mut all), "ratios": ratios(&judged), "machine": machine::told(run),
+    });
+    match (failed, blurred) {
+        (Some(summary), _) => Finding::broken(summary, detail, anomaly),
+        (None, Some(summary)) => Finding { detail, ..Finding::unknown(summary) },
+        (None, None) => {
+            let busy = match not_judged {
+                0 => String::new(),
+                count => format!(" {count} are not judged, since others kept this machine busy."),
+            };
             let summary = format!(
-                "{total} operations at sites that were not hit themselves, {cut} of them while cut off: each site answered 99.9 % or more."
+                "{total} operations at sites that were not hit themselves, {cut} of them while cut off: each site answered 99.9 % or more.{busy}"
             );
             Finding::held(summary, detail)
         }
@@ -207,6 +242,7 @@ fn ratios(judged: &BTreeMap<(String, &str, &str), Tally>) -> Value {
 mod tests {
     use super::*;
     use crate::check::tests::{SECOND, Story};
+    use crate::run::Pace;
     use crate::workload::Valid;
 
     fn story(silent: usize, kind: Kind, error: &str) -> Story {
@@ -252,6 +288,23 @@ mod tests {
         let mut killed = story(1, Kind::Info, "no answer");
         killed.run.faults.push(Fault { until: Some(SECOND), ..fault("kill", false) });
         assert_eq!(availability(&killed.run).valid, Valid::True);
+    }
+
+    #[test]
+    fn a_busy_machine_excuses_waiting_visibly_and_nothing_else() {
+        let busy = |silent, error: &str, others| {
+            let mut story = story(silent, Kind::Info, error);
+            let pace =
+                |second| Pace { from: second * SECOND, until: (second + 1) * SECOND, work: SECOND / 100, others };
+            story.run.paces = (0..100).map(pace).collect();
+            availability(&story.run)
+        };
+        let excused = busy(1, "no answer: timeout: global", 900);
+        assert_eq!(excused.valid, Valid::True);
+        assert!(excused.summary.contains("1 are not judged"), "{}", excused.summary);
+        assert_eq!(busy(5, "no answer: timeout: global", 900).valid, Valid::Unknown, "too many");
+        assert_eq!(busy(1, "no answer: timeout: global", 100).valid, Valid::False, "the run itself was busy");
+        assert_eq!(busy(1, "no answer: 500 Internal", 900).valid, Valid::False, "that is the site's word");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Value, json};
 
-use super::{Finding, seconds, some};
+use super::{Finding, machine, seconds, some};
 use crate::run::{Fault, Run, Sample, Tip};
 
 /// How long after the end of all faults every site may lack what any site had, nanoseconds. The protocol needs a second and the
@@ -165,11 +165,15 @@ pub(crate) fn healings(run: &Run) -> Vec<(u64, u64, Times<'_>)> {
 }
 
 pub(super) fn convergence(run: &Run) -> Finding {
-    let (mut worst, mut judged, mut cases) = (0, 0_u64, Vec::new());
+    let (mut worst, mut judged, mut busy, mut cases) = (0, 0_u64, 0_u64, Vec::new());
     for (from, until) in calm(run) {
         let Some((took, times)) = took(run, from, until) else { continue };
         // A fault that came too soon says nothing, unless all was done before it.
         if took > LIMIT && until.saturating_sub(from) < LIMIT {
+            continue;
+        }
+        if took > LIMIT && machine::explains(run, from, from.saturating_add(LIMIT)) {
+            busy += 1;
             continue;
         }
         judged += 1;
@@ -191,12 +195,16 @@ pub(super) fn convergence(run: &Run) -> Finding {
             format!("{count} of {judged} healings took longer than {}, or never came to an end.", seconds(LIMIT));
         return Finding::broken(summary, json!({"cases": some(&cases)}), Vec::new());
     }
-    if judged == 0 && run.converged.is_none() {
-        return Finding::unknown("No fault was healed for long enough to see the sites agree.");
+    let told = match busy {
+        0 => String::new(),
+        count => format!(" {count} are not judged, since others kept this machine busy."),
+    };
+    if judged == 0 && (busy > 0 || run.converged.is_none()) {
+        return Finding::unknown(format!("No fault was healed for long enough to see the sites agree.{told}"));
     }
     let worst = worst.max(run.converged.unwrap_or(0));
-    let summary = format!("{judged} healings, of which the longest took {}.", seconds(worst));
-    Finding::held(summary, json!({"healings": judged, "longest_ns": worst}))
+    let summary = format!("{judged} healings, of which the longest took {}.{told}", seconds(worst));
+    Finding::held(summary, json!({"healings": judged, "not judged": busy, "longest_ns": worst}))
 }
 
 /// The digests that the sites last told, if they are not all equal though the run waited for them.
@@ -217,6 +225,7 @@ fn differ_in_the_end(run: &Run) -> Option<BTreeMap<&str, &str>> {
 mod tests {
     use super::*;
     use crate::check::tests::SECOND;
+    use crate::run::Pace;
     use crate::workload::Valid;
 
     fn sample(time: u64, site: &str, digest: &str, numbers: &[(&str, u64)]) -> Sample {
@@ -272,6 +281,20 @@ mod tests {
         assert_eq!(convergence(&with(vec![paris.clone(), silent])).valid, Valid::False, "lyon does not answer");
         assert_eq!(convergence(&with(vec![paris])).valid, Valid::Unknown, "lyon was not asked");
         assert_eq!(healings(&with(soon(4))).len(), 1);
+    }
+
+    #[test]
+    fn a_healing_on_a_machine_that_others_kept_busy_is_not_judged() {
+        let at = |time, lyon| vec![sample(time, "paris", "x", &[("a", 5)]), sample(time, "lyon", "y", &[("a", lyon)])];
+        let late = [at(1, 4), at(5, 4), at(30, 5)].concat();
+        let mut busy = run(late, vec![fault("partition", 1, 2, false)]);
+        assert_eq!(convergence(&busy).valid, Valid::False);
+        let pace =
+            |second: u64| Pace { from: second * SECOND, until: (second + 1) * SECOND, work: SECOND / 100, others: 900 };
+        busy.paces = (2..12).map(pace).collect();
+        let finding = convergence(&busy);
+        assert_eq!(finding.valid, Valid::Unknown);
+        assert!(finding.summary.contains("1 are not judged"), "{}", finding.summary);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod availability;
 mod convergence;
 mod facts;
 pub mod hypervisor;
+mod machine;
 mod pools;
 pub mod seeded;
 mod session;
@@ -117,6 +118,12 @@ pub const CHECKERS: &[Checker] = &[
 #[must_use]
 pub fn all(run: &Run) -> Vec<Verdict> {
     CHECKERS.iter().map(|checker| judge(checker, run)).collect()
+}
+
+/// How the machine that the suite ran on fared, in a sentence.
+#[must_use]
+pub fn machine(run: &Run) -> String {
+    machine::sentence(run)
 }
 
 /// What one of them says.

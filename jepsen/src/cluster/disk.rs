@@ -9,6 +9,9 @@ use anyhow::{Context, Result};
 
 use super::process::output;
 
+/// How often a disk is made full again that has grown meanwhile.
+const TRIES: u32 = 20;
+
 /// A mounted file system.
 pub struct Disk {
     path: PathBuf,
@@ -38,9 +41,16 @@ impl Disk {
     /// # Errors
     /// What the system says.
     pub fn fill(&self, free_kib: u64) -> Result<()> {
-        let stat = rustix::fs::statvfs(&self.path)?;
-        let used = stat.f_blocks.saturating_sub(stat.f_bfree).saturating_mul(stat.f_frsize) / 1024;
-        self.resize(&format!("{}k", used.saturating_add(free_kib)))
+        let mut tries = 0;
+        loop {
+            let stat = rustix::fs::statvfs(&self.path)?;
+            let used = stat.f_blocks.saturating_sub(stat.f_bfree).saturating_mul(stat.f_frsize) / 1024;
+            // Refused if more was written since we looked.
+            match self.resize(&format!("{}k", used.saturating_add(free_kib))) {
+                Err(_) if tries < TRIES => tries += 1,
+                done => return done,
+            }
+        }
     }
 
     /// Gives it back all its room.

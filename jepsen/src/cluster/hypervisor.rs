@@ -5,16 +5,18 @@
 //! connected at all times; when that daemon is killed they are gone, as if the host had lost its power.
 
 use std::collections::BTreeSet;
+use std::io::{PipeReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags};
 
 use super::process::{Ended, end, eventually, output, spawn};
 
 /// How long a daemon may take to answer on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What virtual machines are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -142,17 +144,142 @@ impl Drop for Hypervisor {
     }
 }
 
+/// Who asks one daemon again and again: by one connection, which is made anew when it broke. A process and a connection for
+/// each question cost the machine more than all answers.
+pub struct Asker {
+    uri: String,
+    shell: Option<Shell>,
+}
+
+/// A `virsh` that reads commands.
+struct Shell {
+    process: Child,
+    input: ChildStdin,
+    output: PipeReader,
+}
+
+/// What is asked. The marks are in quotes, since the shell repeats what it is told.
+const QUESTION: &str = "list --uuid; echo \"active-\"end; list --inactive --uuid; echo \"inactive-\"end\n";
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_secs(20);
+
+impl Asker {
+    /// One who has asked nothing yet.
+    #[must_use]
+    pub fn new(uri: &str) -> Self {
+        Self { uri: uri.into(), shell: None }
+    }
+
+    /// What the daemon says that there is.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn domains(&mut self) -> Result<Domains> {
+        let shell = match self.shell.take() {
+            Some(shell) => shell,
+            None => Shell::start(&self.uri)?,
+        };
+        // It is not asked again after an error.
+        let shell = self.shell.insert(shell);
+        let said = shell.ask(QUESTION, "inactive-end").and_then(|said| parse(&said));
+        if said.is_err() {
+            self.shell = None;
+        }
+        said
+    }
+}
+
+impl Shell {
+    fn start(uri: &str) -> Result<Self> {
+        use std::os::unix::process::CommandExt;
+        crate::client::enter(None)?;
+        let (output, errors) = std::io::pipe()?;
+        let mut virsh = Command::new("virsh");
+        virsh.args(["-q", "-c", uri]).stdin(Stdio::piped()).stdout(errors.try_clone()?).stderr(errors).process_group(0);
+        let mut process = virsh.spawn().context("cannot run virsh")?;
+        let input = process.stdin.take().context("virsh has no input")?;
+        Ok(Self { process, input, output })
+    }
+
+    /// What it says up to a mark.
+    fn ask(&mut self, question: &str, mark: &str) -> Result<String> {
+        self.input.write_all(question.as_bytes())?;
+        let (until, mut said, mut buffer) = (Instant::now() + ANSWER, Vec::new(), [0; 4096]);
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let limit = rustix::event::Timespec::try_from(left)?;
+            let mut waits = [PollFd::new(&self.output, PollFlags::IN)];
+            if rustix::event::poll(&mut waits, Some(&limit))? == 0 {
+                bail!("virsh did not answer in {} s", ANSWER.as_secs());
+            }
+            let count = self.output.read(&mut buffer)?;
+            said.extend_from_slice(buffer.get(..count).unwrap_or_default());
+            let text = String::from_utf8_lossy(&said);
+            // Errors come before the mark: each command is tried, whatever came of the others.
+            if count == 0 || text.contains("error:") {
+                bail!("virsh says {:?}", text.trim());
+            }
+            if text.contains(mark) {
+                return Ok(text.into_owned());
+            }
+        }
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 /// What a daemon says that there is.
 ///
 /// # Errors
 /// If it does not answer.
 pub fn domains(uri: &str) -> Result<Domains> {
-    let said = virsh(uri, "list --uuid; echo ===; list --inactive --uuid")?;
-    let Some((active, inactive)) = said.split_once("===") else { bail!("virsh says {said:?}") };
-    let ids = |text: &str| text.split_whitespace().filter(|id| id.len() == 36).map(str::to_owned).collect();
+    Asker::new(uri).domains()
+}
+
+fn parse(said: &str) -> Result<Domains> {
+    let Some((active, inactive)) = said.split_once("active-end") else { bail!("virsh says {said:?}") };
+    let ids = |text: &str| {
+        text.split_whitespace().filter(|word| uuid::Uuid::try_parse(word).is_ok()).map(str::to_owned).collect()
+    };
     Ok(Domains { active: ids(active), inactive: ids(inactive) })
 }
 
 fn virsh(uri: &str, words: &str) -> Result<String> {
     output(Command::new("timeout").args(["20", "virsh", "-q", "-c", uri, words]))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    const ONE: &str = "3c9ece96-4b66-8ecb-bceb-5f4daf7542d0";
+    const TWO: &str = "33963385-e879-8493-ab35-5bc0ec487ebf";
+
+    #[test]
+    fn what_a_shell_says_is_read_though_it_repeats_what_it_was_told() {
+        let said = format!("virsh # {QUESTION}{ONE}\n\nactive-end\n{TWO}\ninactive-end\n");
+        let (active, inactive) = ([ONE.to_owned()].into(), [TWO.to_owned()].into());
+        assert_eq!(parse(&said).unwrap(), Domains { active, inactive });
+        assert!(parse("virsh # ").is_err());
+    }
+
+    #[test]
+    fn marks_are_not_in_what_is_asked() {
+        assert!(!QUESTION.contains("active-end"));
+    }
+
+    #[test]
+    fn a_daemon_that_is_not_there_is_an_error_and_no_empty_host() {
+        // Without virsh that is the error.
+        let mut asker = Asker::new("test+unix:///default?socket=/nowhere/libvirt-sock");
+        assert!(asker.domains().is_err());
+        assert!(asker.domains().is_err(), "nor the second time");
+    }
 }

@@ -13,7 +13,7 @@ use super::process::eventually;
 use crate::run::Tip;
 
 /// How long a silent replica may be taken for one that answers.
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_secs(180);
 
 impl Cluster {
     /// Lets a prepared node join, and starts it.
@@ -160,15 +160,19 @@ impl Cluster {
         others.filter(|node| node.role == Role::Replica && !node.left && node.replica.is_some() && node.is_up())
     }
 
-    /// The highest entry of a replica that any other replica holds that answers now.
-    #[must_use]
-    pub fn held_by_others(&self, at: usize, replica: &str) -> u64 {
-        let ask = |node: &Node| -> Option<u64> {
-            let answer: Value = self.ask(node).patient(Duration::from_secs(3)).get("/luc/v1/frontier").ok()?;
-            let tip: Tip = serde_json::from_value(answer["frontier"][replica].clone()).ok()?;
-            Some(tip.number)
+    /// The highest entry of a replica that any other replica holds, of those that run.
+    ///
+    /// # Errors
+    /// If one that runs does not say so: it may hold more than all the others, and what is held is not excused.
+    pub fn held_by_others(&self, at: usize, replica: &str) -> Result<u64> {
+        let ask = |node: &Node| -> Result<u64> {
+            let asker = self.ask(node).patient(Duration::from_secs(10));
+            let answer: Value = asker.insist(SILENCE, |asker| asker.get("/luc/v1/frontier"))?;
+            // It may never have heard of it.
+            Ok(serde_json::from_value(answer["frontier"][replica].clone()).map_or(0, |tip: Tip| tip.number))
         };
-        self.others(at).filter_map(ask).max().unwrap_or(0)
+        let held: Vec<u64> = self.others(at).map(ask).collect::<Result<_>>()?;
+        held.into_iter().max().context("no other replica runs: nobody says what only the lost disk held")
     }
 
     fn join_as(&mut self, at: usize, more: &[&str]) -> Result<()> {

@@ -19,6 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 
+use self::disk::Disk;
 use self::hypervisor::{Driver, Hypervisor};
 use self::net::Net;
 use self::node::{Common, Node, Place, Role};
@@ -31,7 +32,7 @@ pub const SITES: [&str; 8] = ["paris", "lyon", "rennes", "nantes", "nice", "lill
 /// The first site's address; those of the others follow.
 pub const FIRST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// How long hosts may take to be up on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What a cloud is made of.
 #[derive(Clone, Debug)]
@@ -162,6 +163,8 @@ impl Cluster {
         std::fs::create_dir_all(&dir)?;
         let namespace = self.net.namespace(&name);
         let log = self.spec.logs.join(format!("{name}-{number}.libvirt.log"));
+        // First: a daemon, which has a view of the file system of its own, sees no disk that comes after it.
+        let disk = Disk::make(&dir.join("disk"), self.spec.disk_mib)?;
         let Spec { driver, libvirtd, .. } = &self.spec;
         let hypervisor = || Hypervisor::start(*driver, &namespace, libvirtd, &dir.join("libvirt"), &log);
         let hypervisor = host.then(hypervisor).transpose()?;
@@ -174,7 +177,6 @@ impl Cluster {
             luc: &self.spec.luc,
             root: &self.root.path,
             logs: &self.spec.logs,
-            disk_mib: self.spec.disk_mib,
             clocks: self.spec.clocks,
             capacity,
             memory_mib,
@@ -183,7 +185,7 @@ impl Cluster {
         };
         let address = Ipv4Addr::from(u32::from(FIRST) + u32::try_from(site)?);
         let place = Place { site: name, namespace, address, number };
-        self.nodes.push(Node::prepare(role, place, hypervisor, &common)?);
+        self.nodes.push(Node::prepare(role, place, disk, hypervisor, &common)?);
         Ok(self.nodes.len() - 1)
     }
 

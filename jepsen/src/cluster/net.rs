@@ -28,7 +28,7 @@ impl Net {
         let mut switch = Command::new("setpriv");
         switch.args(["--pdeathsig", "TERM"]).arg(jepsen).args(["switch", name, &seed.to_string()]).args(sites);
         let mut net = Self { name: name.into(), process: Some(spawn(switch.stdin(Stdio::null()), log)?) };
-        let limit = Duration::from_secs(30);
+        let limit = Duration::from_secs(120);
         let up = eventually(limit, "the network to be up", || {
             if let Some(status) = net.process.as_mut().and_then(|process| process.try_wait().ok().flatten()) {
                 bail!("the switch ended: {status}");

@@ -15,8 +15,8 @@ use super::process::{Ended, end, eventually, output, signal, spawn};
 use crate::client::Client;
 use crate::workload::Endpoint;
 
-/// How long a process may take to answer on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// How long a process may take to answer on a busy machine. Much: it is no rule, and a run that breaks off is of no use.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +71,6 @@ pub(super) struct Common<'a> {
     /// Node's files that are not on its disk.
     pub(super) root: &'a Path,
     pub(super) logs: &'a Path,
-    pub(super) disk_mib: u64,
     /// Whether its clock can be set otherwise.
     pub(super) clocks: bool,
     /// At the end of the `[agent]` section.
@@ -89,13 +88,13 @@ impl Node {
     pub(super) fn prepare(
         role: Role,
         place: Place,
+        disk: Disk,
         hypervisor: Option<Hypervisor>,
         common: &Common<'_>,
     ) -> Result<Self> {
         let Place { site, namespace, address, number } = place;
         let name = format!("{site}-{number}");
         let dir = common.root.join(&name);
-        let disk = Disk::make(&dir.join("disk"), common.disk_mib)?;
         let (config, log) = (dir.join("luc.toml"), common.logs.join(format!("{name}.log")));
         let clock = common.clocks.then(|| dir.join("clock"));
         let luc = common.luc.to_owned();
@@ -184,7 +183,7 @@ impl Node {
     /// What it printed as an error.
     pub fn luc(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.namespace, "timeout", "60"]).arg(&self.luc);
+        command.args(["netns", "exec", &self.namespace, "timeout", "180"]).arg(&self.luc);
         output(command.args(arguments).arg("--config").arg(&self.config))
     }
 

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use super::{Nemesis, Undo};
 use crate::cluster::node::Role;
 use crate::run::{Excuse, Fault};
+use crate::runner::sampler::Seen;
 
 /// What was sent before the end may still arrive.
 const UNDER_WAY: Duration = Duration::from_millis(500);
@@ -136,16 +137,68 @@ impl Nemesis<'_> {
         let until = self.around.recorder.now();
         std::thread::sleep(UNDER_WAY);
         let cluster = self.cluster()?;
-        let held = cluster.held_by_others(at, replica);
+        let held = cluster.held_by_others(at, replica)?;
         let node = cluster.nodes.get(at).context("no such node")?;
         // Endpoints are the replicas of the beginning, in the order of nodes.
         let endpoint = cluster.nodes.iter().take(at).filter(|node| node.role == Role::Replica).count();
         let (site, base) = (node.site.clone(), node.base());
-        let after = self.around.seen.last_within(endpoint, replica, held);
         let processes = crate::runner::processes(self.around.processes, endpoint);
-        fault.may_lose = true;
-        fault.detail = format!("{}; {case}; survivors hold its entries up to {held}", fault.detail);
-        fault.excused.push(Excuse { site, base, processes, after, until, case: case.into(), stale });
+        let lost = Excuse { site, base, processes, after: 0, until, case: case.into(), stale };
+        excused(self.around.seen, (endpoint, replica), held, lost, fault);
         Ok(())
+    }
+}
+
+/// Excuses what a lost disk had acknowledged and nobody else holds: only what came after the last time that its replica was
+/// itself seen with no more than what others hold.
+fn excused(seen: &Seen, (endpoint, replica): (usize, &str), held: u64, lost: Excuse, fault: &mut Fault) {
+    let after = seen.last_within(endpoint, replica, held);
+    fault.may_lose = true;
+    fault.detail = format!("{}; {}; survivors hold its entries up to {held}", fault.detail, lost.case);
+    fault.excused.push(Excuse { after, ..lost });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::{Sample, Tip};
+
+    /// What an endpoint was seen to hold of replica `x`, by time.
+    fn seen(samples: &[(usize, u64, u64)]) -> Seen {
+        let seen = Seen::default();
+        for (endpoint, time, number) in samples {
+            let frontier = [("x".to_owned(), Tip { number: *number, hash: String::new() })].into();
+            let digest = Some(String::new());
+            seen.add(*endpoint, Sample { time: *time, frontier, digest, ..Sample::default() });
+        }
+        seen
+    }
+
+    fn excuse(seen: &Seen, held: u64) -> Fault {
+        let lost = Excuse { site: "lyon".into(), until: 90, case: "M4: the disk was lost".into(), ..Excuse::default() };
+        let mut fault = Fault { detail: "disk lost".into(), ..Fault::default() };
+        excused(seen, (1, "x"), held, lost, &mut fault);
+        fault
+    }
+
+    #[test]
+    fn only_what_no_survivor_holds_is_excused() {
+        let seen = seen(&[(1, 10, 5), (1, 20, 6), (0, 25, 6), (1, 30, 7), (1, 40, 9)]);
+        let fault = excuse(&seen, 6);
+        assert!(fault.may_lose);
+        assert_eq!((fault.excused[0].after, fault.excused[0].until), (20, 90), "what it held at 20, others hold");
+        assert!(fault.excused[0].covers("lyon", 21) && !fault.excused[0].covers("lyon", 20));
+        assert!(fault.detail.contains("M4") && fault.detail.contains("up to 6"), "{}", fault.detail);
+        assert_eq!(excuse(&seen, 9).excused[0].after, 40, "survivors held all that was ever seen of it");
+    }
+
+    #[test]
+    fn of_whose_log_nobody_holds_anything_all_is_excused() {
+        assert_eq!(excuse(&seen(&[(1, 10, 5)]), 0).excused[0].after, 0);
+    }
+
+    #[test]
+    fn another_endpoint_with_no_more_says_nothing() {
+        assert_eq!(excuse(&seen(&[(0, 50, 3), (1, 60, 9)]), 6).excused[0].after, 0);
     }
 }

@@ -4,6 +4,7 @@
 //! The value of its operations is a [`Fault`] with a number, `id`. For each fault of a disk it says which case of
 //! `PROTOCOL.md`, M4 it is, and which acknowledged writes it excuses: those that no survivor holds, found by asking them.
 
+mod deck;
 mod disks;
 mod links;
 mod members;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use self::deck::Deck;
 use crate::cluster::Cluster;
 use crate::cluster::hypervisor::Hypervisor;
 use crate::cluster::node::Node;
@@ -69,7 +71,7 @@ impl Name {
 /// Before the first fault.
 const QUIET: Duration = Duration::from_secs(10);
 /// How long retirements may take once all is healed.
-const RETIRED: Duration = Duration::from_secs(60);
+const RETIRED: Duration = Duration::from_secs(300);
 
 /// Which faults, and when.
 #[derive(Clone, Debug, PartialEq)]
@@ -102,7 +104,7 @@ pub struct Nemesis<'a> {
     rng: Rng,
     next: u64,
     open: Vec<Open>,
-    deck: Vec<Name>,
+    deck: Deck,
 }
 
 /// A fault before it is made.
@@ -194,7 +196,7 @@ impl<'a> Nemesis<'a> {
     /// One who has made no fault yet.
     #[must_use]
     pub fn new(around: Around<'a>, seed: u64) -> Self {
-        Self { around, rng: Rng::new(seed, 2), next: 0, open: Vec::new(), deck: Vec::new() }
+        Self { around, rng: Rng::new(seed, 2), next: 0, open: Vec::new(), deck: Deck::default() }
     }
 
     /// Plays the schedule for so long, or until it is interrupted. Tells now and then how far it is.
@@ -236,14 +238,7 @@ impl<'a> Nemesis<'a> {
             let fault = Fault { name: "command".into(), detail: command.to_owned(), ..Fault::default() };
             return self.make(Planned { fault, act: Act::Command }, until);
         }
-        if self.deck.is_empty() {
-            self.deck.clone_from(&plan.names);
-            for at in (1..self.deck.len()).rev() {
-                let other = usize::try_from(self.rng.below(u64::try_from(at)? + 1))?;
-                self.deck.swap(at, other);
-            }
-        }
-        match self.deck.pop() {
+        match self.deck.draw(&plan.names, &mut self.rng) {
             Some(name) => self.named(name, until),
             None => Ok(()),
         }

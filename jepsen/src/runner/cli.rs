@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use super::{Plan, Target, files, judge, say};
+use crate::client::Client;
 use crate::cluster::hypervisor::Driver;
 use crate::cluster::{SITES, Spec};
 use crate::nemesis::{Name, Schedule};
@@ -77,8 +78,8 @@ pub struct RunArgs {
     /// Name of the cloud on this machine: several can be up at once.
     #[arg(long, default_value = "jepsen")]
     name: String,
-    /// Try a deployment that is up already: the base URLs of its sites' APIs, separated by commas, each `site=http://address:port`
-    /// or without a site. No faults are made there, but for --fault-command.
+    /// Try a deployment that is up already: the base URLs of its sites' APIs, separated by commas, each `http://address:port`,
+    /// with `site=` before it if you like. No faults are made there, but for --fault-command.
     #[arg(long, value_delimiter = ',')]
     endpoints: Vec<String>,
     /// The administrator's password of that deployment.
@@ -141,6 +142,7 @@ fn conclude(out: &Path, run: &Run) -> ExitCode {
             say(&format!("         rule: {}; operations {:?}", verdict.rule, verdict.anomaly));
         }
     }
+    say(&crate::check::machine(run));
     say(&format!("seed {}; everything is in {}", run.seed, out.display()));
     let any = |valid| run.verdicts.iter().any(|verdict| verdict.valid == valid);
     if any(Valid::False) {
@@ -224,17 +226,38 @@ fn spec(args: &RunArgs, out: &Path, seed: u64, clocks: bool) -> Result<Spec> {
 fn theirs(args: &RunArgs) -> Result<Target> {
     let password = args.password.clone().context("--password, or LUC_PASSWORD, is needed to log in there")?;
     let mut endpoints = Vec::new();
-    for (number, text) in args.endpoints.iter().enumerate() {
-        let (site, base) = match text.split_once('=').filter(|(site, _)| !site.contains('/')) {
-            Some((site, base)) => (site.to_owned(), base),
-            None => (format!("site-{}", number + 1), text.as_str()),
+    for text in &args.endpoints {
+        let (named, base) = match text.split_once('=').filter(|(site, _)| !site.contains('/')) {
+            Some((site, base)) => (Some(site.to_owned()), base),
+            None => (None, text.as_str()),
         };
-        if !base.starts_with("http://") {
-            bail!("{text:?} is no endpoint: http://address:port, with site= before it if you like");
+        let base = base_of(base)?;
+        let site = site_of(&base)?;
+        // Servers are asked for by the site's name: a wrong one would have all of them refused.
+        if let Some(other) = named.filter(|named| *named != site) {
+            bail!("{base} is of the site {site}, not {other}");
         }
-        endpoints.push(Endpoint { site, base: base.trim_end_matches('/').to_owned(), namespace: None });
+        endpoints.push(Endpoint { site, base, namespace: None });
     }
     Ok(Target::Theirs { cloud: Cloud { endpoints, password }, fault: args.fault_command.clone() })
+}
+
+/// Which site answers at an endpoint.
+fn site_of(base: &str) -> Result<String> {
+    let client = Client::new(&Endpoint { site: String::new(), base: base.to_owned(), namespace: None });
+    let answer = client.get("/").with_context(|| format!("no site answers at {base}"))?;
+    answer["site"].as_str().map(str::to_owned).with_context(|| format!("what answers at {base} is no site of LUC"))
+}
+
+/// The base of a site's APIs. What `OS_AUTH_URL` has is understood too.
+fn base_of(text: &str) -> Result<String> {
+    let base = text.trim_end_matches('/');
+    let base = base.strip_suffix("/v3").unwrap_or(base);
+    let base = base.strip_suffix("/identity").unwrap_or(base);
+    match base.strip_prefix("http://") {
+        Some(host) if !host.is_empty() && !host.contains('/') => Ok(base.to_owned()),
+        _ => bail!("{text:?} is no endpoint: http://address:port, with site= before it if you like"),
+    }
 }
 
 fn faults(names: &[String]) -> Result<Vec<Name>> {
@@ -297,4 +320,31 @@ fn watch(interrupted: Arc<AtomicBool>) -> Result<()> {
     };
     std::thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(wait))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_what_people_have_at_hand() {
+        for text in ["http://a:1", "http://a:1/", "http://a:1/identity", "http://a:1/identity/v3/"] {
+            assert_eq!(base_of(text).unwrap(), "http://a:1", "{text}");
+        }
+        for text in ["", "a:1", "http://", "https://a:1", "http://a:1/compute"] {
+            assert!(base_of(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn faults_are_named_and_what_is_none_is_refused_with_all_names() {
+        let named = |names: &[&str]| faults(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        assert_eq!(named(&["partition", "kill"]).unwrap(), [Name::Partition, Name::Kill]);
+        assert_eq!(named(&["all"]).unwrap(), Name::value_variants());
+        assert!(named(&["none"]).unwrap().is_empty());
+        let refused = named(&["fire"]).unwrap_err().to_string();
+        assert!(refused.contains("fire") && refused.contains("partition"), "{refused}");
+    }
 }

@@ -6,8 +6,10 @@ pub mod cli;
 pub mod clients;
 pub mod files;
 pub mod judge;
+pub mod probe;
 pub mod recorder;
 pub mod sampler;
+pub mod tidy;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -24,10 +26,13 @@ use crate::client::Client;
 use crate::cluster::{Cluster, Spec};
 use crate::nemesis::{Around, Nemesis, Schedule};
 use crate::run::{Domains, Run, Sample};
-use crate::workload::{Cloud, Session, Workload};
+use crate::workload::{Cloud, Session, Valid, Workload};
 
-/// How long sites may take to agree after all was healed; the time it took is recorded.
+/// How long sites may take to agree after all was healed, from when one of them last took something up. How long they took
+/// is recorded, and judged; but what is read in the end says little of sites that are still at it.
 const AGREE: Duration = Duration::from_secs(120);
+/// How long in all.
+const AGREE_AT_MOST: Duration = Duration::from_secs(900);
 
 /// The cloud that is tried.
 pub enum Target {
@@ -70,7 +75,6 @@ pub struct Plan {
 /// What kept it from being one: the cloud did not start, a workload could not be set up, it was interrupted.
 pub fn run(plan: &Plan, interrupted: &Arc<AtomicBool>) -> Result<Run> {
     std::fs::create_dir_all(&plan.out).with_context(|| format!("cannot make {}", plan.out.display()))?;
-    let started = Instant::now();
     let (mut cluster, cloud) = match &plan.target {
         Target::Own(spec) => {
             say(&format!("starting {} sites …", spec.sites.len()));
@@ -81,15 +85,40 @@ pub fn run(plan: &Plan, interrupted: &Arc<AtomicBool>) -> Result<Run> {
         Target::Theirs { cloud, .. } => (None, cloud.clone()),
     };
     let clients = clients(&cloud)?;
+    let theirs = cluster.is_none();
+    if theirs {
+        tidy::tidy(&cloud, &clients);
+    }
+    let done = tried(plan, &mut cluster, &cloud, &clients, interrupted);
+    drop(cluster);
+    match &done {
+        Ok(run) if theirs && run.verdicts.iter().any(|verdict| verdict.valid == Valid::False) => {
+            say("what was made there stays, to be looked at; the next run takes it away");
+        }
+        _ if theirs => tidy::tidy(&cloud, &clients),
+        _ => {}
+    }
+    done
+}
+
+/// A run in a cloud that is up.
+fn tried(
+    plan: &Plan,
+    cluster: &mut Option<Cluster>,
+    cloud: &Cloud,
+    clients: &[Client],
+    interrupted: &Arc<AtomicBool>,
+) -> Result<Run> {
     for workload in &plan.workloads {
         let name = workload.name();
-        workload.setup(&cloud, &clients).with_context(|| format!("workload {name}: it cannot be set up"))?;
+        workload.setup(cloud, clients).with_context(|| format!("workload {name}: it cannot be set up"))?;
         stop_if(interrupted)?;
     }
-    say(&format!("the cloud is up after {} s; {} s of work", started.elapsed().as_secs(), plan.time.as_secs()));
-    let mut run = work(plan, &mut cluster, &cloud, &clients, interrupted)?;
-    run.versions = files::versions(cluster.as_ref(), &cloud);
-    drop(cluster);
+    say(&format!("the cloud is up; {} s of work", plan.time.as_secs()));
+    let mut run = work(plan, cluster, cloud, clients, interrupted)?;
+    run.versions = files::versions(cluster.as_ref(), cloud);
+    // Logs are whole once nothing writes them.
+    *cluster = None;
     run.logs = files::logs(&plan.out);
     run.verdicts = judge::verdicts(&plan.workloads, &run);
     files::write(&plan.out, &run)?;
@@ -112,6 +141,7 @@ fn work(
     let pause = Duration::from_secs_f64(f64::from(count) / plan.rate.max(0.001));
     let crowd = Crowd { cloud, hosts: &hosts, recorder: &recorder, pause, stop: &stop, count, at: &at };
     let mut sessions = sessions(plan, &crowd, clients);
+    let namespaces: Vec<PathBuf> = cloud.endpoints.iter().filter_map(|endpoint| endpoint.namespace.clone()).collect();
     let (healed, converged, nemesis_error) = std::thread::scope(|scope| {
         for endpoint in 0..cloud.endpoints.len() {
             let (recorder, seen, quiet) = (&recorder, &seen, &quiet);
@@ -121,6 +151,7 @@ fn work(
             let (recorder, seen, quiet) = (&recorder, &seen, &quiet);
             scope.spawn(move || sampler::host(host, recorder, seen, quiet));
         }
+        scope.spawn(|| probe::probe(&namespaces, &recorder, &seen, &quiet));
         let crowd = &crowd;
         let working: Vec<_> = sessions
             .iter_mut()
@@ -140,7 +171,7 @@ fn work(
         say("healing …");
         let healing = nemesis.heal().err();
         let healed = recorder.now();
-        let converged = if interrupted.load(Ordering::Relaxed) { None } else { agree(cloud, &recorder, &seen) };
+        let converged = agree(cloud, &recorder, &seen, interrupted);
         quiet.store(true, Ordering::Relaxed);
         let crashed = (crashed > 0).then(|| anyhow::anyhow!("{crashed} clients have panicked"));
         (healed, converged, failed.or(healing).or(crashed))
@@ -148,7 +179,7 @@ fn work(
     stop_if(interrupted)?;
     match converged {
         Some(took) => say(&format!("all agree {} ms after the last fault was healed", took / 1_000_000)),
-        None => say(&format!("the sites do not agree {} s after the last fault was healed", AGREE.as_secs())),
+        None => say(&format!("the sites do not agree, and have taken up nothing for {} s", AGREE.as_secs())),
     }
     say("final reads …");
     std::thread::scope(|scope| {
@@ -184,6 +215,7 @@ fn work(
         verdicts: Vec::new(),
         samples: seen.samples(),
         domains: seen.domains(),
+        paces: seen.paces(),
         logs: Vec::new(),
     };
     if let Some(error) = nemesis_error {
@@ -219,10 +251,10 @@ fn clients(cloud: &Cloud) -> Result<Vec<Client>> {
 }
 
 /// Waits until all endpoints have equal frontiers and digests at once, and says how long that took, nanoseconds.
-fn agree(cloud: &Cloud, recorder: &Recorder, seen: &Seen) -> Option<u64> {
-    let from = recorder.now();
-    let until = Instant::now() + AGREE;
-    while Instant::now() < until {
+fn agree(cloud: &Cloud, recorder: &Recorder, seen: &Seen, interrupted: &AtomicBool) -> Option<u64> {
+    let (from, begun) = (recorder.now(), Instant::now());
+    let (mut most, mut until) = (0, begun + AGREE);
+    while Instant::now() < until && !interrupted.load(Ordering::Relaxed) {
         let samples = last(cloud, recorder);
         let equal = samples.windows(2).all(|pair| match pair {
             [one, other] => one.digest == other.digest && one.frontier == other.frontier,
@@ -234,6 +266,10 @@ fn agree(cloud: &Cloud, recorder: &Recorder, seen: &Seen) -> Option<u64> {
             let at = samples.iter().map(|sample| sample.answered).max().unwrap_or(from);
             samples.into_iter().enumerate().for_each(|(number, sample)| seen.add(number, sample));
             return Some(at.saturating_sub(from));
+        }
+        let held: u64 = samples.iter().flat_map(|sample| sample.frontier.values()).map(|tip| tip.number).sum();
+        if held > most {
+            (most, until) = (held, (Instant::now() + AGREE).min(begun + AGREE_AT_MOST));
         }
         std::thread::sleep(Duration::from_millis(30));
     }

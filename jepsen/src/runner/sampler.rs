@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::recorder::Recorder;
 use crate::client::Client;
 use crate::cluster::hypervisor;
-use crate::run::{Domains, Sample};
+use crate::run::{Domains, Pace, Sample};
 use crate::workload::Cloud;
 
 /// Between two questions to one endpoint.
@@ -40,6 +40,7 @@ pub struct Host {
 pub struct Seen {
     samples: Mutex<Vec<(usize, Sample)>>,
     domains: Mutex<Vec<Domains>>,
+    paces: Mutex<Vec<Pace>>,
 }
 
 impl Seen {
@@ -58,6 +59,17 @@ impl Seen {
         let mut domains = self.domains.lock().unwrap_or_else(PoisonError::into_inner).clone();
         domains.sort_by_key(|domains| domains.time);
         domains
+    }
+
+    /// What the probe saw of the machine, by time.
+    #[must_use]
+    pub fn paces(&self) -> Vec<Pace> {
+        self.paces.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Writes down what the probe saw.
+    pub fn add_pace(&self, pace: Pace) {
+        self.paces.lock().unwrap_or_else(PoisonError::into_inner).push(pace);
     }
 
     /// When an endpoint was last asked that then showed so many entries of a replica, or fewer: what it had acknowledged by
@@ -117,9 +129,10 @@ pub fn sample(client: &Client, rights: bool) -> Result<Sample> {
 
 /// Asks one hypervisor again and again until it is told to stop.
 pub fn host(host: &Host, recorder: &Recorder, seen: &Seen, stop: &AtomicBool) {
+    let mut asker = hypervisor::Asker::new(&host.uri);
     while !stop.load(Ordering::Relaxed) {
         let time = recorder.now();
-        if let Ok(found) = hypervisor::domains(&host.uri) {
+        if let Ok(found) = asker.domains() {
             seen.add_domains(record(host, time, found));
         }
         sleep(HYPERVISOR, stop);

@@ -202,11 +202,12 @@ impl Excused {
     }
 
     /// Which of its lives a site's replica leads: reads at one site are monotone within a life. A disk that was wiped or
-    /// rolled back begins another, and what is answered meanwhile is one of its own.
+    /// rolled back begins another, and what is answered meanwhile is one of its own: before its replica stopped, and after.
     pub(super) fn life(&self, site: &str, time: u64) -> u64 {
         let here = self.losses.iter().filter(|fault| fault.sites.iter().any(|other| other == site));
         let ends = here.flat_map(|fault| [Some(fault.from), fault.until]).flatten();
-        ends.filter(|end| *end <= time).map(|_| 1).sum()
+        let stops = self.excuses.iter().filter(|excuse| excuse.site == site).map(|excuse| excuse.until);
+        ends.chain(stops).filter(|end| *end <= time).map(|_| 1).sum()
     }
 
     /// Whether a site's disk was touched between two times.
@@ -299,4 +300,23 @@ pub(super) fn group<K: Eq + Hash, V>(items: impl IntoIterator<Item = (K, V)>) ->
         groups.entry(key).or_default().push(value);
     }
     groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A disk is copied at 10, its replica stops at 25 with all that it has shown since, the copy is back at 30, and another
+    /// replica is in its place at 40.
+    #[test]
+    fn an_old_copy_leads_a_life_of_its_own() {
+        let excuse = Excuse { site: "lyon".into(), after: 12, until: 25, ..Excuse::default() };
+        let sites = vec!["lyon".to_owned()];
+        let loss = Fault { from: 10, until: Some(40), sites, excused: vec![excuse.clone()], ..Fault::default() };
+        let excused = Excused { excuses: vec![excuse], losses: vec![loss] };
+        assert!(excused.touched("lyon", 20, 30), "before it stopped, and from the copy");
+        assert!(excused.touched("lyon", 5, 20) && excused.touched("lyon", 30, 45));
+        assert!(!excused.touched("lyon", 15, 20) && !excused.touched("lyon", 27, 35));
+        assert!(!excused.touched("paris", 5, 45));
+    }
 }
