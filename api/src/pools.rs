@@ -111,8 +111,10 @@ fn render(view: &View, holders: &Holders, id: PoolId, pool: &Pool, claims: &Clai
             "reachable": holders.is_reachable(replica), "age_ms": age, "retiring": holders.is_retiring(replica),
         }));
     }
+    // What has paths of its own is named by what those take; the others by the entry that minted them.
+    let name = if let Subject::Addresses { of } = &pool.subject { of.id.to_string() } else { id.to_string() };
     json!({
-        "id": id.to_string(), "root": id.entry.author.to_string(), "subject": subject(view, &pool.subject),
+        "id": name, "minted_by": id.to_string(), "root": id.entry.author.to_string(), "subject": subject(view, &pool.subject),
         "minted": amount(&pool.minted), "burnt": amount(&pool.burnt), "capacity": amount(&pool.capacity()),
         "claims": claims.count, "claimed": amount(&claims.sum), "free": amount(&total), "rights": rights,
         "conserved": conserved, "confirmed": pool.confirmed, "overdraft": amount(&pool.overdraft()),

@@ -13,7 +13,7 @@ const POOLS: &str = "/luc/v1/pools";
 async fn make(cloud: &Cloud, name: &str, cidrs: Value) -> String {
     let made = cloud.request(Method::POST, POOLS, Some(&json!({"name": name, "cidrs": cidrs}))).await;
     assert_eq!(made.status, StatusCode::CREATED, "{made:?}");
-    made.body["pool"]["subject"]["address_pool"].as_str().unwrap().to_owned()
+    made.body["pool"]["id"].as_str().unwrap().to_owned()
 }
 
 async fn take(cloud: &Cloud, pool: &str, body: Value) -> (StatusCode, Value) {

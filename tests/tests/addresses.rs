@@ -27,7 +27,7 @@ fn each_half_of_a_split_cloud_gives_out_the_addresses_it_holds_and_no_others() {
     let cloud = Cloud::start(&["paris", "lyon"]).unwrap();
     let (paris, lyon) = (cloud.login(0).unwrap(), cloud.login(1).unwrap());
     let made = paris.post("/luc/v1/pools", &json!({"name": "public", "cidrs": ["198.51.100.0/28"]})).unwrap();
-    let pool = made["pool"]["subject"]["address_pool"].as_str().unwrap().to_owned();
+    let pool = made["pool"]["id"].as_str().unwrap().to_owned();
     cloud.agree(&[paris.clone(), lyon.clone()], LONG).unwrap();
 
     // The root keeps all; who needs one gets a whole block of half.
@@ -86,7 +86,7 @@ fn what_moves_in_a_confirmed_pool_waits_for_the_word_of_its_root() {
     let [paris, lyon, rennes] = clients.as_slice() else { panic!("three sites") };
     let body = json!({"name": "public", "cidrs": ["198.51.100.0/28"], "confirmed": true});
     let made = paris.post("/luc/v1/pools", &body).unwrap();
-    let pool = made["pool"]["subject"]["address_pool"].as_str().unwrap().to_owned();
+    let pool = made["pool"]["id"].as_str().unwrap().to_owned();
     cloud.agree(&clients, LONG).unwrap();
     // What the root hands over is spent at once.
     take(lyon, &pool, json!({})).unwrap();
@@ -123,7 +123,7 @@ fn an_operator_makes_changes_and_deletes_pools_from_the_command_line() {
         blocks(&grown["capacity"]["addresses"]),
         ["192.0.2.0/31", "192.0.2.7", "198.51.100.0/30", "198.51.100.9"]
     );
-    let id = grown["subject"]["address_pool"].as_str().unwrap().to_owned();
+    let id = grown["id"].as_str().unwrap().to_owned();
     let shrunk = pool(&["pools", "set", &id, "--remove", "198.51.100.0/30", "--json"]);
     assert_eq!(blocks(&shrunk["capacity"]["addresses"]), ["192.0.2.0/31", "192.0.2.7", "198.51.100.9"]);
     let back = refused(&["pools", "set", "public", "--add", "198.51.100.1"]);

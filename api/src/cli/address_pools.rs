@@ -61,7 +61,7 @@ fn print(args: &StatusArgs, answer: &Value) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(&answer["pool"])?);
     } else {
         let pool = &answer["pool"];
-        println!("id {}", pool["subject"]["address_pool"].as_str().unwrap_or("?"));
+        println!("id {}", pool["id"].as_str().unwrap_or("?"));
         print!("{}", describe_one(pool));
     }
     Ok(())
