@@ -113,13 +113,15 @@ check: jepsen-build ## A cloud of five sites, every workload, every fault briefl
 jepsen: jepsen-build ## Random faults, several at once, for HOURS (default 1), by a seed that is told
 	$(SUITE) --time $$(awk 'BEGIN { print int($(or $(HOURS),1) * 3600) }') --every 15s --overlap 3 $(if $(filter command,$(origin SEED)),--seed $(SEED))
 
-# Which seeded bugs of sites; all if empty.
+# Which seeded bugs of sites, `none` for the same runs without a bug; all if empty. And with how many seeds each.
 MUTANTS ?=
+PROOFS ?= 5
+# Without the engine's own assertions, which would end a site before any client sees its bug.
+UNASSERTED := $(foreach crate,engine sync compute api,--config profile.dev.package.luc-$(crate).debug-assertions=false)
 
-prove: ## Prove the suite's checkers: by faults in histories, and by bugs in sites (MUTANTS=StaleRead,DomainLeft; needs root)
+prove: ## Prove the suite's checkers: by faults in histories, and by bugs in sites (MUTANTS=StaleRead,none PROOFS=5 SEED=1; needs root)
 	@HYPERVISOR=test packaging/install-deps.sh build suite
-	@# Without the engine's own assertions, which would end a site before any client sees its bug.
-	cargo build --profile sim --locked -p luc-api --features mutants
-	cp -f target/sim/luc target/debug/luc-mutants
+	cargo build $(UNASSERTED) --locked -p luc-api --features mutants
+	cp -f target/debug/luc target/debug/luc-mutants
 	cargo build --locked -p luc-api -p jepsen --bin luc --bin jepsen
-	target/debug/jepsen prove --sites $(if $(MUTANTS),--only $(MUTANTS))
+	target/debug/jepsen prove --sites --seeds $(PROOFS) --seed $(SEED) $(if $(MUTANTS),--only $(MUTANTS))

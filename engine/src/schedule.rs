@@ -16,6 +16,7 @@ use crate::filters::{AggregateWish, image_fits};
 use crate::id::{ClaimId, HostId, PoolId, ReplicaId};
 use crate::ledger::{Amount, Dimension};
 use crate::record::{GroupPolicy, Host, Kind, RecordId, ServerGroup};
+use crate::site_mutant::{SiteMutant, on};
 use crate::tx::{Refusal, Shortage, Tx, shortage};
 use crate::view::View;
 
@@ -325,7 +326,8 @@ impl<'a> Search<'a> {
         // Only the pool that its agent serves: a claim on another would be refused (S3).
         let pools: Vec<PoolId> = self.view.host_pool(id).map(|(pool, _)| pool).into_iter().collect();
         let held = |pool: &PoolId| self.view.ledger().pool(*pool).map(|pool| pool.free(self.me)).unwrap_or_default();
-        let Some(pool) = pools.iter().copied().find(|pool| held(pool).covers(&self.request.amount)) else {
+        let covers = |pool: &PoolId| held(pool).covers(&self.request.amount) || on(SiteMutant::HostOverbooked);
+        let Some(pool) = pools.iter().copied().find(covers) else {
             let short = shortage(self.view, self.me, &pools, &self.request.amount);
             return if short.suffices_elsewhere() { Verdict::Short(Box::new(short)) } else { Verdict::Full };
         };

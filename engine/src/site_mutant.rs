@@ -30,12 +30,42 @@ mutants! {
     FrontierIgnored,
     /// A revoked token works on.
     RevocationIgnored,
-    /// A request waits until every other site can be reached.
+    /// A request waits for every other site, and long for one that says nothing.
     AsksEverybody,
     /// A domain is left running when its server is deleted.
     DomainLeft,
     /// An image that came damaged from another site is stored and used.
     ImageUnchecked,
+    /// An image's data stay where they were uploaded: other sites say that they are out of reach.
+    ImageUnfetched,
+    /// Hosts are filled beyond what they have: neither scheduler nor ledger looks at the rights to them.
+    HostOverbooked,
+    /// A claim of addresses leaves them free.
+    AddressTwice,
+    /// What is in use of a quota counts the own claims only.
+    UsageOfOwn,
+    /// A creation that has succeeded is tried once more.
+    RequestTwice,
+    /// A list shows its first element twice.
+    ListedTwice,
+    /// A metadata item is written under its neighbour's key too.
+    MetadataMixed,
+    /// Metadata are written as they were seconds ago, but for what is changed.
+    StaleWrite,
+    /// Changes that others make to servers are forgotten.
+    ChangeSkipped,
+    /// Every third observation of a server is forgotten.
+    ObservationLost,
+    /// What peers lack of what they were not pushed is not sent.
+    HolesKept,
+    /// What ends a token is forgotten after seconds.
+    TokenForgiven,
+    /// Tokens that another site has issued are refused.
+    ForeignTokenRefused,
+    /// Of several users of one name, each site takes its own.
+    OwnNameFirst,
+    /// A replica whose certificate was revoked is talked to as before.
+    CertificateKept,
 }
 
 impl SiteMutant {

@@ -16,6 +16,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use luc_engine::entry::{Entry, Frontier, LedgerOp, Tip};
 use luc_engine::id::{EntryId, ReplicaId};
+use luc_engine::site_mutant::{SiteMutant, on};
 use luc_engine::store::{MemoryStore, Store};
 use luc_engine::tx::Fence;
 use parking_lot::Mutex;
@@ -490,7 +491,7 @@ impl Net {
     fn drop_revoked(&self) {
         let view = self.inner.node.view();
         for (id, peer) in self.inner.peers.lock().iter() {
-            if view.member(*id).is_some_and(|state| state.revoked) {
+            if view.member(*id).is_some_and(|state| state.revoked) && !on(SiteMutant::CertificateKept) {
                 peer.connection.close(VarInt::from_u32(1), b"revoked");
             }
         }
@@ -540,7 +541,8 @@ impl Net {
     }
 
     fn is_revoked(&self, replica: ReplicaId) -> bool {
-        self.inner.node.view().member(replica).is_some_and(|state| state.revoked)
+        let revoked = self.inner.node.view().member(replica).is_some_and(|state| state.revoked);
+        revoked && !on(SiteMutant::CertificateKept)
     }
 
     /// The accepting side of a connection between replicas: the first stream is the control stream.

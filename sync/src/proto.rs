@@ -19,6 +19,7 @@ use std::sync::Arc;
 use luc_engine::entry::{Entry, Frontier, Tip};
 use luc_engine::id::{EntryId, Millis, ReplicaId};
 use luc_engine::replica::Received;
+use luc_engine::site_mutant::{SiteMutant, on};
 
 use crate::wire::{Msg, Status};
 
@@ -453,6 +454,9 @@ impl Peer {
 
     fn read_missing(&mut self, peer: ReplicaId, now: Millis, mine: &Frontier, out: &mut Vec<Output>) {
         if self.catching_up.is_some_and(|since| now.abs_diff(since) < STALLED) || *mine == self.reported {
+            return;
+        }
+        if on(SiteMutant::HolesKept) {
             return;
         }
         let lacks = |(log, tip, has): (&ReplicaId, &Tip, Option<&Tip>)| {

@@ -12,6 +12,7 @@ use luc_engine::hosts::stands_by;
 use luc_engine::id::{ClaimId, EntryId, HostId, PoolId, ReplicaId, SiteName};
 use luc_engine::ledger::Amount;
 use luc_engine::schedule::{Unminted, hand_over};
+use luc_engine::site_mutant::{SiteMutant, on};
 use luc_engine::tx::{Refusal, Shortage, Tx};
 use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
 use tokio::sync::mpsc;
@@ -220,6 +221,9 @@ impl Net {
         let _turn = self.blobs().turn(blob).await;
         if let Some(path) = self.blobs().path(blob) {
             return Ok(path);
+        }
+        if on(SiteMutant::ImageUnfetched) {
+            return Err(BlobError::OutOfReach("nobody was asked".into()));
         }
         let view = self.node().view();
         let mut sources: Vec<(bool, SiteName, ReplicaId)> = agents::others(&view, self.node().me())

@@ -16,6 +16,7 @@ use luc_engine::record::{
     ServerImage,
 };
 use luc_engine::schedule::{NoValidHost, Request, choose};
+use luc_engine::site_mutant::{SiteMutant, on};
 use luc_engine::tx::{Refusal, Shortage, Tx};
 use luc_engine::view::View;
 use luc_sync::rpc::Asked;
@@ -122,6 +123,10 @@ async fn place(app: &App, wanted: Wanted) -> Result<Uuid, Fault> {
             Err(Unplaced::NoHost(none)) if left > 0 => placement::ask_for(app, none).await,
             _ => Asked::default(),
         };
+        if on(SiteMutant::RequestTwice) && placed.is_ok() {
+            let _ = app.node().transact::<Uuid, Unplaced, _>(attempt(wanted)).await;
+            return placed.map_err(|unplaced| explain(app, unplaced, &asked));
+        }
         if !asked.came {
             return placed.map_err(|unplaced| explain(app, unplaced, &asked));
         }

@@ -15,7 +15,8 @@ use axum::Extension;
 use axum::extract::{Path, State};
 use luc_engine::id::{PoolId, ReplicaId};
 use luc_engine::ledger::{Amount, Dimension};
-use luc_engine::record::Project;
+use luc_engine::record::{Kind, Project, RecordId};
+use luc_engine::site_mutant::{SiteMutant, on};
 use luc_engine::tx::{Refusal, Shortage, Tx, shortage};
 use luc_engine::view::View;
 use serde_json::{Map, Value, json};
@@ -167,7 +168,19 @@ pub(super) async fn quota_detail(
     let project = parse_project(&app, &caller, &project)?;
     let view = app.view();
     let Quota { wanted, used, .. } = Quota::of(&view, project);
+    let used = if on(SiteMutant::UsageOfOwn) { of_own(&view, project, app.node().me()) } else { used };
     ok(&render_quota(Some(project), (&wanted, metadata_items(&view, project)), version, Some(&used)))
+}
+
+/// What one replica has claimed of a project's quota.
+fn of_own(view: &View, project: Uuid, me: ReplicaId) -> Amount {
+    let claims = view.children(Kind::Server, project).flat_map(|id| {
+        let record = RecordId { kind: Kind::Server, id };
+        view.ledger().claims_of(record).filter(|(id, _)| id.entry.author == me).map(|(_, claim)| claim)
+    });
+    let of_quota = |pool| view.ledger().quota_pools(project).any(|(id, _)| id == pool);
+    let claims = claims.filter(|claim| of_quota(claim.pool));
+    claims.fold(Amount::default(), |sum, claim| sum.saturating_add(&claim.amount))
 }
 
 pub(super) async fn default_quota(

@@ -86,7 +86,8 @@ fn page(
         true => renderer.server(*id, held),
         false => Some(renderer.brief(*id, server)),
     };
-    let servers = page.iter().copied().filter_map(render).collect();
+    let again = page.iter().copied().take(usize::from(on(SiteMutant::ListedTwice)));
+    let servers = page.iter().copied().chain(again).filter_map(render).collect();
     let last = page.last().filter(|_| more);
     let next = last.map(|(last, _, _)| {
         let other = uri.query().unwrap_or_default().split('&');
@@ -384,6 +385,8 @@ async fn edit_metadata(
             return Err(Fault::conflict(format!("Instance {id} is locked")));
         }
         let before = server.metadata.len();
+        #[cfg(feature = "mutants")]
+        crate::mutants::as_it_was(id, &mut server.metadata);
         change(&mut server.metadata)?;
         // A limit that was lowered takes nothing away, and does not keep anybody from tidying up.
         let grew = server.metadata.len() > before;
@@ -398,6 +401,10 @@ async fn change_metadata(app: &App, caller: &Caller, id: &str, body: Object, kee
     edit_metadata(app, caller, id, move |metadata| {
         if !keep {
             metadata.clear();
+        }
+        if on(SiteMutant::MetadataMixed) {
+            let value = given.values().next().cloned().unwrap_or_default();
+            metadata.values_mut().for_each(|other| other.clone_from(&value));
         }
         metadata.extend(given);
         Ok(())

@@ -81,7 +81,7 @@ fn pairs(from: &[String], to: &[String]) -> Vec<(String, String)> {
     from.iter().flat_map(|one| to.iter().map(|other| (one.clone(), other.clone()))).collect()
 }
 
-fn both(one: &[String], other: &[String]) -> Vec<(String, String)> {
+pub(super) fn both(one: &[String], other: &[String]) -> Vec<(String, String)> {
     let mut cut = pairs(one, other);
     cut.extend(pairs(other, one));
     cut

@@ -4,6 +4,7 @@
 //! The value of its operations is a [`Fault`] with a number, `id`. For each fault of a disk it says which case of
 //! `PROTOCOL.md`, M4 it is, and which acknowledged writes it excuses: those that no survivor holds, found by asking them.
 
+mod certificates;
 mod deck;
 mod disks;
 mod links;
@@ -54,6 +55,8 @@ pub enum Name {
     Clock,
     /// A replica joins; later it leaves, and is retired.
     Members,
+    /// A replica joins, and its certificate is revoked while a site is cut off.
+    Revoke,
     /// A host's libvirt is killed, and comes back. With simulated machines they are gone then, as if the host had lost its power.
     Libvirt,
     /// A host has less memory to give; later it has as much as before.
@@ -72,6 +75,9 @@ impl Name {
 const QUIET: Duration = Duration::from_secs(10);
 /// How long retirements may take once all is healed.
 const RETIRED: Duration = Duration::from_secs(300);
+
+/// How long a site is cut off when a certificate is revoked, at least.
+const CUT: Duration = Duration::from_secs(3);
 
 /// Which faults, and when.
 #[derive(Clone, Debug, PartialEq)]
@@ -105,6 +111,8 @@ pub struct Nemesis<'a> {
     next: u64,
     open: Vec<Open>,
     deck: Deck,
+    /// Replicas whose certificates were revoked, and that are still there.
+    revoked: Vec<certificates::Revoked>,
 }
 
 /// A fault before it is made.
@@ -135,6 +143,8 @@ enum Act {
     Clock(Vec<usize>, String),
     /// A replica joins at a site.
     Newcomer(usize),
+    /// A replica joins at a site, another is cut off, and the certificate is revoked at a third.
+    Revoke { home: String, by: String, alone: String },
     /// Hypervisors are killed.
     Libvirt(Vec<usize>),
     /// A host's memory, in permille of what it had.
@@ -167,6 +177,8 @@ enum Undo {
     Clock,
     /// A replica leaves.
     Newcomer,
+    /// All hear of a revocation.
+    Revoked,
     /// Hypervisors are started.
     Revive,
     /// A host has what it had.
@@ -196,7 +208,8 @@ impl<'a> Nemesis<'a> {
     /// One who has made no fault yet.
     #[must_use]
     pub fn new(around: Around<'a>, seed: u64) -> Self {
-        Self { around, rng: Rng::new(seed, 2), next: 0, open: Vec::new(), deck: Deck::default() }
+        let (open, revoked) = (Vec::new(), Vec::new());
+        Self { around, rng: Rng::new(seed, 2), next: 0, open, deck: Deck::default(), revoked }
     }
 
     /// Plays the schedule for so long, or until it is interrupted. Tells now and then how far it is.
@@ -218,6 +231,9 @@ impl<'a> Nemesis<'a> {
             }
             let cut = self.open.iter().any(|open| !open.fault.cut.is_empty());
             self.undo_where(|open| Instant::now() >= open.until && !(cut && open.undo.needs_others()))?;
+            if !self.open.iter().any(|open| !open.fault.cut.is_empty()) {
+                self.look_at_revoked(false)?;
+            }
             // None begins that would be over before it has shown anything.
             let left = end.saturating_duration_since(Instant::now());
             if faults && Instant::now() >= next && left > plan.every / 2 && self.open.len() < plan.overlap {
@@ -254,8 +270,10 @@ impl<'a> Nemesis<'a> {
         if self.open.iter().any(|open| open.fault.name == name.text()) {
             return Ok(());
         }
-        // Who is admitted must reach others.
-        if name == Name::Members && self.open.iter().any(|open| !open.fault.cut.is_empty()) {
+        // Who is admitted must reach others, and there is one cut at a time.
+        if matches!(name, Name::Members | Name::Revoke | Name::Partition)
+            && self.open.iter().any(|open| !open.fault.cut.is_empty())
+        {
             return Ok(());
         }
         let planned = self.plan(name)?;
@@ -272,6 +290,8 @@ impl<'a> Nemesis<'a> {
         let made = self.act(&act, &mut fault);
         self.complete("start", id, &fault, made.as_ref().err());
         let (nodes, undo) = made.with_context(|| format!("the fault {:?} could not be made", fault.name))?;
+        // Its beginning takes long: somebody joins.
+        let until = if matches!(undo, Undo::Revoked) { until.max(Instant::now() + CUT) } else { until };
         self.open.push(Open { id, fault, nodes, undo, until });
         Ok(())
     }
@@ -308,6 +328,7 @@ impl<'a> Nemesis<'a> {
                 let (at, undo) = self.newcomer(*site)?;
                 (vec![at], undo)
             }
+            Act::Revoke { home, by, alone } => self.revoke(home, by, alone)?,
             Act::Libvirt(nodes) => {
                 self.each(nodes, |node| node.hypervisor.as_mut().map_or(Ok(()), Hypervisor::kill))?;
                 (nodes.clone(), Undo::Revive)
@@ -329,6 +350,7 @@ impl<'a> Nemesis<'a> {
         let mut errors: Vec<anyhow::Error> = Vec::new();
         errors.extend(self.undo_where(|open| !open.undo.needs_others()).err());
         errors.extend(self.undo_where(|_| true).err());
+        errors.extend(self.look_at_revoked(true).err());
         if let Some(cluster) = self.around.cluster.as_deref_mut() {
             errors.extend(cluster.net.say(&cluster.lines()).err());
             errors.extend(cluster.net.say("heal").err());
@@ -390,6 +412,7 @@ impl<'a> Nemesis<'a> {
             }
             Undo::Clock => self.each(nodes, |node| node.skew("+0")),
             Undo::Newcomer => nodes.iter().try_for_each(|at| self.farewell(*at)),
+            Undo::Revoked => self.after_revocation(nodes),
             Undo::Revive => self.each(nodes, |node| node.hypervisor.as_mut().map_or(Ok(()), Hypervisor::revive)),
             Undo::Resize => nodes.iter().try_for_each(|at| self.resize(*at, 1_000).map(drop)),
             Undo::Command => self.command("stop"),

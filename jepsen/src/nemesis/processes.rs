@@ -53,6 +53,7 @@ impl Nemesis<'_> {
                 let detail = format!("a further replica joins at {site}");
                 Some(Planned { fault: Fault { sites: vec![site], detail, ..Fault::default() }, act: Act::Newcomer(at) })
             }
+            Name::Revoke => self.revocation()?,
             Name::Resize => {
                 let permille = self.rng.between(300, 900);
                 self.one_replica(&format!("host has {permille} ‰ of its memory"), |at| Act::Resize(at, permille))
@@ -118,6 +119,7 @@ impl Nemesis<'_> {
     pub(super) fn free_nodes(&self) -> Vec<usize> {
         let all = self.around.cluster.as_deref().map(|cluster| cluster.nodes.as_slice()).unwrap_or_default();
         let here = all.iter().enumerate().filter(|(_, node)| !node.left).map(|(at, _)| at);
-        here.filter(|at| !self.open.iter().any(|open| open.nodes.contains(at))).collect()
+        let taken = |at: &usize| self.is_revoked(*at) || self.open.iter().any(|open| open.nodes.contains(at));
+        here.filter(|at| !taken(at)).collect()
     }
 }

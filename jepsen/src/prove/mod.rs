@@ -2,10 +2,11 @@
 //!
 //! Two tables. **Histories**: faults put by hand into good histories, for every checker of every workload and of the whole
 //! cloud; a checker without a fault to its name is an error, and so is one that finds fault with the good history.
-//! **Sites**: bugs put into the server itself, one at a time, in a test build; the suite is run against a cloud of such sites
-//! until the named checkers catch it, or ten minutes are over.
+//! **Sites**: bugs put into the server itself, one at a time, in a test build; the suite is run against a cloud of such sites,
+//! with several seeds, and the checkers that are named for the bug must catch it, in ten minutes in the median.
 
 pub mod sites;
+mod trials;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -26,18 +27,24 @@ pub struct ProveArgs {
     /// Also run clouds whose sites have bugs; needs root, and `luc` built with `--features mutants` (`make prove` does it).
     #[arg(long)]
     sites: bool,
-    /// Only these seeded bugs of sites, separated by commas.
+    /// Only these seeded bugs of sites, separated by commas; `none` for the same runs without a bug.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// The binary with the seeded bugs; `luc-mutants` beside this one if not given.
     #[arg(long)]
     luc: Option<PathBuf>,
-    /// How long one bug may go unnoticed, minutes.
+    /// How long a bug may go unnoticed in the median, minutes.
     #[arg(long, default_value_t = 10)]
     minutes: u64,
     /// The first seed.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// So many seeds for each bug, from there on.
+    #[arg(long, default_value_t = 5)]
+    seeds: u64,
+    /// Name of the clouds on this machine: another, to have several proofs at once.
+    #[arg(long, default_value = "prove")]
+    name: String,
     /// Where runs are written.
     #[arg(long, default_value = "target/jepsen/prove")]
     out: PathBuf,
@@ -86,6 +93,8 @@ pub fn prove(args: &ProveArgs) -> ExitCode {
             luc: args.luc.clone(),
             limit: Duration::from_secs(args.minutes * 60),
             seed: args.seed,
+            seeds: args.seeds,
+            name: args.name.clone(),
             out: args.out.clone(),
         });
     }
@@ -125,15 +134,20 @@ fn of_workload(seeded: &workload::Seeded) -> Row {
     Row { workload, checker, bug, caught, content, took }
 }
 
+/// All checkers: of which workload, or `cloud`, and what they are called.
+fn checkers() -> impl Iterator<Item = (String, String)> {
+    let empty = History::default();
+    let of_workloads = workload::all().into_iter().flat_map(move |workload| workload.check(&empty, &empty));
+    let of_workloads = of_workloads.map(|verdict| (verdict.workload, verdict.checker));
+    let of_cloud = check::CHECKERS.iter().map(|checker| ("cloud".to_owned(), checker.name.to_owned()));
+    of_workloads.chain(of_cloud)
+}
+
 /// The checkers that no seeded fault names.
 #[must_use]
 pub fn idle(rows: &[Row]) -> BTreeSet<String> {
-    let empty = History::default();
-    let of_workloads = workload::all().into_iter().flat_map(|workload| workload.check(&empty, &empty));
-    let of_workloads = of_workloads.map(|verdict| (verdict.workload, verdict.checker));
-    let of_cloud = check::CHECKERS.iter().map(|checker| ("cloud".to_owned(), checker.name.to_owned()));
     let named: BTreeSet<_> = rows.iter().map(|row| (row.workload.clone(), row.checker.clone())).collect();
-    let idle = of_workloads.chain(of_cloud).filter(|checker| !named.contains(checker));
+    let idle = checkers().filter(|checker| !named.contains(checker));
     idle.map(|(workload, checker)| format!("{workload} {checker}")).collect()
 }
 

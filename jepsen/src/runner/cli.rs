@@ -57,6 +57,12 @@ pub struct RunArgs {
     /// Clients of each workload at each replica.
     #[arg(long, default_value_t = 1)]
     concurrency: u32,
+    /// How long sites may take to agree in the end, from when one of them last took something up, seconds.
+    #[arg(long, default_value_t = 120)]
+    agree: u64,
+    /// A file that is made when all is set up: for who has something to do then.
+    #[arg(long, hide = true)]
+    when_up: Option<PathBuf>,
     /// Where history, verdicts, report and logs are written. What is there of an earlier run is overwritten.
     #[arg(long, default_value = "target/jepsen")]
     out: PathBuf,
@@ -185,6 +191,8 @@ fn plan(args: &RunArgs) -> Result<Plan> {
         concurrency: args.concurrency.max(1),
         rate: args.rate,
         schedule: Schedule { names, every: args.every, overlap: args.overlap.max(1) },
+        agree: Duration::from_secs(args.agree),
+        when_up: args.when_up.clone(),
         seed,
         command: command.join(" "),
         out,

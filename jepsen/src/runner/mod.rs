@@ -28,10 +28,7 @@ use crate::nemesis::{Around, Nemesis, Schedule};
 use crate::run::{Domains, Run, Sample};
 use crate::workload::{Cloud, Session, Valid, Workload};
 
-/// How long sites may take to agree after all was healed, from when one of them last took something up. How long they took
-/// is recorded, and judged; but what is read in the end says little of sites that are still at it.
-const AGREE: Duration = Duration::from_secs(120);
-/// How long in all.
+/// How long sites may take to agree in all, however much they still take up.
 const AGREE_AT_MOST: Duration = Duration::from_secs(900);
 
 /// The cloud that is tried.
@@ -61,6 +58,11 @@ pub struct Plan {
     pub rate: f64,
     /// Which faults, and when.
     pub schedule: Schedule,
+    /// How long sites may take to agree after all was healed, from when one of them last took something up. How long they took is
+    /// recorded, and judged; but what is read in the end says little of sites that are still at it.
+    pub agree: Duration,
+    /// A file that is made when all is set up: for who has something to do then.
+    pub when_up: Option<PathBuf>,
     /// What chance decides follows from it.
     pub seed: u64,
     /// The command line that does it again.
@@ -113,6 +115,9 @@ fn tried(
         let name = workload.name();
         workload.setup(cloud, clients).with_context(|| format!("workload {name}: it cannot be set up"))?;
         stop_if(interrupted)?;
+    }
+    if let Some(file) = &plan.when_up {
+        std::fs::write(file, "").with_context(|| format!("cannot make {}", file.display()))?;
     }
     say(&format!("the cloud is up; {} s of work", plan.time.as_secs()));
     let mut run = work(plan, cluster, cloud, clients, interrupted)?;
@@ -171,7 +176,7 @@ fn work(
         say("healing …");
         let healing = nemesis.heal().err();
         let healed = recorder.now();
-        let converged = agree(cloud, &recorder, &seen, interrupted);
+        let converged = agree(cloud, plan.agree, &recorder, &seen, interrupted);
         quiet.store(true, Ordering::Relaxed);
         let crashed = (crashed > 0).then(|| anyhow::anyhow!("{crashed} clients have panicked"));
         (healed, converged, failed.or(healing).or(crashed))
@@ -179,7 +184,7 @@ fn work(
     stop_if(interrupted)?;
     match converged {
         Some(took) => say(&format!("all agree {} ms after the last fault was healed", took / 1_000_000)),
-        None => say(&format!("the sites do not agree, and have taken up nothing for {} s", AGREE.as_secs())),
+        None => say(&format!("the sites do not agree, and have taken up nothing for {} s", plan.agree.as_secs())),
     }
     say("final reads …");
     std::thread::scope(|scope| {
@@ -251,9 +256,9 @@ fn clients(cloud: &Cloud) -> Result<Vec<Client>> {
 }
 
 /// Waits until all endpoints have equal frontiers and digests at once, and says how long that took, nanoseconds.
-fn agree(cloud: &Cloud, recorder: &Recorder, seen: &Seen, interrupted: &AtomicBool) -> Option<u64> {
+fn agree(cloud: &Cloud, limit: Duration, recorder: &Recorder, seen: &Seen, interrupted: &AtomicBool) -> Option<u64> {
     let (from, begun) = (recorder.now(), Instant::now());
-    let (mut most, mut until) = (0, begun + AGREE);
+    let (mut most, mut until) = (0, begun + limit);
     while Instant::now() < until && !interrupted.load(Ordering::Relaxed) {
         let samples = last(cloud, recorder);
         let equal = samples.windows(2).all(|pair| match pair {
@@ -269,7 +274,7 @@ fn agree(cloud: &Cloud, recorder: &Recorder, seen: &Seen, interrupted: &AtomicBo
         }
         let held: u64 = samples.iter().flat_map(|sample| sample.frontier.values()).map(|tip| tip.number).sum();
         if held > most {
-            (most, until) = (held, (Instant::now() + AGREE).min(begun + AGREE_AT_MOST));
+            (most, until) = (held, (Instant::now() + limit).min(begun + AGREE_AT_MOST));
         }
         std::thread::sleep(Duration::from_millis(30));
     }

@@ -3,7 +3,8 @@
 //! LUC checks a token without asking anybody, against what the site knows: what ends it (its revocation, a changed
 //! password, a user disabled or deleted, the last role taken away) holds at once where it was done, and everywhere else as
 //! soon as that has heard. The bound: once no fault has been at work for [`BOUND`], every site has heard. What is not ended
-//! goes on working, and what a site refused once it does not take again.
+//! goes on working, and what a site refused once it does not take again. Names given at several sites at once are
+//! [`twins`]; of replicas' certificates see [`certificates`].
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Mutex;
@@ -15,7 +16,8 @@ use super::stage::{
     Anomaly, Excused, INSIST, Rule, Stage, Worth, client_of, ended, indices, lock, one_of, result, site_of, text,
 };
 use super::story::Story;
-use super::{Cloud, Invocation, Seeded, Session, Verdict, Workload};
+use super::twins::{self, Twins};
+use super::{Cloud, Invocation, Seeded, Session, Verdict, Workload, certificates};
 use crate::client::{Client, Trouble};
 use crate::history::{History, Outcome, Pair};
 use crate::run::{Fault, faults};
@@ -57,6 +59,7 @@ pub(super) struct Auth {
     tokens: Mutex<Vec<Known>>,
     /// Those that somebody has tried to end: used on for a while.
     ended: Mutex<Vec<Known>>,
+    twins: Twins,
 }
 
 impl Workload for Auth {
@@ -71,6 +74,9 @@ impl Workload for Auth {
     fn next(&self, session: &mut Session) -> Option<Invocation> {
         let (tokens, ended) = (lock(&self.tokens).clone(), lock(&self.ended).clone());
         let dice = session.rng.below(1000);
+        if let Some(invocation) = self.twins.next(&self.stage, session, dice >= 940) {
+            return Some(invocation);
+        }
         if tokens.len() < TOKENS && (dice < 300 || tokens.is_empty()) {
             let number = self.stage.fresh();
             return Some(Invocation {
@@ -94,6 +100,8 @@ impl Workload for Auth {
             "login" => self.login(session, text(&invocation.value, "user"), token),
             "end" => self.end(session, token, text(&invocation.value, "how")),
             "final" => self.last(session),
+            twins::GIVE => self.twins.give(&self.stage, session, &invocation.value),
+            twins::LAST => self.twins.ask(&self.stage, session, &invocation.value),
             _ => {
                 self.known(token).and_then(|known| works(&session.client, &known)).map(|works| json!({"works": works}))
             }
@@ -102,7 +110,7 @@ impl Workload for Auth {
     }
 
     fn finish(&self, _: &mut Session) -> Vec<Invocation> {
-        vec![Invocation { f: "final", value: json!({}) }]
+        std::iter::once(Invocation { f: "final", value: json!({}) }).chain(self.twins.last()).collect()
     }
 
     fn check(&self, history: &History, all: &History) -> Vec<Verdict> {
@@ -117,6 +125,8 @@ impl Workload for Auth {
             REFUSED.verdict(&worth, seen.revoked(&excused, &faults)),
             BACK.verdict(&worth, seen.back(&excused)),
             WORKS.verdict(&last, seen.refused(&excused)),
+            twins::check(history, &excused),
+            certificates::check(all),
         ]
     }
 }
@@ -355,4 +365,8 @@ pub(super) fn seeded() -> Vec<Seeded> {
             last(revoked, 2, &[("t", false), ("u", false)]),
         ),
     ]
+    .into_iter()
+    .chain(twins::seeded())
+    .chain(certificates::seeded())
+    .collect()
 }

@@ -11,6 +11,7 @@
 
 mod auth;
 mod causal;
+mod certificates;
 mod claims;
 mod images;
 mod lifecycle;
@@ -20,6 +21,7 @@ mod registers;
 mod set;
 mod stage;
 mod story;
+mod twins;
 
 use std::path::PathBuf;
 
@@ -30,6 +32,9 @@ use serde_json::Value;
 use crate::client::Client;
 use crate::history::{History, Outcome};
 use crate::sim::rng::Rng;
+
+/// How long after the end of all faults a revoked certificate may still work.
+pub const REVOKED: std::time::Duration = std::time::Duration::from_nanos(auth::BOUND);
 
 /// A site as clients know it.
 #[derive(Clone, Debug)]

@@ -96,6 +96,16 @@ impl Story {
         started.push(Process::Nemesis, Kind::Info, "stop", fault, None)
     }
 
+    /// It is looked what comes of a certificate that was revoked half a minute ago.
+    pub(super) fn certificate(self, site: &str, does: &str) -> Self {
+        let revoked = self.now.saturating_sub(30 * SECOND);
+        let mut sites = json!([{"site": site}]);
+        sites[0][does] = json!(true);
+        let told = json!({"replica": "r", "by": "paris", "revoked": revoked, "sites": sites});
+        let asked = self.push(Process::Nemesis, Kind::Invoke, "certificate", json!({"replica": "r"}), None);
+        asked.push(Process::Nemesis, Kind::Info, "certificate", told, None)
+    }
+
     /// What happened.
     pub(super) fn history(self) -> History {
         History(self.ops)
