@@ -814,8 +814,10 @@ impl Replica {
         let mut batch = Batch::default();
         for entry in &self.pending.entries {
             batch.put(Table::Log, log_key(entry.held_as()), entry.bytes().to_vec());
-            self.put_chain(&mut batch, entry.log);
         }
+        // Once for each log, however many entries of it there are: each row names all logs.
+        let logs: BTreeSet<ReplicaId> = self.pending.entries.iter().map(|entry| entry.log).collect();
+        logs.into_iter().for_each(|log| self.put_chain(&mut batch, log));
         for (id, moved) in &self.pending.moved {
             put_or_delete(&mut batch, Table::Log, log_key(*id), moved.clone());
         }

@@ -5,7 +5,7 @@
 //! replica's own next entry could rest on what nobody else holds, and would be void with it. So those entries wait here, and with them
 //! those that may show why. What is staged is judged by nobody yet and is forgotten at a restart: peers send it again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::entry::{Entry, Hash, Tip};
@@ -24,6 +24,8 @@ pub(crate) struct Stage {
     bytes: usize,
     /// What those that could show others lack, so that one that comes is tried with those that wait for it.
     lacks: BTreeMap<Hash, Lack>,
+    /// Those by the number and the beginning of the hash of what they lack.
+    awaited: BTreeSet<((u64, u64), Hash)>,
     /// How far everything was when each was looked at last.
     tried: BTreeMap<Hash, (u64, usize)>,
     /// How many were ever staged.
@@ -45,6 +47,13 @@ impl Lack {
     pub(crate) fn entry(&self) -> EntryId {
         match self {
             Self::Previous(entry, _) | Self::Seen(entry, _) => *entry,
+        }
+    }
+
+    fn key(&self) -> (u64, u64) {
+        match self {
+            Self::Previous(entry, hash) => (entry.number, hash.short()),
+            Self::Seen(entry, short) => (entry.number, *short),
         }
     }
 }
@@ -75,7 +84,7 @@ impl Stage {
     }
 
     pub(crate) fn remove(&mut self, hash: &Hash) {
-        self.lacks.remove(hash);
+        self.note_complete(hash);
         self.tried.remove(hash);
         if let Some(entry) = self.entries.remove(hash) {
             self.bytes -= entry.bytes().len();
@@ -97,12 +106,16 @@ impl Stage {
 
     pub(crate) fn note_lack(&mut self, hash: Hash, lack: Lack) {
         if self.entries.contains_key(&hash) {
+            self.note_complete(&hash);
             self.lacks.insert(hash, lack);
+            self.awaited.insert((lack.key(), hash));
         }
     }
 
     pub(crate) fn note_complete(&mut self, hash: &Hash) {
-        self.lacks.remove(hash);
+        if let Some(lack) = self.lacks.remove(hash) {
+            self.awaited.remove(&(lack.key(), *hash));
+        }
     }
 
     /// How many were ever staged.
@@ -122,11 +135,13 @@ impl Stage {
 
     /// What lacks this entry.
     pub(crate) fn lacking(&self, entry: &Entry) -> Vec<Hash> {
-        let is = |lack: &Lack| match lack {
-            Lack::Previous(_, hash) => *hash == entry.hash(),
-            Lack::Seen(id, short) => (id.number, *short) == key(entry.tip()),
+        let key = key(entry.tip());
+        let of = self.awaited.range((key, Hash::default())..).take_while(|(awaited, _)| *awaited == key);
+        let is = |hash: &Hash| match self.lacks.get(hash) {
+            Some(Lack::Previous(_, hash)) => *hash == entry.hash(),
+            lack => lack.is_some(),
         };
-        self.lacks.iter().filter(|(_, lack)| is(lack)).map(|(hash, _)| *hash).collect()
+        of.map(|(_, hash)| *hash).filter(is).collect()
     }
 
     /// How far below what is lacking the next question for an author's entries goes: twice as far each time.

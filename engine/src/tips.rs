@@ -48,6 +48,31 @@ impl Tips {
         }
     }
 
+    /// With these ends in place of lower ones: none if they are not in order, if one is not higher than what is here, or if
+    /// one is of the log `but`. One pass, however many there are.
+    pub(crate) fn raised(&self, ends: &[(ReplicaId, Tip)], but: &ReplicaId) -> Option<Self> {
+        let mut all = Vec::with_capacity(self.0.len() + ends.len() + 1);
+        let mut rest = self.0.as_slice();
+        let mut last: Option<ReplicaId> = None;
+        for (log, tip) in ends {
+            if last.is_some_and(|last| last >= *log) || log == but || tip.number == 0 {
+                return None;
+            }
+            last = Some(*log);
+            let below = rest.iter().take_while(|(held, _)| held < log).count();
+            let (lower, higher) = rest.split_at_checked(below)?;
+            all.extend_from_slice(lower);
+            rest = match higher.split_first() {
+                Some(((held, old), _)) if held == log && old.number >= tip.number => return None,
+                Some(((held, _), higher)) if held == log => higher,
+                _ => higher,
+            };
+            all.push((*log, *tip));
+        }
+        all.extend_from_slice(rest);
+        Some(Self(Arc::new(all)))
+    }
+
     /// All of them, in order.
     pub fn iter(&self) -> Iter<'_> {
         self.0.iter().map(pair as fn(&(ReplicaId, Tip)) -> (&ReplicaId, &Tip))
@@ -194,6 +219,22 @@ mod tests {
                     _ => prop_assert_eq!(tips.insert(log(of), tip), map.insert(log(of), tip)),
                 }
                 prop_assert_eq!(tips.get(&log(of)), map.get(&log(of)));
+            }
+            let mut ends: Vec<_> = before.iter().flat_map(|(tips, _)| tips.iter()).map(|(log, tip)| (*log, *tip)).collect();
+            ends.sort_by_key(|(log, tip)| (*log, tip.number));
+            ends.dedup_by_key(|(log, _)| *log);
+            let is_higher = |(of, tip): &(ReplicaId, Tip)| map.get(of).is_none_or(|held: &Tip| held.number < tip.number);
+            let raised = tips.raised(&ends, &log(9));
+            prop_assert_eq!(raised.is_some(), ends.iter().all(is_higher));
+            if let Some(raised) = raised {
+                let mut expected = map.clone();
+                expected.extend(ends.iter().copied());
+                prop_assert_eq!(&raised, &expected, "as if they were put one by one");
+            }
+            if let Some((first, _)) = ends.first() {
+                prop_assert_eq!(tips.raised(&ends, first), None, "not its own");
+                let twice: Vec<_> = ends.iter().chain(&ends).copied().collect();
+                prop_assert_eq!(Tips::default().raised(&twice, &log(9)), None, "in order");
             }
             before.push((tips, map));
             for (tips, map) in before {

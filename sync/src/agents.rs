@@ -644,9 +644,14 @@ fn share_host(tx: &mut Tx<'_>, pool: PoolId, capacity: &Amount) -> Result<(), Re
         return Ok(());
     }
     let mut others = spread(tx.view(), tx.me(), &pool.entry.author.0);
-    others.truncate(SPREAD);
+    let quarter = capacity.divided_by(4);
+    if others.len() > SPREAD {
+        // Each share is some of everything, or nobody could place anything with it.
+        let useful = capacity.iter().map(|(_, n)| usize::try_from(n / 4).unwrap_or(usize::MAX)).min().unwrap_or(0);
+        others.truncate(SPREAD.min(useful));
+    }
     let count = u64::try_from(others.len()).unwrap_or(u64::MAX);
-    let share = capacity.divided_by(4).divided_by(count);
+    let share = quarter.divided_by(count);
     for to in others {
         let share = share.min(&tx.view().ledger().pool(pool).map(|pool| pool.free(tx.me())).unwrap_or_default());
         if !share.is_zero() {

@@ -13,7 +13,7 @@
 //! each peer that connects, the last entry of its own that is held here (`PROTOCOL.md`, M4).
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use luc_engine::entry::{Entry, Frontier, Tip};
@@ -125,6 +125,8 @@ pub struct Peer {
     pub heard: Millis,
     /// Of which logs it will hold more than that, and up to where, when it has taken everything that was sent.
     ahead: BTreeMap<ReplicaId, u64>,
+    /// Of which logs it was sent more than it has taken: what it said that it holds of them, and when.
+    in_vain: BTreeMap<ReplicaId, (Option<Tip>, Millis)>,
     /// When the batch that it is catching up with was sent, if it is.
     catching_up: Option<Millis>,
     told: Millis,
@@ -152,6 +154,9 @@ pub struct Proto {
     telling: (Millis, usize),
     /// The connected peers, as they are told.
     connected: Option<Arc<[ReplicaId]>>,
+    /// By author, the peers that its entries are forwarded to, in order; what has been asked since a peer came, went, or said
+    /// that it is connected to others. Else each entry of anybody would cost a look at whom each peer is connected to.
+    forwarded: BTreeMap<ReplicaId, Vec<ReplicaId>>,
 }
 
 impl Proto {
@@ -165,6 +170,7 @@ impl Proto {
             settling: (0, Frontier::default()),
             telling: (0, 0),
             connected: None,
+            forwarded: BTreeMap::new(),
         }
     }
 
@@ -180,6 +186,7 @@ impl Proto {
         match input {
             Input::Connected(peer) => {
                 self.connected = None;
+                self.forwarded.clear();
                 self.peers.insert(peer, Peer { heard: now, ..Peer::default() });
                 out.push(Output::Send(peer, Msg::Yours(mine.0.get(&peer).copied())));
                 if self.may_tell(now) {
@@ -188,6 +195,7 @@ impl Proto {
             }
             Input::Disconnected(peer) => {
                 self.connected = None;
+                self.forwarded.clear();
                 self.peers.remove(&peer);
             }
             Input::Message(peer, message) => self.message(peer, message, now, mine, &mut out),
@@ -208,6 +216,7 @@ impl Proto {
             Input::Dropped(peer) => {
                 if let Some(state) = self.peers.get_mut(&peer) {
                     state.ahead.clear();
+                    state.in_vain.clear();
                     state.catching_up = None;
                     state.said = None;
                 }
@@ -225,6 +234,9 @@ impl Proto {
 
     /// Tells those peers whose turn it is.
     fn tell(&mut self, mut status: Status, now: Millis, mine: &Frontier, out: &mut Vec<Output>) {
+        if now.abs_diff(self.telling.0) < HEARTBEAT && self.telling.1 >= AT_ONCE {
+            return;
+        }
         let waits = |state: &Peer| now.abs_diff(state.told);
         let due = self.peers.iter().filter(|(_, state)| waits(state) >= HEARTBEAT);
         // Of those who have waited equally long, those that follow this replica: not everybody begins with the same.
@@ -270,7 +282,12 @@ impl Proto {
         let Some(state) = self.peers.get_mut(&peer) else { return };
         state.heard = now;
         match message {
-            Msg::Heartbeat(status) => (state.status, state.introduced) = (status, true),
+            Msg::Heartbeat(status) => {
+                if !state.introduced || state.status.connected != status.connected {
+                    self.forwarded.clear();
+                }
+                (state.status, state.introduced) = (status, true);
+            }
             Msg::Dropped(entry) => {
                 let times = match state.dropped {
                     _ if mine.holds(entry) => 0,
@@ -327,11 +344,12 @@ impl Proto {
         (state.reported, state.met) = (held, true);
         if answer || !state.known {
             state.known = true;
-            state.ahead.clear();
+            state.notice_lost(now, |_, _| true);
             state.catching_up = None;
             state.read_missing(peer, now, mine, out);
         } else {
-            state.notice_lost(&self.settled);
+            let settled = &self.settled;
+            state.notice_lost(now, |log, has| has < settled.number(log));
             state.read_missing(peer, now, &self.settled, out);
             // Both hold an entry with this number, and not the same: each shows the other its own.
             let forked = differing(mine, &state.reported);
@@ -343,27 +361,52 @@ impl Proto {
 
     fn push(&mut self, entries: &[Arc<Entry>], out: &mut Vec<Output>) {
         let me = self.me;
-        for (peer, state) in &mut self.peers {
+        let authors: BTreeSet<ReplicaId> = entries.iter().map(|entry| entry.held_as().author).collect();
+        authors.iter().filter(|author| **author != me).for_each(|author| self.learn_forwarded(*author));
+        let Self { peers, forwarded, .. } = self;
+        let no_one = Vec::new();
+        let to = |author: &ReplicaId| forwarded.get(author).unwrap_or(&no_one);
+        // What is not this replica's goes to few, most often to nobody.
+        let some: Option<BTreeSet<ReplicaId>> =
+            (!authors.contains(&me)).then(|| authors.iter().flat_map(to).copied().collect());
+        let mut push = |peer: ReplicaId, state: &mut Peer| {
             let mut batch = Vec::new();
             let mut size = 0;
             for entry in entries {
                 let id = entry.held_as();
-                let follows = id.author != *peer && state.sent(id.author) + 1 == id.number;
-                if follows && (id.author == me || state.forwards(me, *peer, id.author)) {
+                let follows = id.author != peer && state.sent(id.author) + 1 == id.number;
+                if follows && (id.author == me || to(&id.author).binary_search(&peer).is_ok()) {
                     state.ahead.insert(id.author, id.number);
                     size += entry.bytes().len();
                     batch.push(entry.bytes().to_vec());
                     if size >= PUSH_BYTES {
                         size = 0;
                         let entries = std::mem::take(&mut batch);
-                        out.push(Output::Send(*peer, Msg::Entries { entries, more: false }));
+                        out.push(Output::Send(peer, Msg::Entries { entries, more: false }));
                     }
                 }
             }
             if !batch.is_empty() {
-                out.push(Output::Send(*peer, Msg::Entries { entries: batch, more: false }));
+                out.push(Output::Send(peer, Msg::Entries { entries: batch, more: false }));
+            }
+        };
+        match some {
+            None => peers.iter_mut().for_each(|(peer, state)| push(*peer, state)),
+            Some(some) => {
+                for peer in some {
+                    if let Some(state) = peers.get_mut(&peer) {
+                        push(peer, state);
+                    }
+                }
             }
         }
+    }
+
+    fn learn_forwarded(&mut self, author: ReplicaId) {
+        let Self { me, peers, forwarded, .. } = self;
+        forwarded.entry(author).or_insert_with(|| {
+            peers.iter().filter(|(peer, state)| state.forwards(*me, **peer, author)).map(|(peer, _)| *peer).collect()
+        });
     }
 
     fn log_read(
@@ -443,12 +486,22 @@ impl Peer {
     }
 
     /// What the peer has from others need not be sent; what it lacks though it was sent long ago was lost, or dropped
-    /// by it.
-    fn notice_lost(&mut self, settled: &Frontier) {
-        let reported = &self.reported;
-        self.ahead.retain(|log, sent| {
+    /// by it. But what was sent a second time, and has changed nothing, is not lost: it is not taken, since its author is being
+    /// retired, say. That is sent again in a while, and not whenever the peer says so: it would say so as often as it is sent.
+    fn notice_lost(&mut self, now: Millis, is_lost: impl Fn(ReplicaId, u64) -> bool) {
+        let Self { ahead, in_vain, reported, .. } = self;
+        in_vain.retain(|_, (_, since)| now.abs_diff(*since) < STALLED);
+        ahead.retain(|log, sent| {
+            let held = reported.0.get(log).copied();
             let has = reported.number(*log);
-            *sent > has && has >= settled.number(*log)
+            if has >= *sent || !is_lost(*log, has) {
+                return has < *sent;
+            }
+            let again = in_vain.get(log).is_none_or(|(before, _)| *before != held);
+            if again {
+                in_vain.insert(*log, (held, now));
+            }
+            !again
         });
     }
 

@@ -21,8 +21,13 @@ pub struct Waiting {
     entries: BTreeMap<EntryId, Vec<u8>>,
     /// Bytes in them.
     bytes: usize,
-    /// What each lacks. One that its receiver has sealed lacks itself: it is tried again whenever something came.
+    /// What each lacks.
     lacking: BTreeSet<(EntryId, EntryId)>,
+    /// Those that lack nothing but a reason to be taken, since their authors are being retired: whatever came may be one.
+    aside: BTreeSet<EntryId>,
+    /// Entries that came since those were tried. When there are as many, they are tried again: so each that comes costs one
+    /// of them, however many there are.
+    since: usize,
 }
 
 impl Waiting {
@@ -51,25 +56,44 @@ impl Waiting {
         self.bytes += bytes.len();
         match self.entries.insert(entry.id(), bytes) {
             Some(other) => self.bytes -= other.len(),
-            None => drop(self.lacking.insert((lack, entry.id()))),
+            None => self.note(lack, entry.id()),
         }
+    }
+
+    fn note(&mut self, lack: EntryId, own: EntryId) {
+        if lack == own {
+            self.aside.insert(own);
+        } else {
+            self.lacking.insert((lack, own));
+        }
+    }
+
+    /// Those that may be taken now that an entry came.
+    fn roused(&mut self, entry: EntryId) -> BTreeSet<EntryId> {
+        let of = self.lacking.range((entry, LOWEST)..).take_while(|(lack, _)| *lack == entry);
+        let roused: BTreeSet<EntryId> = of.map(|(_, own)| *own).collect();
+        for own in &roused {
+            self.lacking.remove(&(entry, *own));
+        }
+        self.since += 1;
+        if self.since < self.aside.len() {
+            return roused;
+        }
+        self.since = 0;
+        roused.into_iter().chain(std::mem::take(&mut self.aside)).collect()
     }
 
     fn came(&mut self, replica: &mut Replica, entry: EntryId, refused: &mut Vec<Rejection>) {
         let mut came = vec![entry];
         while let Some(entry) = came.pop() {
-            let of = self.lacking.range((entry, LOWEST)..).take_while(|(lack, _)| *lack == entry);
-            let sealed = self.lacking.iter().filter(|(lack, own)| lack == own);
-            let again: BTreeSet<(EntryId, EntryId)> = of.chain(sealed).copied().collect();
-            for (lack, own) in again {
-                self.lacking.remove(&(lack, own));
+            for own in self.roused(entry) {
                 let Some(bytes) = self.entries.remove(&own) else { continue };
                 self.bytes -= bytes.len();
                 match replica.receive(&bytes) {
                     Received::Waiting(lack) => {
                         self.bytes += bytes.len();
                         self.entries.insert(own, bytes);
-                        self.lacking.insert((lack, own));
+                        self.note(lack, own);
                     }
                     Received::Applied => came.push(own),
                     Received::Known => {}

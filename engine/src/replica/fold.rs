@@ -124,15 +124,16 @@ impl Recent {
 #[derive(Debug)]
 pub(super) struct Folding {
     limit: u64,
-    /// Entries since the log was looked at.
+    /// Entries since the log was folded, and since its size was looked at.
     since: usize,
+    unlooked: usize,
     /// Bytes of others' entries since this replica wrote.
     unsaid: u64,
 }
 
 impl Default for Folding {
     fn default() -> Self {
-        Self { limit: LOG_BYTES, since: 0, unsaid: 0 }
+        Self { limit: LOG_BYTES, since: 0, unlooked: 0, unsaid: 0 }
     }
 }
 
@@ -239,9 +240,15 @@ impl Replica {
     }
 
     pub(super) fn fold_now_and_then(&mut self, flushed: Option<&Flushed>) -> Result<(), StoreError> {
-        self.folding.since = flushed.map_or(EVERY, |flushed| self.folding.since + flushed.entries.len());
-        let is_large = || self.log_bytes() > self.folding.limit;
-        if self.folding.since >= EVERY || (self.folding.since >= OFTEN && is_large()) {
+        let new = flushed.map_or(EVERY, |flushed| flushed.entries.len());
+        self.folding.since = self.folding.since.saturating_add(new);
+        // How large the log is takes a look at every author's.
+        self.folding.unlooked = self.folding.unlooked.saturating_add(new);
+        let looks = self.folding.unlooked >= OFTEN;
+        if looks {
+            self.folding.unlooked = 0;
+        }
+        if self.folding.since >= EVERY || (looks && self.log_bytes() > self.folding.limit) {
             self.folding.since = 0;
             self.fold()?;
         }
@@ -250,14 +257,18 @@ impl Replica {
 
     /// Says in an entry what is held here, if the last one is too old to tell. Says whether it did.
     pub(super) fn say_held(&mut self, now: Millis) -> Result<bool, Refusal> {
-        let members = u64::try_from(self.view.living().count()).unwrap_or(u64::MAX);
-        let few = members.saturating_mul(UNSAID_EACH);
         let unsaid = match self.chains.get(&self.me) {
             Some(chain) => chain.frontier.missing(&self.view.frontier),
             // A newcomer, of whom nobody knows yet what it holds.
             None => u64::MAX,
         };
-        let is_much = self.folding.unsaid > self.folding.limit / 8 && unsaid > few + UNSAID / 32;
+        let is_large = self.folding.unsaid > self.folding.limit / 8;
+        if unsaid <= UNSAID && !is_large {
+            return Ok(false);
+        }
+        let members = u64::try_from(self.view.living().count()).unwrap_or(u64::MAX);
+        let few = members.saturating_mul(UNSAID_EACH);
+        let is_much = is_large && unsaid > few + UNSAID / 32;
         if unsaid <= few + UNSAID && !is_much {
             return Ok(false);
         }

@@ -6,8 +6,9 @@
 mod addresses;
 mod liar;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use luc_engine::entry::{Entry, Frontier, LedgerOp, Subject, Tip};
@@ -127,7 +128,7 @@ struct Claim {
 pub struct Tracker {
     /// Who it is.
     pub replica: ReplicaId,
-    frontier: BTreeMap<ReplicaId, Tip>,
+    frontier: HashMap<ReplicaId, Tip, BuildHasherDefault<Head>>,
     accounts: BTreeMap<(ReplicaId, PoolId), Vector>,
     /// Its disk was put back as it had been: others may hold what it lacks.
     excused: bool,
@@ -159,6 +160,53 @@ impl Tracker {
     }
 }
 
+/// Ids of replicas are hashes already: their first bytes serve as they are.
+#[derive(Clone, Copy, Debug, Default)]
+struct Head(u64);
+
+impl Hasher for Head {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(head) = bytes.first_chunk() {
+            self.0 = self.0.rotate_left(5) ^ u64::from_le_bytes(*head);
+        }
+    }
+}
+
+/// What names a frontier: a sum over its logs, so that one that has grown by an entry costs that one.
+#[derive(Clone, Debug, Default)]
+struct Named {
+    frontier: Frontier,
+    name: [u64; 4],
+}
+
+impl Named {
+    fn add(&mut self, log: &ReplicaId, tip: &Tip, sign: fn(u64, u64) -> u64) {
+        let bytes = [log.0.as_bytes().as_slice(), &tip.number.to_le_bytes(), &tip.hash.to_le_bytes()].concat();
+        let hash = blake3::hash(&bytes);
+        for (lane, part) in self.name.iter_mut().zip(hash.as_bytes().as_chunks().0) {
+            *lane = sign(*lane, u64::from_le_bytes(*part));
+        }
+    }
+
+    fn of(&mut self, frontier: &Frontier) -> [u64; 4] {
+        let before = std::mem::replace(&mut self.frontier, frontier.clone());
+        if before.0.is(&frontier.0) {
+            return self.name;
+        }
+        for (log, tip, old) in frontier.0.beside(&before.0).filter(|(_, tip, old)| *old != Some(*tip)) {
+            old.iter().for_each(|old| self.add(log, old, u64::wrapping_sub));
+            self.add(log, tip, u64::wrapping_add);
+        }
+        for (log, tip, _) in before.0.beside(&frontier.0).filter(|(_, _, new)| new.is_none()) {
+            self.add(log, tip, u64::wrapping_sub);
+        }
+        self.name
+    }
+}
+
 /// The oracle.
 #[derive(Debug, Default)]
 pub struct Rules {
@@ -168,7 +216,9 @@ pub struct Rules {
     cuts: BTreeMap<ReplicaId, u64>,
     nodes: Vec<Tracker>,
     index: BTreeMap<ReplicaId, usize>,
-    digests: BTreeMap<[u8; 32], Digest>,
+    digests: BTreeMap<[u64; 4], Digest>,
+    /// The frontier that each node has shown last.
+    named: Vec<Named>,
     /// What agents have said is gone for good.
     refused: BTreeSet<(HostId, ClaimId)>,
     /// What runs where, under which claim.
@@ -493,12 +543,12 @@ impl Rules {
         if self.is_liar(node) {
             return Ok(());
         }
-        let mut hasher = blake3::Hasher::new();
-        for (replica, tip) in &view.frontier().0 {
-            hasher.update(replica.0.as_bytes()).update(&tip.number.to_le_bytes()).update(&tip.hash.to_le_bytes());
+        if self.named.len() <= node {
+            self.named.resize_with(node + 1, Named::default);
         }
+        let Some(name) = self.named.get_mut(node).map(|named| named.of(view.frontier())) else { return Ok(()) };
         let digest = view.digest();
-        if *self.digests.entry(*hasher.finalize().as_bytes()).or_insert(digest) != digest {
+        if *self.digests.entry(name).or_insert(digest) != digest {
             let how = format!("node {node} shows another state than others with its frontier");
             return Err(Broken::new(Rule::Convergence, how));
         }
@@ -576,11 +626,11 @@ impl Rules {
     pub fn opened(&self, node: usize, view: &View) -> Checked {
         let Some(tracker) = self.nodes.get(node).filter(|_| !self.is_liar(node)) else { return Ok(()) };
         let honest = |(log, _): &(&ReplicaId, &Tip)| !self.is_liars(**log);
-        if view.frontier().0.iter().filter(honest).eq(tracker.frontier.iter().filter(honest)) {
+        let flushed: BTreeMap<&ReplicaId, &Tip> = tracker.frontier.iter().collect();
+        if view.frontier().0.iter().filter(honest).eq(flushed.iter().map(|(log, tip)| (*log, *tip)).filter(honest)) {
             return Ok(());
         }
-        let how =
-            format!("node {node} has started with {:?}, and had flushed {:?}", view.frontier().0, tracker.frontier);
+        let how = format!("node {node} has started with {:?}, and had flushed {flushed:?}", view.frontier().0);
         Err(Broken::new(Rule::AcknowledgedIsDurable, how))
     }
 
