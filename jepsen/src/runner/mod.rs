@@ -193,7 +193,7 @@ fn work(
             scope.spawn(move || crowd.finish(*workload, session));
         }
     });
-    for (number, sample) in last(cloud, &recorder).into_iter().enumerate() {
+    for (number, sample) in last(&askers(cloud), &recorder, true).into_iter().enumerate() {
         seen.add(number, sample);
     }
     for host in &hosts {
@@ -258,9 +258,10 @@ fn clients(cloud: &Cloud) -> Result<Vec<Client>> {
 /// Waits until all endpoints have equal frontiers and digests at once, and says how long that took, nanoseconds.
 fn agree(cloud: &Cloud, limit: Duration, recorder: &Recorder, seen: &Seen, interrupted: &AtomicBool) -> Option<u64> {
     let (from, begun) = (recorder.now(), Instant::now());
+    let askers = askers(cloud);
     let (mut most, mut until) = (0, begun + limit);
     while Instant::now() < until && !interrupted.load(Ordering::Relaxed) {
-        let samples = last(cloud, recorder);
+        let samples = last(&askers, recorder, false);
         let equal = samples.windows(2).all(|pair| match pair {
             [one, other] => one.digest == other.digest && one.frontier == other.frontier,
             _ => true,
@@ -281,17 +282,21 @@ fn agree(cloud: &Cloud, limit: Duration, recorder: &Recorder, seen: &Seen, inter
     None
 }
 
-/// What all endpoints say, asked at once.
-fn last(cloud: &Cloud, recorder: &Recorder) -> Vec<Sample> {
-    let ask = |endpoint: &crate::workload::Endpoint| {
+/// Who asks each endpoint. They log in once: that costs a site more than all answers, by intent.
+fn askers(cloud: &Cloud) -> Vec<Client> {
+    cloud.endpoints.iter().map(|endpoint| Client::admin(endpoint, &cloud.password)).collect()
+}
+
+/// What all endpoints say, asked at once; of rights too if that is wanted, which is long.
+fn last(askers: &[Client], recorder: &Recorder, rights: bool) -> Vec<Sample> {
+    let ask = |client: &Client| {
         let time = recorder.now();
-        let client = Client::admin(endpoint, &cloud.password);
-        let sample = sampler::sample(&client, true).unwrap_or_default();
-        let (site, base) = (endpoint.site.clone(), endpoint.base.clone());
+        let sample = sampler::sample(client, rights).unwrap_or_default();
+        let (site, base) = (client.site.clone(), client.base.clone());
         Sample { time, answered: recorder.now(), site, base, ..sample }
     };
     std::thread::scope(|scope| {
-        let threads: Vec<_> = cloud.endpoints.iter().map(|endpoint| scope.spawn(move || ask(endpoint))).collect();
+        let threads: Vec<_> = askers.iter().map(|client| scope.spawn(move || ask(client))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap_or_default()).collect()
     })
 }

@@ -30,7 +30,7 @@ const SERVERS: usize = 6;
 /// Addresses of the pool: few, so that they run out.
 const BLOCK: &str = "198.51.100.0/27";
 /// How long a server may take to boot after everything was healed.
-const BOOT: Duration = Duration::from_secs(90);
+const BOOT: Duration = Duration::from_secs(300);
 
 const INTACT: Rule = Rule {
     workload: NAME,

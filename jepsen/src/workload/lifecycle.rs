@@ -22,7 +22,7 @@ const NAME: &str = "lifecycle";
 /// So many servers are there at a time.
 const SERVERS: usize = 8;
 /// How long servers may take to come to rest after everything was healed.
-const REST: Duration = Duration::from_secs(90);
+const REST: Duration = Duration::from_secs(300);
 
 const AGREED: Rule =
     Rule { workload: NAME, checker: "one-state", rule: "In the end all sites show the same state of every server." };

@@ -16,9 +16,9 @@ use crate::history::{History, Kind, Pair, Process};
 use crate::run::{Excuse, Fault, excuses, faults};
 
 /// How long something that was made at one site may take to be known at the others, before any fault.
-const KNOWN: Duration = Duration::from_secs(60);
+const KNOWN: Duration = Duration::from_secs(180);
 /// How long a final read is asked for again.
-pub(super) const INSIST: Duration = Duration::from_secs(60);
+pub(super) const INSIST: Duration = Duration::from_secs(180);
 /// Bytes of the image that servers boot from.
 const IMAGE: usize = 64 << 10;
 
