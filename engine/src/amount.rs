@@ -12,7 +12,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::interval::Intervals;
 
@@ -105,8 +105,8 @@ impl fmt::Display for Dimension {
 
 /// Numbers and addresses, claimed all or nothing. Dimensions that are zero are left out, so that equal amounts are
 /// equal bytes.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(try_from = "Form", into = "Form")]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(try_from = "Form")]
 pub struct Amount {
     counts: Box<[(Dimension, u64)]>,
     /// None rather than empty. Shared: accounts are copied with the maps that hold them.
@@ -128,9 +128,10 @@ impl TryFrom<Form> for Amount {
         if sorted && counts.iter().all(|(_, n)| *n > 0) { Ok(Self::of(counts, addresses)) } else { Err(BadAmount) }
     }
 }
-impl From<Amount> for Form {
-    fn from(amount: Amount) -> Self {
-        (amount.counts.into_vec(), amount.addresses.map(Arc::unwrap_or_clone).unwrap_or_default())
+/// As [`Form`], without a copy: every account of a pool that has changed is encoded.
+impl Serialize for Amount {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (&*self.counts, self.addresses()).serialize(serializer)
     }
 }
 impl FromIterator<(Dimension, u64)> for Amount {
@@ -327,11 +328,67 @@ impl Amount {
         }
     }
 
+    /// Both in order, so one pass.
     fn zip(&self, other: &Self, f: impl Fn(u64, u64) -> Option<u64>) -> Option<Vec<(Dimension, u64)>> {
-        let mut dimensions: Vec<Dimension> = self.iter().chain(other.iter()).map(|(d, _)| d).collect();
-        dimensions.sort_unstable();
-        dimensions.dedup();
-        let sums = dimensions.into_iter().map(|d| f(self.get(d), other.get(d)).map(|n| (d, n)));
-        Some(sums.collect::<Option<Vec<_>>>()?.into_iter().filter(|(_, n)| *n > 0).collect())
+        let mut all = Vec::with_capacity(self.counts.len().max(other.counts.len()));
+        let (mut a, mut b) = (&*self.counts, &*other.counts);
+        loop {
+            let (dimension, x, y) = match (a, b) {
+                ([(d, x), rest @ ..], [(e, y), others @ ..]) if d == e => {
+                    (a, b) = (rest, others);
+                    (*d, *x, *y)
+                }
+                ([(d, x), rest @ ..], [(e, _), ..]) if d < e => {
+                    a = rest;
+                    (*d, *x, 0)
+                }
+                ([(d, x), rest @ ..], []) => {
+                    a = rest;
+                    (*d, *x, 0)
+                }
+                (_, [(e, y), others @ ..]) => {
+                    b = others;
+                    (*e, 0, *y)
+                }
+                ([], []) => return Some(all),
+            };
+            let n = f(x, y)?;
+            if n > 0 {
+                all.push((dimension, n));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn amount() -> impl Strategy<Value = Amount> {
+        let count = (0..Dimension::ALL.len(), 0_u64..4);
+        let counts = proptest::collection::vec(count, 0..6);
+        counts.prop_map(|parts| parts.into_iter().filter_map(|(d, n)| Some((*Dimension::ALL.get(d)?, n))).collect())
+    }
+
+    proptest! {
+        #[test]
+        fn each_dimension_is_reckoned_by_itself(a in amount(), b in amount()) {
+            let each = |f: fn(u64, u64) -> u64| Dimension::ALL.iter().map(|d| (*d, f(a.get(*d), b.get(*d)))).collect::<Amount>();
+            prop_assert_eq!(a.saturating_add(&b), each(u64::saturating_add));
+            prop_assert_eq!(a.saturating_sub(&b), each(u64::saturating_sub));
+            prop_assert_eq!(a.min(&b), each(u64::min));
+            prop_assert_eq!(a.max(&b), each(u64::max));
+            prop_assert_eq!(a.checked_sub(&b), a.covers(&b).then(|| each(u64::saturating_sub)));
+        }
+
+        #[test]
+        fn it_travels_as_its_form(a in amount(), first in 0_u128..1 << 70) {
+            let with = Amount { addresses: (first > 0).then(|| Arc::new(Intervals::single(first))), ..a };
+            let form: Form = (with.counts.to_vec(), with.addresses().clone());
+            let bytes = crate::entry::encode(&with);
+            prop_assert_eq!(&bytes, &crate::entry::encode(&form));
+            prop_assert_eq!(crate::entry::from_untrusted::<Amount>(&bytes).ok(), Some(with));
+        }
     }
 }

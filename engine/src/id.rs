@@ -76,8 +76,8 @@ fn of_key(public_key: &[u8; 32]) -> Uuid {
 }
 
 /// A site's name: an OpenStack availability zone. Lower-case letters, digits and `-`, at most 63 (a DNS label).
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
 pub struct SiteName(std::sync::Arc<str>);
 
 /// What is wrong with a site's name.
@@ -101,6 +101,11 @@ impl SiteName {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+impl Serialize for SiteName {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
     }
 }
 impl TryFrom<String> for SiteName {

@@ -12,7 +12,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Most pieces that [`Intervals::blocks`] gives at once: a share of crumbs makes everybody's accounts longer.
 pub const MAX_BLOCKS: usize = 64;
@@ -85,8 +85,8 @@ impl Interval {
 }
 
 /// A set of addresses, in canonical form.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
-#[serde(try_from = "Vec<(Bytes, Bytes)>", into = "Vec<(Bytes, Bytes)>")]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Deserialize)]
+#[serde(try_from = "Vec<(Bytes, Bytes)>")]
 pub struct Intervals(Vec<Interval>);
 
 /// A list that is not a set in canonical form: its intervals are to be in order, disjoint, not adjacent and not empty.
@@ -425,15 +425,14 @@ impl Bytes {
 
 /// On the wire: of each interval its distance from the one before, and how many follow its first address. So small pools
 /// far up in IPv6 stay small, and an order that is not canonical cannot be said.
-impl From<Intervals> for Vec<(Bytes, Bytes)> {
-    fn from(set: Intervals) -> Self {
+impl Serialize for Intervals {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut from = 0;
-        let pairs = set.0.iter().map(|one| {
+        serializer.collect_seq(self.0.iter().map(|one| {
             let pair = (Bytes::from(one.first - from), Bytes::from(one.last - one.first));
             from = one.last;
             pair
-        });
-        pairs.collect()
+        }))
     }
 }
 

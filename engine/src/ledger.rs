@@ -185,6 +185,24 @@ impl Ledger {
         self.pools.get(&id).map(|pool| &**pool)
     }
 
+    /// A pool, to be kept as it is now.
+    pub(crate) fn pool_now(&self, id: PoolId) -> Option<Arc<Pool>> {
+        self.pools.get(&id).cloned()
+    }
+
+    /// The simulator's replicas hold equal pools once.
+    #[cfg(feature = "memo")]
+    pub(crate) fn share_pool(&mut self, id: PoolId) {
+        if let Some(pool) = self.pools.get_mut(&id) {
+            *pool = crate::memo::pool(id, pool.clone());
+        }
+    }
+
+    /// A claim, to be kept as it is now.
+    pub(crate) fn claim_now(&self, id: ClaimId) -> Option<Arc<Claim>> {
+        self.claims.get(&id).cloned()
+    }
+
     /// All pools, in order of their ids.
     pub fn pools(&self) -> impl Iterator<Item = (&PoolId, &Pool)> {
         self.pools.iter().map(|(id, pool)| (id, &**pool))

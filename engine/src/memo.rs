@@ -4,15 +4,17 @@
 //! answers.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
+use crate::account::Pool;
 use crate::branch::Branches;
 use crate::document::{Applied, BadDocument};
-use crate::entry::{BadEntry, Entry, Frontier, Hash};
-use crate::id::EntryId;
-use crate::record::Kind;
+use crate::entry::{BadEntry, Entry, Frontier, Hash, encode};
+use crate::id::{EntryId, PoolId};
+use crate::record::{Kind, RecordId};
+use crate::view::{Held, Sum};
 
 /// Answers kept of a kind: about as many as a seed needs; then it starts anew.
 const KEPT: usize = 1 << 14;
@@ -26,9 +28,122 @@ thread_local! {
     static FRONTIERS: Known<Frontier> = RefCell::default();
     static CHANGES: Known<()> = RefCell::default();
     static DOCUMENTS: Known<Option<Applied>> = RefCell::default();
+    static RECORDS: RefCell<Alike<RecordId, Held>> = RefCell::default();
+    static POOLS: RefCell<Alike<PoolId, Pool>> = RefCell::default();
+    static POOL_CHANGES: RefCell<HashMap<[usize; 2], PoolChange, BuildHasherDefault<Truncated>>> = RefCell::default();
 }
 
-/// Names are hashes already: their first bytes serve as they are.
+/// Rows that are equal are one, whichever replica holds them: found by what they are of, and compared. Each is kept, so that
+/// its place names it, with what has been worked out of it.
+struct Alike<K, T> {
+    of: HashMap<K, VecDeque<Arc<T>>>,
+    known: HashMap<usize, Row<T>, BuildHasherDefault<Truncated>>,
+}
+
+struct Row<T> {
+    /// Keeps its place from being another's.
+    _row: Arc<T>,
+    sum: Option<Sum>,
+    encoded: Option<Arc<[u8]>>,
+}
+
+/// The pools before and after, and what their change does to a digest.
+type PoolChange = ([Option<Arc<Pool>>; 2], Sum);
+
+impl<K, T> Default for Alike<K, T> {
+    fn default() -> Self {
+        Self { of: HashMap::new(), known: HashMap::default() }
+    }
+}
+
+/// Rows that are kept of a kind: a large cloud has many.
+const ROWS: usize = 1 << 17;
+/// Rows of one thing that are remembered: replicas that are behind have older ones.
+const VERSIONS: usize = 6;
+
+impl<K: Eq + std::hash::Hash, T: PartialEq> Alike<K, T> {
+    fn one(&mut self, id: K, row: Arc<T>) -> Arc<T> {
+        if self.known.len() >= ROWS {
+            *self = Self::default();
+        }
+        let versions = self.of.entry(id).or_default();
+        if let Some(known) = versions.iter().find(|known| ***known == *row) {
+            return known.clone();
+        }
+        if versions.len() >= VERSIONS
+            && let Some(oldest) = versions.pop_back()
+        {
+            self.known.remove(&place(&oldest));
+        }
+        versions.push_front(row.clone());
+        self.known.insert(place(&row), Row { _row: row.clone(), sum: None, encoded: None });
+        row
+    }
+
+    fn sum(&mut self, row: &Arc<T>, sum: impl FnOnce() -> Sum) -> Sum {
+        match self.known.get_mut(&place(row)) {
+            Some(known) => *known.sum.get_or_insert_with(sum),
+            None => sum(),
+        }
+    }
+
+    fn encoded(&mut self, row: &Arc<T>) -> Vec<u8>
+    where
+        T: serde::Serialize,
+    {
+        match self.known.get_mut(&place(row)) {
+            Some(known) => known.encoded.get_or_insert_with(|| encode(&**row).into()).to_vec(),
+            None => encode(&**row),
+        }
+    }
+}
+
+fn place<T>(row: &Arc<T>) -> usize {
+    Arc::as_ptr(row).addr()
+}
+
+/// The one record that equals this.
+pub(crate) fn record(id: RecordId, held: Arc<Held>) -> Arc<Held> {
+    RECORDS.with_borrow_mut(|rows| rows.one(id, held))
+}
+
+/// What a record adds to a digest.
+pub(crate) fn record_sum(held: &Arc<Held>, sum: impl FnOnce() -> Sum) -> Sum {
+    RECORDS.with_borrow_mut(|rows| rows.sum(held, sum))
+}
+
+/// A record's row.
+pub(crate) fn record_row(held: &Arc<Held>) -> Vec<u8> {
+    RECORDS.with_borrow_mut(|rows| rows.encoded(held))
+}
+
+/// The one pool that equals this.
+pub(crate) fn pool(id: PoolId, pool: Arc<Pool>) -> Arc<Pool> {
+    POOLS.with_borrow_mut(|rows| rows.one(id, pool))
+}
+
+/// A pool's row.
+pub(crate) fn pool_row(pool: &Arc<Pool>) -> Vec<u8> {
+    POOLS.with_borrow_mut(|rows| rows.encoded(pool))
+}
+
+/// What a pool's change does to a digest.
+pub(crate) fn pool_change(before: Option<&Arc<Pool>>, now: Option<&Arc<Pool>>, sum: impl FnOnce() -> Sum) -> Sum {
+    let places = [before, now].map(|pool| pool.map_or(0, place));
+    if let Some(known) = POOL_CHANGES.with_borrow(|known| known.get(&places).map(|(_, sum)| *sum)) {
+        return known;
+    }
+    let sum = sum();
+    POOL_CHANGES.with_borrow_mut(|known| {
+        if known.len() >= KEPT {
+            known.clear();
+        }
+        known.insert(places, ([before.cloned(), now.cloned()], sum));
+    });
+    sum
+}
+
+/// Names are hashes already: their first bytes serve as they are. Places are spread.
 #[derive(Default)]
 struct Truncated(u64);
 
@@ -40,6 +155,9 @@ impl Hasher for Truncated {
         if let Some(head) = bytes.first_chunk() {
             self.0 = u64::from_le_bytes(*head);
         }
+    }
+    fn write_usize(&mut self, n: usize) {
+        self.0 = (self.0.rotate_left(29) ^ n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 }
 

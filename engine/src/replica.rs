@@ -27,7 +27,7 @@ use crate::retire::VOTES;
 use crate::stage::Stage;
 use crate::store::{Batch, FORMAT, Reader, Store, StoreError, Table};
 use crate::tx::{Fence, Refusal, Tx};
-use crate::view::{Dirty, Rows, View};
+use crate::view::{Dirty, Held, Rows, View};
 
 pub(crate) mod fold;
 mod replace;
@@ -833,8 +833,8 @@ impl Replica {
         }
         let view = &self.view;
         for id in &dirty.records {
-            put_or_delete(&mut batch, Table::Record, encode(id), view.records.get(id).map(|held| encode(&**held)));
-            put_or_delete(&mut batch, Table::Tombstone, encode(id), view.hidden.get(id).map(|held| encode(&**held)));
+            put_or_delete(&mut batch, Table::Record, encode(id), view.records.get(id).map(record_row));
+            put_or_delete(&mut batch, Table::Tombstone, encode(id), view.hidden.get(id).map(record_row));
         }
         for name in &dirty.names {
             put_or_delete(&mut batch, Table::Name, encode(name), view.names.get(name).map(encode));
@@ -843,7 +843,7 @@ impl Replica {
             put_or_delete(&mut batch, Table::Member, encode(id), view.members.get(id).map(encode));
         }
         for id in &dirty.pools {
-            put_or_delete(&mut batch, Table::Pool, encode(id), view.ledger.pool(*id).map(encode));
+            put_or_delete(&mut batch, Table::Pool, encode(id), view.ledger.pool_now(*id).as_ref().map(pool_row));
         }
         for entry in &dirty.retirements {
             put_or_delete(
@@ -926,6 +926,20 @@ pub fn read_log(reader: &dyn Reader, from: EntryId, limit: usize, bytes: usize) 
         true
     })?;
     Ok(entries)
+}
+
+fn record_row(held: &Arc<Held>) -> Vec<u8> {
+    #[cfg(feature = "memo")]
+    return crate::memo::record_row(held);
+    #[cfg(not(feature = "memo"))]
+    encode(&**held)
+}
+
+fn pool_row(pool: &Arc<Pool>) -> Vec<u8> {
+    #[cfg(feature = "memo")]
+    return crate::memo::pool_row(pool);
+    #[cfg(not(feature = "memo"))]
+    encode(&**pool)
 }
 
 fn put_or_delete(batch: &mut Batch, table: Table, key: Vec<u8>, value: Option<Vec<u8>>) {

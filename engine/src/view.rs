@@ -94,7 +94,10 @@ pub struct NameState {
 /// A digest of canonical live state: a sum over its items, so that it is kept up to date at the cost of a change and
 /// does not depend on order. It tells honest replicas apart; it is no defence against forged collisions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
-pub struct Digest([u64; 4]);
+pub struct Digest(Sum);
+
+/// What items add to a digest.
+pub(crate) type Sum = [u64; 4];
 
 impl std::fmt::Display for Digest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -425,11 +428,13 @@ impl View {
             self.digest_record(id, &old, false);
             self.index(id, &old, false);
         }
-        match held {
+        match held.map(Arc::new) {
             Some(held) => {
+                #[cfg(feature = "memo")]
+                let held = crate::memo::record(id, held);
                 self.digest_record(id, &held, true);
                 self.index(id, &held, true);
-                self.records.insert(id, Arc::new(held));
+                self.records.insert(id, held);
             }
             None => {
                 self.records.remove(&id);
@@ -609,16 +614,18 @@ impl View {
         edit: impl FnOnce(&mut Ledger) -> Result<Touched, E>,
     ) -> Result<(), E> {
         let before = self.rows_of(touches);
-        let pool = before.0.and_then(|id| self.ledger.pool(id)).cloned();
-        let claim = before.1.and_then(|id| self.ledger.claim(id)).cloned();
+        let pool = before.0.and_then(|id| self.ledger.pool_now(id));
+        let claim = before.1.and_then(|id| self.ledger.claim_now(id));
         let after = edit(&mut self.ledger)?;
         let after = self.rows_of(Some(after));
+        #[cfg(feature = "memo")]
+        before.0.or(after.0).into_iter().for_each(|id| self.ledger.share_pool(id));
         if let Some(id) = before.0.or(after.0) {
             self.digest_pool(id, pool.as_ref());
             self.dirty.pools.insert(id);
         }
         if let Some(id) = before.1.or(after.1) {
-            self.digest_claim(id, claim.as_ref());
+            self.digest_claim(id, claim.as_deref());
             self.dirty.claims.insert(id);
         }
         Ok(())
@@ -635,7 +642,7 @@ impl View {
 
     /// Takes a pool into the digest, or out of it, before and after what it is for has gone or come back.
     fn digest_whole_pool(&mut self, id: PoolId, add: bool) {
-        let Some(pool) = self.ledger.pool(id).filter(|pool| self.shows(pool)).cloned() else { return };
+        let Some(pool) = self.ledger.pool_now(id).filter(|pool| self.shows(pool)) else { return };
         self.digest_pool_change(id, (!add).then_some(&pool), add.then_some(&pool));
     }
 
@@ -646,37 +653,22 @@ impl View {
 
     /// Takes a pool's change into the digest. Each account is an item of its own, so that a claim costs the same however
     /// many replicas hold rights.
-    fn digest_pool(&mut self, id: PoolId, before: Option<&Pool>) {
-        let now = self.ledger.pool(id).cloned();
+    fn digest_pool(&mut self, id: PoolId, before: Option<&Arc<Pool>>) {
+        let now = self.ledger.pool_now(id).filter(|pool| self.shows(pool));
         let before = before.filter(|pool| self.shows(pool));
-        let now = now.filter(|pool| self.shows(pool));
         self.digest_pool_change(id, before, now.as_ref());
     }
 
-    fn digest_pool_change(&mut self, id: PoolId, before: Option<&Pool>, now: Option<&Pool>) {
-        for (pool, add) in [(before, false), (now, true)] {
-            if let Some(Pool { subject, minted, burnt, claimed, dead, confirmed, .. }) = pool {
-                self.digest_item(&("pool", id, subject, minted, burnt, claimed, dead, confirmed), add);
-            }
-        }
-        for (replica, before, now) in Pool::changed_accounts(before, now) {
-            for (Rights { total, waiting, owed }, add) in [(before, false), (now, true)] {
-                if !total.is_zero() {
-                    self.digest_item(&("account", id, replica, total), add);
-                }
-                if !owed.is_zero() {
-                    self.digest_item(&("owed", id, replica, owed), add);
-                }
-                if !waiting.is_zero() {
-                    self.digest_item(&("waiting", id, replica, waiting), add);
-                }
-            }
-        }
+    fn digest_pool_change(&mut self, id: PoolId, before: Option<&Arc<Pool>>, now: Option<&Arc<Pool>>) {
+        let sum = || pool_change(id, before.map(|pool| &**pool), now.map(|pool| &**pool));
+        #[cfg(feature = "memo")]
+        let sum = || crate::memo::pool_change(before, now, sum);
+        self.digest.add(sum(), true);
     }
 
     fn digest_claim(&mut self, id: ClaimId, before: Option<&Claim>) {
-        let now = self.ledger.claim(id).cloned();
-        for (claim, add) in [(before, false), (now.as_ref(), true)] {
+        let now = self.ledger.claim_now(id);
+        for (claim, add) in [(before, false), (now.as_deref(), true)] {
             if let Some(claim) = claim {
                 self.digest_item(&("claim", id, claim), add);
             }
@@ -690,13 +682,18 @@ impl View {
     }
 
     /// What folding leaves alone: not when and how it was deleted.
-    fn digest_record(&mut self, id: RecordId, held: &Held, add: bool) {
-        let Held { record, created, references, deleted, observation, .. } = held;
-        self.digest_item(&("record", id, record, created, references, deleted, observation), add);
+    fn digest_record(&mut self, id: RecordId, held: &Arc<Held>, add: bool) {
+        let sum = || {
+            let Held { record, created, references, deleted, observation, .. } = &**held;
+            sum_of(&("record", id, record, created, references, deleted, observation))
+        };
+        #[cfg(feature = "memo")]
+        let sum = || crate::memo::record_sum(held, sum);
+        self.digest.add(sum(), add);
     }
 
     fn digest_item(&mut self, item: &impl Serialize, add: bool) {
-        self.digest.add(&encode(item), add);
+        self.digest.item(item, add);
     }
 
     fn index(&mut self, id: RecordId, held: &Held, add: bool) {
@@ -830,15 +827,50 @@ impl Rename for Rows {
 }
 
 impl Digest {
-    fn add(&mut self, bytes: &[u8], add: bool) {
-        let hash = blake3::hash(bytes);
-        for (lane, part) in self.0.iter_mut().zip(hash.as_bytes().chunks_exact(8)) {
-            let mut word = [0; 8];
-            word.copy_from_slice(part);
-            let word = u64::from_le_bytes(word);
+    fn add(&mut self, sum: Sum, add: bool) {
+        for (lane, word) in self.0.iter_mut().zip(sum) {
             *lane = if add { lane.wrapping_add(word) } else { lane.wrapping_sub(word) };
         }
     }
+
+    fn item(&mut self, item: &impl Serialize, add: bool) {
+        self.add(sum_of(item), add);
+    }
+}
+
+/// What an item adds.
+fn sum_of(item: &impl Serialize) -> Sum {
+    let mut sum = Sum::default();
+    for (lane, part) in sum.iter_mut().zip(blake3::hash(&encode(item)).as_bytes().chunks_exact(8)) {
+        let mut word = [0; 8];
+        word.copy_from_slice(part);
+        *lane = u64::from_le_bytes(word);
+    }
+    sum
+}
+
+/// What a pool's change adds to a digest.
+fn pool_change(id: PoolId, before: Option<&Pool>, now: Option<&Pool>) -> Sum {
+    let mut change = Digest::default();
+    for (pool, add) in [(before, false), (now, true)] {
+        if let Some(Pool { subject, minted, burnt, claimed, dead, confirmed, .. }) = pool {
+            change.item(&("pool", id, subject, minted, burnt, claimed, dead, confirmed), add);
+        }
+    }
+    for (replica, before, now) in Pool::changed_accounts(before, now) {
+        for (Rights { total, waiting, owed }, add) in [(before, false), (now, true)] {
+            if !total.is_zero() {
+                change.item(&("account", id, replica, total), add);
+            }
+            if !owed.is_zero() {
+                change.item(&("owed", id, replica, owed), add);
+            }
+            if !waiting.is_zero() {
+                change.item(&("waiting", id, replica, waiting), add);
+            }
+        }
+    }
+    change.0
 }
 
 fn parents(record: &Record) -> impl Iterator<Item = Uuid> {
