@@ -177,7 +177,7 @@ pub(crate) struct Chain {
 }
 
 /// What a flush has made durable. From now on it may be seen.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Flushed {
     /// The entries, in the order in which they were applied.
     pub entries: Vec<Arc<Entry>>,
@@ -717,7 +717,7 @@ impl Replica {
         self.pending.documents.clear();
         self.pending.replayed.clear();
         self.pending.moved.clear();
-        self.pending.rewrite = false;
+        let is_rewritten = std::mem::take(&mut self.pending.rewrite);
         let entries = std::mem::take(&mut self.pending.entries);
         let members = !dirty.members.is_empty() || !dirty.retirements.is_empty();
         let records = dirty.records.into_iter().collect();
@@ -725,6 +725,9 @@ impl Replica {
         let flushed = Flushed { entries, records, claims, pools, members };
         Ok(match self.replaced.take() {
             Some(before) => self.all_changed(before, flushed),
+            // A fork has shown, and all that is named by entries has other names: what had changed before that is not known
+            // any more. Whoever acts on what changes looks at everything.
+            None if is_rewritten => self.all_changed(Flushed { entries: Vec::new(), ..flushed.clone() }, flushed),
             None => flushed,
         })
     }
