@@ -268,6 +268,28 @@ fn a_member_that_forks_twice_leaves_all_agreed() {
     world.assert_equal(&honest);
 }
 
+#[test]
+fn what_changed_before_a_fork_shows_is_told_all_the_same() {
+    let (mut world, liar, twin) = with_twin(4);
+    world.replica(0).transact::<_, Refusal>(3, |tx| tx.create(PROJECT, Project::default(), &[])).unwrap();
+    world.tend(0);
+    (1..=twin).for_each(|n| world.send(0, n));
+    for (by, to) in [(liar, 0), (twin, 2)] {
+        world.grant(by, to, 10).unwrap();
+        world.send(by, to);
+        world.claim(to).unwrap();
+    }
+    describe(&mut world, 1, PROJECT, "changed");
+    // In one flush: the change, and what shows the fork.
+    let logs = [1, 2].map(|n| world.cloud.log(n));
+    for bytes in logs.iter().flat_map(|log| log.values().chain(log.values())) {
+        drop(world.replica(0).receive(bytes));
+    }
+    let flushed = world.replica(0).flush().unwrap();
+    assert!(world.replica(0).view().branches().is_forked(id(liar)));
+    assert!(flushed.records.contains(&RecordId { kind: Kind::Project, id: PROJECT }), "{:?}", flushed.records);
+}
+
 /// One step of a member that has several twins, or of an honest one.
 #[derive(Clone, Debug)]
 enum Step {
