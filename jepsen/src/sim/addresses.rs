@@ -36,9 +36,9 @@ pub(super) fn make(tx: &mut Tx<'_>, id: Uuid, size: u64, confirmed: bool) -> Res
     let pool = if confirmed { tx.mint_confirmed(subject, all)? } else { tx.mint(subject, all)? };
     let to = others(tx.view(), tx.me());
     let share = size / (u64::try_from(to.len()).unwrap_or(u64::MAX).saturating_add(1));
-    for to in to.into_iter().filter(|_| share > 0) {
-        let gift = free(tx, pool).gift(&any_of(share));
-        tx.grant(pool, to, gift)?;
+    for (to, place) in to.into_iter().zip(1..).filter(|_| share > 0) {
+        // Not a gift as who asks gets it: that is half of what is free at least, and nothing would be left for the last.
+        tx.grant(pool, to, run(place * share, share).into())?;
     }
     Ok(id)
 }
@@ -60,12 +60,21 @@ pub(super) fn record(tx: &mut Tx<'_>, id: Uuid, of: RecordId) -> Result<RecordId
     tx.create(id, Address { pool: of.id, ..Address::default() }, &[of])
 }
 
-/// Mints more, wherever it likes: the engine refuses what the pool has or had.
+/// Mints more into a pool that is rooted here, if there is one: behind all that it has, or wherever the caller likes, and the
+/// engine refuses what the pool has or had.
 pub(super) fn grow(tx: &mut Tx<'_>, pool: Option<Uuid>, from: u64, n: u64) -> Result<(), Refusal> {
-    match pool_of(tx, pool) {
-        Some((_, pool)) => tx.grow(pool, run(from, n).into()),
-        None => Ok(()),
-    }
+    let is_mine = |id: PoolId| tx.view().retired().acts_for(tx.me(), id.entry.author);
+    let rooted = || {
+        let pools = tx.view().ledger().pools().filter(|(_, pool)| matches!(pool.subject, Subject::Addresses { .. }));
+        let mine = pools.map(|(id, _)| *id).filter(|id| is_mine(*id)).collect::<Vec<_>>();
+        super::rng::pick(&mine, from)
+    };
+    let asked = pool_of(tx, pool).map(|(_, pool)| pool).filter(|pool| is_mine(*pool));
+    let Some(pool) = asked.or_else(rooted) else { return Ok(()) };
+    let minted = tx.view().ledger().pool(pool).map(|pool| pool.minted.clone()).unwrap_or_default();
+    let behind = minted.addresses().iter().map(|run| run.last() + 1).max().unwrap_or(BASE);
+    let behind = u64::try_from(behind.saturating_sub(BASE)).unwrap_or(SPACE);
+    tx.grow(pool, run(if from.is_multiple_of(3) { from } else { behind }, n).into())
 }
 
 /// Burns some that are free here.

@@ -72,8 +72,17 @@ impl Rules {
         }
     }
 
+    /// What a member who lies from now on has claimed, it may give to others by an entry that is not believed here.
+    pub(super) fn free_liars_addresses(&mut self, liar: ReplicaId) {
+        let its: Vec<ClaimId> = self.addresses.held.keys().filter(|claim| claim.entry.author == liar).copied().collect();
+        its.into_iter().for_each(|claim| self.free_addresses(claim));
+    }
+
     /// A claim is live again: nobody has the entry that released it.
     pub(super) fn retake_addresses(&mut self, claim: ClaimId) {
+        if self.is_liars(claim.entry.author) {
+            return;
+        }
         let Addresses { taken, held, .. } = &mut self.addresses;
         let Some((pool, set)) = held.get(&claim) else { return };
         taken.extend(Addresses::each(set).map(|address| ((*pool, address), claim)));

@@ -56,6 +56,7 @@ impl Rules {
             }
         }
         self.index.insert(replica, nodes[0]);
+        self.free_liars_addresses(replica);
         self.liar = Some(Liar { replica, nodes: nodes.into(), last, share, lies: BTreeSet::new() });
     }
 
