@@ -31,8 +31,9 @@ test: ## Install what is missing and run all tests
 	@$(MAKE) --no-print-directory $(VENV)/ready
 	cargo build --locked -p luc-api
 	cargo $(RUNNER) --workspace --locked
-	@$(MAKE) --no-print-directory sim SEEDS=100 OPS=300
-	@$(MAKE) --no-print-directory sim SEEDS=60 OPS=300 FAULTS=cut,slow,liar
+	@# From 150 seeds on every hard state must have been met.
+	@$(MAKE) --no-print-directory sim SEEDS=300 OPS=300
+	@$(MAKE) --no-print-directory sim SEEDS=120 OPS=300 FAULTS=cut,slow,liar
 	@$(MAKE) --no-print-directory mutants
 
 # Every test binary with properties in it, wherever that is.

@@ -74,7 +74,8 @@ impl Rules {
 
     /// What a member who lies from now on has claimed, it may give to others by an entry that is not believed here.
     pub(super) fn free_liars_addresses(&mut self, liar: ReplicaId) {
-        let its: Vec<ClaimId> = self.addresses.held.keys().filter(|claim| claim.entry.author == liar).copied().collect();
+        let its: Vec<ClaimId> =
+            self.addresses.held.keys().filter(|claim| claim.entry.author == liar).copied().collect();
         its.into_iter().for_each(|claim| self.free_addresses(claim));
     }
 
