@@ -128,7 +128,7 @@ impl TryFrom<Form> for Amount {
         if sorted && counts.iter().all(|(_, n)| *n > 0) { Ok(Self::of(counts, addresses)) } else { Err(BadAmount) }
     }
 }
-/// As [`Form`], without a copy: every account of a pool that has changed is encoded.
+/// As `Form`, without a copy: every account of a pool that has changed is encoded.
 impl Serialize for Amount {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         (&*self.counts, self.addresses()).serialize(serializer)
