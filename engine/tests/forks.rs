@@ -269,6 +269,29 @@ fn a_member_that_forks_twice_leaves_all_agreed() {
 }
 
 #[test]
+fn what_leaves_a_log_after_what_a_member_rests_on_is_no_other_branch() {
+    let (mut world, liar, twin_of_it) = with_twin(4);
+    world.grant(liar, 0, 1).unwrap();
+    world.grant(twin_of_it, 0, 2).unwrap();
+    world.send(liar, 1);
+    world.send(twin_of_it, 0);
+    let (replica, disk) = twin(&world, twin_of_it);
+    world.cloud.replicas.push(replica);
+    world.cloud.disks.push(disk);
+    let second = twin_of_it + 1;
+    world.claim(twin_of_it).unwrap();
+    world.send(liar, 3);
+    world.claim(second).unwrap();
+    world.send(twin_of_it, 2);
+    // 0 has rested on what both have in common, and then shows the one; 2 shows the other.
+    world.claim(0).unwrap();
+    world.send(second, 0);
+    let honest = honest(liar);
+    world.settle(&honest);
+    world.assert_equal(&honest);
+}
+
+#[test]
 fn what_changed_before_a_fork_shows_is_told_all_the_same() {
     let (mut world, liar, twin) = with_twin(4);
     world.replica(0).transact::<_, Refusal>(3, |tx| tx.create(PROJECT, Project::default(), &[])).unwrap();
