@@ -27,13 +27,19 @@ fn twin(world: &World, of: u8) -> (Replica, MemoryStore) {
     (Replica::open(original.identity().clone(), Box::new(disk.clone())).unwrap(), disk)
 }
 
+/// Puts one at the end of the list.
+fn add_twin(world: &mut World, of: u8) -> u8 {
+    let (replica, disk) = twin(world, of);
+    world.cloud.replicas.push(replica);
+    world.cloud.disks.push(disk);
+    u8::try_from(world.cloud.replicas.len() - 1).unwrap()
+}
+
 /// A cloud of honest members 0 to `others - 1`, and of the member `others`, who has a twin at the end of the list.
 fn with_twin(others: u8) -> (World, u8, u8) {
     let mut world = World::new(others);
-    let (replica, disk) = twin(&world, others);
-    world.cloud.replicas.push(replica);
-    world.cloud.disks.push(disk);
-    (world, others, others + 1)
+    let twin = add_twin(&mut world, others);
+    (world, others, twin)
 }
 
 fn honest(liar: u8) -> Vec<u8> {
@@ -253,10 +259,7 @@ fn a_member_that_forks_twice_leaves_all_agreed() {
     let (mut world, _, twin_of_it) = with_twin(liar);
     world.grant(liar, 0, 5).unwrap();
     world.grant(twin_of_it, 0, 6).unwrap();
-    let (replica, disk) = twin(&world, twin_of_it);
-    world.cloud.replicas.push(replica);
-    world.cloud.disks.push(disk);
-    let second = twin_of_it + 1;
+    let second = add_twin(&mut world, twin_of_it);
     world.claim(twin_of_it).unwrap();
     world.claim(second).unwrap();
     world.grant(liar, 0, 1).unwrap();
@@ -275,10 +278,7 @@ fn what_leaves_a_log_after_what_a_member_rests_on_is_no_other_branch() {
     world.grant(twin_of_it, 0, 2).unwrap();
     world.send(liar, 1);
     world.send(twin_of_it, 0);
-    let (replica, disk) = twin(&world, twin_of_it);
-    world.cloud.replicas.push(replica);
-    world.cloud.disks.push(disk);
-    let second = twin_of_it + 1;
+    let second = add_twin(&mut world, twin_of_it);
     world.claim(twin_of_it).unwrap();
     world.send(liar, 3);
     world.claim(second).unwrap();
@@ -359,9 +359,7 @@ proptest! {
                 Step::Twin(of) if count < 9 => {
                     let copies: BTreeSet<u8> = (liar..count).collect();
                     let of = copies.iter().nth(usize::from(of) % copies.len()).copied().unwrap();
-                    let (replica, disk) = twin(&world, of);
-                    world.cloud.replicas.push(replica);
-                    world.cloud.disks.push(disk);
+                    add_twin(&mut world, of);
                 }
                 Step::Twin(_) => {}
             }
