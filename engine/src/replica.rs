@@ -202,6 +202,8 @@ pub struct Replica {
     pub(crate) quarantine: BTreeMap<ReplicaId, Rejection>,
     /// Set once, until the replica joins anew.
     fence: Option<Fence>,
+    /// The store has failed: what it holds is not known any more, and may be more or less than what is here.
+    failed: Option<StoreError>,
     /// What may be taken only together.
     pub(crate) stage: Stage,
     /// Two entries with one number, of authors who are not being retired yet.
@@ -371,6 +373,7 @@ impl Replica {
             pending,
             quarantine: BTreeMap::new(),
             fence: None,
+            failed: None,
             stage: Stage::default(),
             proofs: BTreeMap::new(),
             folding: fold::Folding::default(),
@@ -705,8 +708,25 @@ impl Replica {
     /// Makes everything since the last flush durable, in one commit.
     ///
     /// # Errors
-    /// [`StoreError`]; then the replica must be opened anew from its store, and nothing of this batch may be shown.
+    /// [`StoreError`]; then the replica must be opened anew from its store, and nothing of this batch may be shown. So too
+    /// after anything else that the store has failed in: whoever flushes after each step learns it, whatever the step was.
     pub fn flush(&mut self) -> Result<Flushed, StoreError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let flushed = self.flush_pending();
+        self.sound(flushed)
+    }
+
+    /// Notes that the store has failed: from then on nothing more is written.
+    fn sound<T>(&mut self, done: Result<T, StoreError>) -> Result<T, StoreError> {
+        if let Err(error) = &done {
+            self.failed.get_or_insert_with(|| error.clone());
+        }
+        done
+    }
+
+    fn flush_pending(&mut self) -> Result<Flushed, StoreError> {
         if self.pending.entries.is_empty() && self.replaced.is_none() {
             return Ok(Flushed::default());
         }

@@ -176,8 +176,13 @@ impl Replica {
     /// happens while something is not flushed.
     ///
     /// # Errors
-    /// [`StoreError`]; then the replica must be opened anew from its store.
+    /// [`StoreError`]; then the replica must be opened anew from its store, as after a flush that fails.
     pub fn fold(&mut self) -> Result<usize, StoreError> {
+        let folded = self.fold_what_is_stable();
+        self.sound(folded)
+    }
+
+    fn fold_what_is_stable(&mut self) -> Result<usize, StoreError> {
         if !self.pending.entries.is_empty() || self.replaced.is_some() {
             return Ok(0);
         }

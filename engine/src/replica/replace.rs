@@ -42,8 +42,15 @@ impl Replica {
     /// [`Replica::flush`], which says that everything has changed.
     ///
     /// # Errors
-    /// [`ReplaceError`]; the replica is as before. After [`ReplaceError::Store`] it must be opened anew.
+    /// [`ReplaceError`]; the replica is as before. After [`ReplaceError::Store`] it must be opened anew, as after a flush that fails.
     pub fn replace(&mut self, snapshot: &dyn Reader) -> Result<(), ReplaceError> {
+        match self.replace_by(snapshot) {
+            Err(ReplaceError::Store(error)) => self.sound(Err(error)).map_err(ReplaceError::Store),
+            other => other,
+        }
+    }
+
+    fn replace_by(&mut self, snapshot: &dyn Reader) -> Result<(), ReplaceError> {
         let (view, chains) = self.read_state(snapshot).map_err(ReplaceError::Snapshot)?;
         self.check_tips(snapshot, &view, &chains)?;
         let flushed = self.flush()?;

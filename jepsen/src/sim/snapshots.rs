@@ -5,7 +5,7 @@ use luc_engine::store::Store;
 
 use super::disk::{Disk, Image};
 use super::node::{Job, Node, Process};
-use super::rules::{Broken, Rule, Tracker};
+use super::rules::Tracker;
 use super::sometimes::State;
 use super::world::{Event, World};
 
@@ -85,10 +85,10 @@ impl World {
                 let checked = self.rules.replaced(at, &given.of, &before, &view, fenced);
                 self.check(checked);
             }
-            // What it says is why nothing was changed; the store of this world does not fail while it is read.
+            // The disk failed while this was put on it. The next flush fails, too, and ends the process.
             Err(luc_engine::replica::ReplaceError::Store(error)) => {
-                let how = format!("node {at} cannot read a snapshot: {error}");
-                self.check(Err(Broken::new(Rule::Panic, how)));
+                process.wrote = true;
+                self.trace.note(self.now, [24, at as u64, 0], || format!("{at} fails under a snapshot: {error}"));
             }
             Err(error) => self.trace.note(self.now, [21, at as u64, 0], || format!("{at} takes no snapshot: {error}")),
         }
