@@ -21,6 +21,7 @@ use crate::branch::{Rename as _, Renaming};
 use crate::entry::{Frontier, Subject};
 use crate::hosts::Death;
 use crate::id::{EntryId, PoolId, ReplicaId};
+use crate::interval::Intervals;
 use crate::ledger::{BadLedgerOp, MAX_FREE_INTERVALS};
 use crate::mutant::{Mutant, on};
 use crate::site_mutant::{self, SiteMutant};
@@ -49,6 +50,9 @@ pub struct Pool {
     /// Declarations that the host is dead (S5), in order of their entries; more than one only if two were made apart.
     #[serde(default)]
     pub dead: Vec<Death>,
+    /// What is claimed more than once.
+    #[serde(default)]
+    claimed_again: Again,
 }
 
 /// What one replica holds of one pool.
@@ -63,6 +67,58 @@ struct Account {
     /// The owner has forked.
     #[serde(default)]
     forked: Option<Box<Forked>>,
+    /// What is owed more than once.
+    #[serde(default)]
+    owed_again: Again,
+}
+
+/// What an account owes.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Debt {
+    sum: Amount,
+    again: Again,
+}
+
+impl Debt {
+    pub(crate) fn is_zero(&self) -> bool {
+        self.sum.is_zero()
+    }
+}
+
+/// The addresses that a sum has at least twice, at least three times, and so on: branches of a fork spend one address each for
+/// itself. A set cannot count, and what it says would depend on whether one branch takes back what it has spent before or
+/// after another's spending is known here.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+struct Again(Vec<Intervals>);
+
+impl Again {
+    fn add(&mut self, sum: &mut Amount, more: &Amount) {
+        let mut again = sum.addresses().intersection(more.addresses());
+        *sum = sum.saturating_add(more);
+        for set in &mut self.0 {
+            let higher = set.intersection(&again);
+            *set = set.union(&again);
+            again = higher;
+        }
+        if !again.is_empty() {
+            self.0.push(again);
+        }
+    }
+
+    fn remove(&mut self, sum: &mut Amount, less: &Amount) {
+        if self.0.is_empty() {
+            *sum = sum.saturating_sub(less);
+            return;
+        }
+        let mut once = less.addresses().clone();
+        for set in self.0.iter_mut().rev() {
+            let here = set.intersection(&once);
+            (*set, once) = (set.difference(&here), once.difference(&here));
+        }
+        self.0.retain(|set| !set.is_empty());
+        let kept = less.addresses().difference(&once);
+        *sum = sum.saturating_sub(&less.saturating_sub(&kept.into()));
+    }
 }
 
 /// What an owner who forked may spend in each of its branches, since the fork became known here.
@@ -130,7 +186,7 @@ impl Account {
     fn pay(&mut self) {
         let paid = self.free.min(&self.debt);
         self.free = self.free.saturating_sub(&paid);
-        self.debt = self.debt.saturating_sub(&paid);
+        self.owed_again.remove(&mut self.debt, &paid);
     }
 
     /// All that is here, were nothing owed.
@@ -295,8 +351,18 @@ impl Pool {
         let account = Account { free: amount.clone(), ..Account::default() };
         let accounts = OrdMap::unit(root, account);
         let (burnt, claimed) = (Amount::default(), Amount::default());
-        let (is_forked, late, dead) = (false, false, Vec::new());
-        Self { subject, minted: amount, burnt, claimed, confirmed, is_forked, late, accounts, dead }
+        let (is_forked, late, dead, claimed_again) = (false, false, Vec::new(), Again::default());
+        Self { subject, minted: amount, burnt, claimed, confirmed, is_forked, late, accounts, dead, claimed_again }
+    }
+
+    /// Notes a claim, that has been paid for.
+    pub(crate) fn claim(&mut self, amount: &Amount) {
+        self.claimed_again.add(&mut self.claimed, amount);
+    }
+
+    /// Notes that a claim is gone. What it was for goes to whoever released it ([`Pool::add`]).
+    pub(crate) fn unclaim(&mut self, amount: &Amount) {
+        self.claimed_again.remove(&mut self.claimed, amount);
     }
 
     /// Mints more.
@@ -343,7 +409,7 @@ impl Pool {
             return Err(BadLedgerOp::Overspent(id));
         }
         if !on(Mutant::DebtForgiven) {
-            account.debt = account.debt.saturating_add(amount);
+            account.owed_again.add(&mut account.debt, amount);
         }
         account.pay();
         Ok(())
@@ -378,10 +444,13 @@ impl Pool {
     }
 
     /// Makes an account owe what another did.
-    pub(crate) fn owe(&mut self, owner: ReplicaId, debt: &Amount) {
+    pub(crate) fn owe(&mut self, owner: ReplicaId, debt: Debt) {
         if !debt.is_zero() {
             let account = self.accounts.entry(owner).or_default();
-            account.debt = account.debt.saturating_add(debt);
+            let again: Vec<Amount> = debt.again.0.into_iter().map(Amount::from).collect();
+            for part in std::iter::once(debt.sum).chain(again) {
+                account.owed_again.add(&mut account.debt, &part);
+            }
             account.pay();
         }
     }
@@ -427,10 +496,11 @@ impl Pool {
     }
 
     /// Empties the account of somebody who is gone, as of `past`: what was free, and what was owed.
-    pub(crate) fn take_all(&mut self, owner: ReplicaId, past: &Frontier) -> (Amount, Amount) {
+    pub(crate) fn take_all(&mut self, owner: ReplicaId, past: &Frontier) -> (Amount, Debt) {
         let Some(account) = self.accounts.get_mut(&owner) else { return Default::default() };
         account.settle(past);
-        (std::mem::take(&mut account.free), std::mem::take(&mut account.debt))
+        let debt = Debt { sum: std::mem::take(&mut account.debt), again: std::mem::take(&mut account.owed_again) };
+        (std::mem::take(&mut account.free), debt)
     }
 
     /// Notes a grant. `by_root`: the giver is the root, or its heir, whose word needs no other.

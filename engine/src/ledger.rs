@@ -355,7 +355,7 @@ impl Ledger {
                 if pool.is_dead_at(judged.frontier) && !on(Mutant::DeadHostSpent) {
                     return Err(BadLedgerOp::Dead(*id));
                 }
-                pool.claimed = pool.claimed.saturating_add(amount);
+                pool.claim(amount);
                 let claim = ClaimId { entry: judged.entry, index };
                 let row = Claim { pool: *id, amount: amount.clone(), record: *record, epoch: *epoch, gone: Vec::new() };
                 self.insert_claim(claim, row);
@@ -519,7 +519,7 @@ impl Ledger {
             return Err(BadLedgerOp::NoEvidence(id));
         }
         let pool = self.pool_mut(judged, claim.pool)?;
-        pool.claimed = pool.claimed.saturating_sub(&claim.amount);
+        pool.unclaim(&claim.amount);
         pool.add(judged.author, claim.pool, &claim.amount)?;
         if judged.is_forked && id.entry.author == judged.entry.author {
             pool.unspend(judged.author, judged.entry.author, &claim.amount);
@@ -547,7 +547,7 @@ impl Ledger {
         if amount.is_zero() && debt.is_zero() && !judged.is_forked {
             return Err(BadLedgerOp::Nothing(id));
         }
-        pool.owe(author, &debt);
+        pool.owe(author, debt);
         pool.credit(author, &amount);
         pool.add(author, id, &amount)
     }

@@ -8,10 +8,11 @@ use std::collections::BTreeSet;
 
 use common::world::{World, amount, id};
 use common::{Rogue, snapshot};
-use luc_engine::entry::{Entry, Frontier, Tip};
-use luc_engine::id::{ClaimId, EntryId};
+use luc_engine::entry::{Entry, Frontier, Subject, Tip};
+use luc_engine::id::{ClaimId, EntryId, PoolId};
+use luc_engine::interval::{Interval, Intervals};
 use luc_engine::ledger::Dimension;
-use luc_engine::record::{Kind, Project, RecordId};
+use luc_engine::record::{AddressPool, Kind, Project, RecordId};
 use luc_engine::replica::{Received, Rejection, Replica};
 use luc_engine::store::{MemoryStore, Store};
 use luc_engine::tx::Refusal;
@@ -42,6 +43,43 @@ fn with_twin(others: u8) -> (World, u8, u8) {
     (world, others, twin)
 }
 
+/// The same, and all have a pool of four addresses, which are the liar's.
+fn with_addresses(others: u8) -> (World, u8, u8, PoolId) {
+    let mut world = World::new(others);
+    let addresses = Intervals::from_iter(Interval::new(1, 4));
+    let (pool, _) = world
+        .replica(others)
+        .transact::<_, Refusal>(3, |tx| {
+            tx.create(OF.id, AddressPool { name: "p".into(), ..AddressPool::default() }, &[])?;
+            tx.mint(Subject::Addresses { of: OF }, addresses.into())
+        })
+        .unwrap();
+    world.tend(others);
+    (0..others).for_each(|n| world.send(others, n));
+    let twin = add_twin(&mut world, others);
+    (world, others, twin, pool)
+}
+
+/// Claims an address, the lowest that is free there.
+fn take(world: &mut World, by: u8, pool: PoolId) -> Result<(), Refusal> {
+    let any = [(Dimension::Addresses, 1)].into_iter().collect();
+    let taken = world.replica(by).transact::<_, Refusal>(3, |tx| tx.claim(&[pool], &any, OF, 0));
+    world.tend(by);
+    taken.map(drop)
+}
+
+/// Releases an address that it has, if any.
+fn give_back(world: &mut World, by: u8, pool: PoolId) {
+    let me = world.replica(by).identity().replica();
+    let claims = world.cloud.replicas[usize::from(by)].view().ledger().claims();
+    let its = claims.filter(|(claim, row)| claim.entry.author == me && row.pool == pool).map(|(claim, _)| *claim);
+    if let Some(claim) = its.min() {
+        let released = world.replica(by).transact::<_, Refusal>(3, |tx| tx.release(claim));
+        assert!(matches!(released, Ok(_) | Err(Refusal::Fenced(_))), "{released:?}");
+        world.tend(by);
+    }
+}
+
 fn honest(liar: u8) -> Vec<u8> {
     (0..liar).collect()
 }
@@ -55,6 +93,7 @@ fn acknowledged_are_live(world: &World, at: u8, by: &[u8]) {
 }
 
 const PROJECT: Uuid = Uuid::from_u128(77);
+const OF: RecordId = RecordId { kind: Kind::AddressPool, id: Uuid::from_u128(78) };
 
 /// Changes a record that all have.
 fn describe(world: &mut World, by: u8, project: Uuid, text: &str) {
@@ -272,6 +311,28 @@ fn a_member_that_forks_twice_leaves_all_agreed() {
 }
 
 #[test]
+fn an_address_that_branches_claim_and_release_counts_alike_in_whatever_order_they_come() {
+    let (mut world, liar, twin, pool) = with_addresses(4);
+    let second = add_twin(&mut world, twin);
+    let branches = [(liar, 0), (twin, 1), (second, 2)];
+    for (by, to) in branches {
+        // What each writes first is another entry.
+        world.grant(by, to, 1).unwrap();
+        take(&mut world, by, pool).unwrap();
+        if by != second {
+            give_back(&mut world, by, pool);
+        }
+        world.send(by, to);
+        world.claim(to).unwrap();
+    }
+    let honest = honest(liar);
+    world.settle(&honest);
+    world.assert_equal(&honest);
+    let claimed = world.replica(0).view().ledger().pool(pool).unwrap().claimed.clone();
+    assert_eq!(claimed.addresses(), &Intervals::single(1), "the third has not released it");
+}
+
+#[test]
 fn what_leaves_a_log_after_what_a_member_rests_on_is_no_other_branch() {
     let (mut world, liar, twin_of_it) = with_twin(4);
     world.grant(liar, 0, 1).unwrap();
@@ -319,6 +380,8 @@ enum Step {
     Grant(u8, u8, u64),
     Claim(u8),
     Write(u8),
+    Take(u8),
+    GiveBack(u8),
     Send(u8, u8),
     Twin(u8),
 }
@@ -332,6 +395,8 @@ fn step(honest: u8) -> impl Strategy<Value = Step> {
         4 => (liar_or_any(honest), 0..honest, 1..11_u64).prop_map(|(from, to, n)| Step::Grant(from, to, n)),
         4 => liar_or_any(honest).prop_map(Step::Claim),
         2 => liar_or_any(honest).prop_map(Step::Write),
+        2 => liar_or_any(honest).prop_map(Step::Take),
+        2 => liar_or_any(honest).prop_map(Step::GiveBack),
         8 => (liar_or_any(honest), 0..honest).prop_map(|(from, to)| Step::Send(from, to)),
         1 => (0..9_u8).prop_map(Step::Twin),
     ]
@@ -345,7 +410,7 @@ proptest! {
     #[test]
     fn whatever_is_forked_the_honest_agree(steps in proptest::collection::vec(step(4), 1..60)) {
         let liar = 4;
-        let (mut world, _, _) = with_twin(liar);
+        let (mut world, _, _, pool) = with_addresses(liar);
         world.replica(0).transact::<_, Refusal>(3, |tx| tx.create(PROJECT, Project::default(), &[])).unwrap();
         world.tend(0);
         (1..=liar + 1).for_each(|n| world.send(0, n));
@@ -355,6 +420,8 @@ proptest! {
                 Step::Grant(from, to, n) => drop(world.grant(from % count, to, n)),
                 Step::Claim(at) => drop(world.claim(at % count)),
                 Step::Write(at) => describe(&mut world, at % count, PROJECT, &format!("{step:?}")),
+                Step::Take(at) => drop(take(&mut world, at % count, pool)),
+                Step::GiveBack(at) => give_back(&mut world, at % count, pool),
                 Step::Send(from, to) => world.send(from % count, to),
                 Step::Twin(of) if count < 9 => {
                     let copies: BTreeSet<u8> = (liar..count).collect();
