@@ -172,9 +172,19 @@ impl Replica {
             && (view.retirements.is_forked(author, view.frontier()) || self.sealed().contains(&author))
     }
 
-    /// Whom this replica has sealed.
+    /// Of whom this replica takes nothing by itself.
     fn sealed(&self) -> BTreeSet<ReplicaId> {
-        self.view.retirements.sealed_by(self.me(), self.view.frontier())
+        self.sealed_by(self.me())
+    }
+
+    /// Whom a member has sealed, or its sponsor had when it admitted it: a newcomer is born with that promise, and its own seal,
+    /// which comes when it first writes, changes nothing (`docs/reservations.md`, "A join during a retirement").
+    fn sealed_by(&self, member: ReplicaId) -> BTreeSet<ReplicaId> {
+        let view = &self.view;
+        let mut set = view.retirements.sealed_by(member, view.frontier());
+        let admissions = view.member(member).into_iter().flat_map(|state| &state.admissions);
+        set.extend(admissions.flat_map(|(entry, _)| view.retirements.sealed_before(*entry)));
+        set
     }
 
     /// Whether there is anybody whose entries are restricted: then what waits may show what may be taken.
@@ -341,7 +351,7 @@ impl Replica {
         view.member(by).is_some_and(|state| !state.revoked)
             && !view.retired().contains(by)
             && !self.is_restricted(by)
-            && !view.retirements.sealed_by(by, view.frontier()).is_superset(set)
+            && !self.sealed_by(by).is_superset(set)
     }
 
     /// Applies all of a group, or none.

@@ -82,6 +82,8 @@ impl Asked {
 pub struct Retirements {
     requests: OrdMap<EntryId, Asked>,
     seals: OrdMap<EntryId, Arc<Sealed>>,
+    /// By author, the last entry that brought one of either.
+    last: OrdMap<ReplicaId, u64>,
 }
 
 /// A row of it, as it is stored.
@@ -174,6 +176,12 @@ impl Retirements {
         self.seals_of(replica, past).last().map(|seal| seal.set.clone()).unwrap_or_default()
     }
 
+    /// Whom the author of an entry had sealed when it wrote that.
+    pub(crate) fn sealed_before(&self, entry: EntryId) -> impl Iterator<Item = ReplicaId> + '_ {
+        let from = EntryId { number: 0, ..entry };
+        self.seals.range(from..=entry).next_back().into_iter().flat_map(|(_, seal)| seal.set.iter().copied())
+    }
+
     /// The requests that stand in a past, in order.
     pub(crate) fn requests(&self, past: &Frontier) -> impl Iterator<Item = &Request> {
         self.requests.iter().filter(|(entry, _)| past.holds(**entry)).map(|(_, asked)| &asked.request)
@@ -197,19 +205,21 @@ impl Retirements {
     /// What has taken effect in a past. Monotone: a larger past has no less, and the same cuts.
     #[must_use]
     pub fn effective(&self, past: &Frontier, members: &OrdMap<ReplicaId, MemberState>, branches: &Branches) -> Retired {
-        let asked = self.requests.iter().filter(|(entry, _)| past.holds(**entry)).map(|(_, asked)| asked).collect();
+        let asked = self.requests.iter().filter(|(entry, _)| past.holds(**entry)).map(|(_, asked)| asked);
+        let asked: Vec<&Asked> = asked.collect();
         let seals = self.seals.iter().filter(|(entry, _)| past.holds(**entry));
         let seals = seals.map(|(entry, seal)| (branches.author(entry.author), &**seal)).collect();
-        let judge = Judge { asked, seals, members, branches };
-        let mut sets: Vec<&BTreeSet<ReplicaId>> = judge.seals.iter().map(|(_, seal)| &seal.set).collect();
+        let seals: Vec<(ReplicaId, &Sealed)> = seals;
+        let mut sets: Vec<&BTreeSet<ReplicaId>> = seals.iter().map(|(_, seal)| &seal.set).collect();
         sets.sort_by_key(|set| set.len());
         sets.dedup();
         let mut retired = Retired { branches: branches.clone(), ..Retired::default() };
         for set in sets {
             let larger = retired.replicas().all(|replica| set.contains(&replica));
-            if let Some(sealers) = judge.sealers(set, &retired).filter(|_| larger) {
+            let judge = Judge::of(set, &asked, &seals, members, branches);
+            if let Some(sealers) = judge.sealers(&retired).filter(|_| larger) {
                 let new = set.iter().filter(|id| !retired.contains(**id));
-                let graves: Vec<_> = new.filter_map(|id| Some((*id, judge.grave(*id, set, &sealers)?))).collect();
+                let graves: Vec<_> = new.filter_map(|id| Some((*id, judge.grave(*id, &sealers)?))).collect();
                 retired.replicas.extend(graves);
             }
         }
@@ -223,10 +233,23 @@ impl Retirements {
 
     /// Whether a past has everything that is known here: then its answers are those of the present.
     pub(crate) fn all_in(&self, past: &Frontier) -> bool {
-        self.requests.keys().chain(self.seals.keys()).all(|entry| past.holds(*entry))
+        self.last.iter().all(|(author, number)| past.number(*author) >= *number)
+    }
+
+    /// Which of what is known here a past has: of each author, the last. Pasts that have the same have the same answers.
+    pub(crate) fn known_in(&self, past: &Frontier) -> Arc<[EntryId]> {
+        let last = |author: &ReplicaId| {
+            let (from, to) = (EntryId { author: *author, number: 0 }, past.number(*author));
+            let rows = from..=EntryId { number: to, ..from };
+            let request = self.requests.range(rows.clone()).next_back().map(|(entry, _)| *entry);
+            request.max(self.seals.range(rows).next_back().map(|(entry, _)| *entry))
+        };
+        self.last.keys().filter_map(last).collect()
     }
 
     pub(crate) fn insert(&mut self, entry: EntryId, row: Row) {
+        let last = self.last.get(&entry.author).copied().unwrap_or(0);
+        self.last.insert(entry.author, last.max(entry.number));
         match row {
             Row::Request(request) => drop(self.requests.insert(entry, request)),
             Row::Seal(seal) => drop(self.seals.insert(entry, Arc::new(seal))),
@@ -256,49 +279,58 @@ impl Rename for (EntryId, Row) {
     }
 }
 
-/// The requests and seals in one past.
+/// The requests in one past, and its seals of one set.
 struct Judge<'a> {
-    asked: Vec<&'a Asked>,
-    seals: Vec<(ReplicaId, &'a Sealed)>,
+    set: &'a BTreeSet<ReplicaId>,
+    asked: &'a [&'a Asked],
+    seals: BTreeMap<ReplicaId, &'a Sealed>,
     members: &'a OrdMap<ReplicaId, MemberState>,
     branches: &'a Branches,
 }
 
-impl Judge<'_> {
-    /// Everybody who must seal `set`, if they have done so, with a majority. Who must is known from the seals themselves: a
+impl<'a> Judge<'a> {
+    fn of(
+        set: &'a BTreeSet<ReplicaId>,
+        asked: &'a [&'a Asked],
+        seals: &[(ReplicaId, &'a Sealed)],
+        members: &'a OrdMap<ReplicaId, MemberState>,
+        branches: &'a Branches,
+    ) -> Self {
+        // Of two of one author, the first.
+        let of_set = seals.iter().rev().filter(|(_, seal)| seal.set == *set).copied();
+        Self { set, asked, seals: of_set.collect(), members, branches }
+    }
+
+    /// Everybody who must seal the set, if they have done so, with a majority. Who must is known from the seals themselves: a
     /// seal comes after every admission that its author has made before, and whom it admits after that is bound by it.
     /// A newcomer seals too, but what took effect without it does not wait for those whom it alone knows: any sealer may
     /// be the first, and the fewest make the cut.
-    fn sealers(&self, set: &BTreeSet<ReplicaId>, retired: &Retired) -> Option<BTreeSet<ReplicaId>> {
+    fn sealers(&self, retired: &Retired) -> Option<BTreeSet<ReplicaId>> {
         let forced = self.asked.iter().filter(|asked| asked.request.force).flat_map(|asked| asked.set());
         let forced: BTreeSet<ReplicaId> = forced.chain(retired.replicas()).collect();
-        let is_enough = |votes: u64| votes > VOTES / 2 || forced.is_superset(set);
-        let mut first = self.seals.iter().map(|(by, _)| *by).filter(|by| self.seal(*by, set).is_some());
+        let is_enough = |votes: u64| votes > VOTES / 2 || forced.is_superset(self.set);
+        let mut first = self.seals.keys().copied();
         if on(Mutant::OwnSealOnly) {
             return first.next().map(|by| BTreeSet::from([by]));
         }
-        let closed = first.filter_map(|first| self.closure(first, set)).filter(|(_, votes)| is_enough(*votes));
+        let closed = first.filter_map(|first| self.closure(first)).filter(|(_, votes)| is_enough(*votes));
         closed.map(|(sealers, _)| sealers).min_by_key(BTreeSet::len)
     }
 
-    /// Everybody who must seal a set, as one sealer and those it leads to know, and their votes; none if a seal is missing.
-    fn closure(&self, first: ReplicaId, set: &BTreeSet<ReplicaId>) -> Option<(BTreeSet<ReplicaId>, u64)> {
+    /// Everybody who must seal the set, as one sealer and those it leads to know, and their votes; none if a seal is missing.
+    fn closure(&self, first: ReplicaId) -> Option<(BTreeSet<ReplicaId>, u64)> {
         let (mut known, mut missing, mut votes) = (BTreeSet::from([first]), vec![first], 0_u64);
         while let Some(member) = missing.pop() {
-            let seal = self.seal(member, set)?;
+            let seal = self.seals.get(&member)?;
             votes = votes.saturating_add(seal.votes);
             let members = self.members.iter().filter(|(_, state)| state.admitted(&seal.frontier).is_some());
-            missing.extend(members.map(|(id, _)| *id).filter(|id| !set.contains(id) && known.insert(*id)));
+            missing.extend(members.map(|(id, _)| *id).filter(|id| !self.set.contains(id) && known.insert(*id)));
         }
         Some((known, votes))
     }
 
-    fn seal(&self, by: ReplicaId, set: &BTreeSet<ReplicaId>) -> Option<&Sealed> {
-        self.seals.iter().find(|(author, seal)| *author == by && seal.set == *set).map(|(_, seal)| *seal)
-    }
-
-    fn grave(&self, replica: ReplicaId, set: &BTreeSet<ReplicaId>, sealers: &BTreeSet<ReplicaId>) -> Option<Grave> {
-        let seals = || sealers.iter().filter_map(|by| self.seal(*by, set));
+    fn grave(&self, replica: ReplicaId, sealers: &BTreeSet<ReplicaId>) -> Option<Grave> {
+        let seals = || sealers.iter().filter_map(|by| self.seals.get(by));
         let highest = |log| {
             let sealed = seals().filter_map(|seal| seal.frontier.0.get(&log).copied());
             if on(Mutant::LowestSeal) {

@@ -204,7 +204,7 @@ pub(crate) struct Finished {
 
 impl<'a> Tx<'a> {
     pub(crate) fn new(
-        view: View,
+        mut view: View,
         entry: EntryId,
         frontier: Frontier,
         member: Member,

@@ -191,6 +191,9 @@ pub struct View {
     pub(crate) dirty: Dirty,
     /// What has taken effect at this view's frontier.
     retired: Arc<Retired>,
+    /// What had taken effect in a past that was asked for last, which lacked some of what is known here: entries that come late
+    /// have such pasts, one after the other, and each retirement there ever was would be looked at for each of them.
+    retired_before: Option<(Arc<[EntryId]>, Arc<Retired>)>,
     referrers: OrdMap<RecordId, OrdSet<RecordId>>,
     children: OrdMap<(Kind, Uuid), OrdSet<Uuid>>,
     digest: Digest,
@@ -211,6 +214,7 @@ impl View {
             retirements: Retirements::default(),
             branches: Branches::default(),
             retired: Arc::default(),
+            retired_before: None,
             dirty: Dirty::default(),
             referrers: OrdMap::new(),
             children: OrdMap::new(),
@@ -596,15 +600,22 @@ impl View {
     /// Takes up a branch: from now on its author acts for it.
     pub(crate) fn add_branch(&mut self, log: ReplicaId, branch: Branch) {
         self.branches.insert(log, branch);
+        self.retired_before = None;
         self.retired = Arc::new(self.retirements.effective(&self.frontier, &self.members, &self.branches));
     }
 
     /// What has taken effect in an entry's past.
-    pub(crate) fn retired_at(&self, past: &Frontier) -> Arc<Retired> {
+    pub(crate) fn retired_at(&mut self, past: &Frontier) -> Arc<Retired> {
         if self.retirements.all_in(past) {
             return self.retired.clone();
         }
-        Arc::new(self.retirements.effective(past, &self.members, &self.branches))
+        let known = self.retirements.known_in(past);
+        if let Some((_, retired)) = self.retired_before.as_ref().filter(|(before, _)| *before == known) {
+            return retired.clone();
+        }
+        let retired = Arc::new(self.retirements.effective(past, &self.members, &self.branches));
+        self.retired_before = Some((known, retired.clone()));
+        retired
     }
 
     /// Changes the ledger. `touches` names the existing row that `edit` will change, `edit` the one that it did.

@@ -358,6 +358,33 @@ fn whoever_breaks_its_word_leads_nobody_beyond_the_cut() {
     assert_eq!(world.replica(0).view().frontier().number(id(3)), held + 1);
 }
 
+/// A newcomer is born with its sponsor's promise. It writes nothing, its own seal neither, before it has met the others (M4), and
+/// is connected to the one that is being retired meanwhile.
+#[test]
+fn nor_does_a_newcomer_that_has_not_sealed_yet() {
+    let mut world = World::new(3);
+    world.retire(0, &[(3, 0)], false).unwrap();
+    world.cloud.join(4);
+    let held = world.replica(0).view().frontier().number(id(3));
+    world.claim(3).unwrap();
+    let more = world.cloud.log(3)[&EntryId { author: id(3), number: held + 1 }].clone();
+    let received = world.replica(4).receive(&more);
+    assert!(matches!(received, Received::Waiting(_)), "{received:?}");
+    // Nor does anybody follow one that took it.
+    let liar = Rogue::new(4);
+    let mut seen = world.replica(4).view().frontier().clone();
+    seen.set(id(3), Entry::decode(&more).unwrap().tip());
+    let shows = liar.sign(liar.header(&seen), vec![]);
+    for bytes in [&more[..], shows.bytes(), &more[..], shows.bytes()] {
+        let received = world.replica(0).receive(bytes);
+        assert!(matches!(received, Received::Waiting(_)), "{received:?}");
+    }
+    world.settle(&[0, 1, 2, 4]);
+    assert!(world.is_retired(4, 3));
+    world.assert_equal(&[0, 1, 2, 4]);
+    world.assert_sound(&[0, 1, 2, 4]);
+}
+
 #[test]
 fn nor_by_sending_what_breaks_it_before_its_word() {
     // What waits for one and the same entry is tried in the order of its hash: every other time the wrong way round.
