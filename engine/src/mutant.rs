@@ -63,6 +63,10 @@ mutants! {
     SnapshotTorn: "E4 M1",
     /// An agent obeys whatever order comes last: of a lower epoch, or for a pool that its host does not serve.
     StalePlacement: "S1 S3",
+    /// An agent starts what the holder of its claim has not stood by.
+    VouchIgnored: "S1",
+    /// What a witness knows of a replica's log is not looked at.
+    WitnessIgnored: "M4",
     /// Of two observations of a server the one that comes last stands.
     ObservationByArrival: "S4",
     /// An agent that starts anew has forgotten what it said is gone for good.
