@@ -66,7 +66,7 @@ pub struct LogPart {
     pub entries: Vec<Entry>,
     /// Whether there are more than fit.
     pub more: bool,
-    /// The first place that was asked for and is in the log no more.
+    /// The last entry that is in the log no more, of one whose entries were asked for from that one on, or from before.
     pub dropped: Option<EntryId>,
 }
 
@@ -356,7 +356,7 @@ pub fn read_entries(
             }
             let Ok(entry) = Entry::decode_shared(&bytes) else { break };
             if entry.header.number != next.number {
-                dropped.get_or_insert(next);
+                dropped.get_or_insert(EntryId { number: entry.header.number.saturating_sub(1), ..next });
                 break;
             }
             size += bytes.len();

@@ -132,8 +132,11 @@ pub struct Peer {
     told: Millis,
     /// What it was told last, and has taken if the connection stands.
     said: Option<Frontier>,
-    /// The first entry that is not held here and that it has dropped from its log, and how often it has said so.
+    /// Up to which entry, not held here, it has dropped an author's from its log, and how often it has said so.
     dropped: Option<(EntryId, u32)>,
+    /// Logs of which it was asked for another form of what is held here, from further back than it can show: up to which
+    /// number it has dropped them. From there on the forms may differ.
+    floors: BTreeMap<ReplicaId, u64>,
     /// It has said what it holds.
     known: bool,
     /// It has said of itself what [`Peer::status`] has.
@@ -210,7 +213,7 @@ impl Proto {
             Input::LogRead { peer, entries, more, .. } => self.log_read(peer, entries, more, now, mine, &mut out),
             Input::Received { peer, answer, again } => {
                 if answer {
-                    self.say(peer, without(mine, &again), true, &mut out);
+                    self.ask(peer, &again, mine, &mut out);
                 }
             }
             Input::Dropped(peer) => {
@@ -278,6 +281,17 @@ impl Proto {
         out.push(Output::Send(peer, Msg::Frontier { held, answer }));
     }
 
+    /// Says what is held here, as if these entries and what follows them were not, as far as the peer can show them.
+    fn ask(&mut self, peer: ReplicaId, again: &[EntryId], mine: &Frontier, out: &mut Vec<Output>) {
+        let Some(state) = self.peers.get(&peer) else { return };
+        let shown = |entry: &EntryId| {
+            let floor = state.floors.get(&entry.author).copied().unwrap_or(0);
+            EntryId { number: entry.number.max(floor + 1), ..*entry }
+        };
+        let again: Vec<EntryId> = again.iter().map(shown).collect();
+        self.say(peer, without(mine, &again), true, out);
+    }
+
     fn message(&mut self, peer: ReplicaId, message: Msg, now: Millis, mine: &Frontier, out: &mut Vec<Output>) {
         let Some(state) = self.peers.get_mut(&peer) else { return };
         state.heard = now;
@@ -288,13 +302,21 @@ impl Proto {
                 }
                 (state.status, state.introduced) = (status, true);
             }
+            // Of what is held here, it was asked for another form.
+            Msg::Dropped(entry) if mine.number(entry.author) >= entry.number.max(1) => {
+                state.dropped = None;
+                let floor = state.floors.insert(entry.author, entry.number);
+                if floor != Some(entry.number) {
+                    let next = EntryId { number: entry.number + 1, ..entry };
+                    self.ask(peer, &[next], mine, out);
+                }
+            }
             Msg::Dropped(entry) => {
                 let times = match state.dropped {
-                    _ if mine.holds(entry) => 0,
-                    Some((same, times)) if same == entry => times + 1,
+                    Some((same, times)) if same.author == entry.author => times + 1,
                     _ => 1,
                 };
-                state.dropped = (times > 0 && times < PATIENCE).then_some((entry, times));
+                state.dropped = (times < PATIENCE).then_some((entry, times));
                 if times >= PATIENCE {
                     out.push(Output::TakeSnapshot(peer));
                 }
@@ -354,7 +376,7 @@ impl Proto {
             // Both hold an entry with this number, and not the same: each shows the other its own.
             let forked = differing(mine, &state.reported);
             if !forked.is_empty() {
-                self.say(peer, without(mine, &forked), true, out);
+                self.ask(peer, &forked, mine, out);
             }
         }
     }

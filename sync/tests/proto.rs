@@ -358,3 +358,30 @@ fn who_hears_of_a_later_entry_of_its_own_has_an_old_store() {
         assert_eq!(told, is_old, "{theirs:?}");
     }
 }
+
+/// Whoever holds another form of an entry does not know where the forms begin to differ, and asks from far back: further than
+/// logs go that were folded. It learns from where on the peer can show its own, and asks no further back, again and again.
+#[test]
+fn another_form_is_asked_for_from_where_the_peer_can_show_it() {
+    let (me, peer, author) = (Node::new(0).id, Node::new(1).id, Node::new(2).id);
+    let mut proto = Proto::new(me);
+    let mut mine = Frontier::default();
+    mine.set(author, Tip { number: 5, hash: 1 });
+    proto.handle(Input::Connected(peer), 0, &mine);
+    let entry = |number| EntryId { author, number };
+    let mut says = |input| {
+        let outputs = proto.handle(input, 1, &mine);
+        let said = outputs.into_iter().map(|output| match output {
+            Output::Send(to, Msg::Frontier { held, answer: true }) if to == peer => held.number(author),
+            other => panic!("{other:?}"),
+        });
+        said.collect::<Vec<u64>>()
+    };
+    let mut asks = |number| says(Input::Received { peer, answer: true, again: vec![entry(number)] });
+    assert_eq!(asks(1), [0]);
+    let mut dropped = |number| says(Input::Message(peer, Msg::Dropped(entry(number))));
+    assert_eq!(dropped(3), [3]);
+    assert_eq!(dropped(3), []);
+    let mut asks = |number| says(Input::Received { peer, answer: true, again: vec![entry(number)] });
+    assert_eq!((asks(1), asks(5)), (vec![3], vec![4]));
+}
