@@ -75,6 +75,8 @@ pub struct Answer {
     pub frontier: Option<String>,
     /// The token that was asked for.
     pub subject: Option<String>,
+    /// What the site's clock said, as HTTP says it.
+    pub date: Option<String>,
     /// The body.
     pub body: Vec<u8>,
 }
@@ -231,12 +233,12 @@ impl Client {
         let request = request.body(body).map_err(|error| Trouble::Unsent(error.to_string()))?;
         let mut response = agent(self.timeout).run(request).map_err(|error| trouble(&error))?;
         let text = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let (frontier, subject) = (text(FRONTIER), text("x-subject-token"));
+        let (frontier, subject, date) = (text(FRONTIER), text("x-subject-token"), text("date"));
         let status = response.status().as_u16();
         let body = response.body_mut().with_config().limit(LONGEST).read_to_vec();
         // A success without its body is none: what is not read to its end may not have been what it says.
         let body = body.map_err(|error| Trouble::Silence(format!("{status}, and {error}")))?;
-        Ok(Answer { status, frontier, subject, body })
+        Ok(Answer { status, frontier, subject, date, body })
     }
 
     /// One request that must succeed, with a login before it if there is no token, or no valid one.

@@ -3,9 +3,9 @@
 //! Workloads have their own words. By convention an operation that makes a thing is called `create…` or `add`, one that
 //! deletes it `delete…` or `remove`, one that tells all of the workload's things at a site `list…`, `read` or `final`, and one
 //! that tells a single thing `show…`. A thing is named by `id` in the value, or is the value, if that is text; of a list the
-//! things are `servers` or `ids`, and those on their way out `deleting`, or the value itself is the list; in it, things are
-//! ids, objects with an `id`, or arrays whose first is the id. What does not follow this says nothing here, and is judged by
-//! its workload alone.
+//! things are `servers` or `ids`, those that could not be built `failed`, and those on their way out `deleting`, or the value
+//! itself is the list; in it, things are ids, objects with an `id`, or arrays whose first is the id. What does not follow this
+//! says nothing here, and is judged by its workload alone.
 
 use serde_json::Value;
 
@@ -87,6 +87,7 @@ pub(super) fn says(pair: &Pair<'_>) -> Option<Says> {
         let list = if value.is_array() { Some(value) } else { value.get("servers").or_else(|| value.get("ids")) };
         let (mut all, leaving) = (ids(list?)?, value.get("deleting").and_then(ids).unwrap_or_default());
         let count = leaving.len();
+        all.extend(value.get("failed").and_then(ids).unwrap_or_default());
         all.extend(leaving);
         return Some(Says::Listed(all, count));
     }
@@ -125,7 +126,7 @@ mod tests {
             |ids: &[&str], leaving| Some(Says::Listed(ids.iter().map(|id| (*id).to_owned()).collect(), leaving));
         assert_eq!(said(json!(["a", "b"])), listed(&["a", "b"], 0));
         assert_eq!(said(json!({"servers": [["a", "name"]], "deleting": [["b", "name"]]})), listed(&["a", "b"], 1));
-        assert_eq!(said(json!({"servers": [{"id": "a"}]})), listed(&["a"], 0));
+        assert_eq!(said(json!({"servers": [{"id": "a"}], "failed": ["b"]})), listed(&["a", "b"], 0));
         assert_eq!(said(json!({"read": {"x": 1}})), None);
     }
 }

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc2822;
 
 use super::disk::Disk;
 use super::hypervisor::Hypervisor;
@@ -184,7 +186,27 @@ impl Node {
     pub fn luc(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.namespace, "timeout", "180"]).arg(&self.luc);
+        // It runs on the same machine, whose clock is the one that was set: a token that it signs would have expired otherwise.
+        if let Some(ahead) = self.ahead().filter(|ahead| *ahead != 0) {
+            command.env("LD_PRELOAD", faketime()?).env("FAKETIME", format!("{ahead:+}"));
+            command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
         output(command.args(arguments).arg("--config").arg(&self.config))
+    }
+
+    /// By how many seconds its clock is ahead of this machine's, if it answers and its clock can be set.
+    fn ahead(&self) -> Option<i64> {
+        self.clock.as_ref()?;
+        let answer = self.client().send("GET", "/healthz", &[], &[]).ok()?;
+        let date = OffsetDateTime::parse(&answer.date?, &Rfc2822).ok()?;
+        Some((date - OffsetDateTime::now_utc()).whole_seconds())
+    }
+
+    /// Asks it; patient for two seconds.
+    fn client(&self) -> Client {
+        let namespace = Some(Path::new("/run/netns").join(&self.namespace));
+        let endpoint = Endpoint { site: self.site.clone(), base: self.base(), namespace };
+        Client::new(&endpoint).patient(Duration::from_secs(2))
     }
 
     /// Starts it; [`Node::ready`] waits for it.
@@ -222,9 +244,7 @@ impl Node {
             return Ok(());
         }
         let what = format!("{} to answer (see {})", self.name, self.log.display());
-        let namespace = Some(Path::new("/run/netns").join(&self.namespace));
-        let endpoint = Endpoint { site: self.site.clone(), base: self.base(), namespace };
-        let client = Client::new(&endpoint).patient(Duration::from_secs(2));
+        let client = self.client();
         eventually(PATIENCE, &what, || {
             if let Some(status) = self.process.as_mut().and_then(|process| process.try_wait().ok().flatten()) {
                 bail!("{} ended ({status}); see {}", self.name, self.log.display());

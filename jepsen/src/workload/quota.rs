@@ -160,9 +160,10 @@ impl Quota {
 }
 
 fn servers(client: &Client) -> Result<Value, Trouble> {
-    let servers = client.servers()?;
-    let live = servers.iter().filter(|server| server["status"] != "ERROR");
-    Ok(json!({"servers": live.map(|server| server["id"].clone()).collect::<Vec<_>>()}))
+    let (failed, live): (Vec<_>, Vec<_>) =
+        client.servers()?.into_iter().partition(|server| server["status"] == "ERROR");
+    let ids = |servers: Vec<Value>| servers.iter().map(|server| server["id"].clone()).collect::<Vec<_>>();
+    Ok(json!({"servers": ids(live), "failed": ids(failed)}))
 }
 
 /// From which index on which quota is the highest that may be in force, and what says so.
