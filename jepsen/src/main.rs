@@ -79,6 +79,9 @@ struct SimArgs {
 
 #[derive(Args)]
 struct MutantArgs {
+    /// The first seed.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
     /// Seeds that a seeded bug may survive before it counts as not caught.
     #[arg(long, default_value_t = 60)]
     seeds: u64,
@@ -89,8 +92,8 @@ struct MutantArgs {
     world: World,
 }
 
-/// So many seeds must have reached every hard state.
-const DEMANDING: u64 = 150;
+/// So many seeds, of so many operations each, must have reached every hard state that their faults can bring about.
+const DEMANDING: (u64, usize) = (60, 300);
 
 fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
@@ -179,7 +182,11 @@ fn simulate(args: &SimArgs) -> ExitCode {
     for state in State::ALL {
         println!("{:>9} × {}", sometimes.count(*state), state.text());
     }
-    let missing = if args.any_states || seeds < DEMANDING { Vec::new() } else { sometimes.missing(&plan.faults) };
+    let missing = if args.any_states || seeds < DEMANDING.0 || plan.ops < DEMANDING.1 {
+        Vec::new()
+    } else {
+        sometimes.missing(&plan.faults)
+    };
     match missing.first() {
         Some(state) => failed(&format!("never seen: {}", state.text())),
         None => ExitCode::SUCCESS,
@@ -219,6 +226,7 @@ fn mutants(args: &MutantArgs) -> ExitCode {
         let own = faults(mutant);
         plan(&args.world, if own.is_empty() { workload::HONEST } else { own })
     };
+    let seeds = || args.seed..args.seed.saturating_add(args.seeds);
     let due = |mutant: &&Mutant| match args.only.is_empty() {
         true => !UNSURE.contains(*mutant),
         false => args.only.contains(&format!("{mutant:?}")),
@@ -230,7 +238,7 @@ fn mutants(args: &MutantArgs) -> ExitCode {
             Ok(plan) => plan,
             Err(error) => return failed(&error),
         };
-        let caught = hunt(&plan, *mutant, args.seeds);
+        let caught = hunt(&plan, *mutant, seeds());
         let (rule, seed) = caught.by.map_or_else(Default::default, |(rule, seed)| (rule.to_string(), seed.to_string()));
         escaped += u32::from(caught.by.is_none());
         let (name, breaks) = (format!("{mutant:?}"), mutant.rules());
@@ -242,7 +250,7 @@ fn mutants(args: &MutantArgs) -> ExitCode {
     // A failure is told by what it needs: a server that is made and deleted, and what that takes.
     let example = Mutant::ReleaseWithoutWord;
     let Ok(plan) = among(example) else { return ExitCode::FAILURE };
-    let Some(at) = hunt(&plan, example, args.seeds).by else { return ExitCode::FAILURE };
+    let Some(at) = hunt(&plan, example, seeds()).by else { return ExitCode::FAILURE };
     let steps = shrink(&plan, example, at, 400);
     println!("{example:?} at seed {} takes {steps} steps", at.1);
     if steps <= SHORT { ExitCode::SUCCESS } else { failed("its story is not short") }

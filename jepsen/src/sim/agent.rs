@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ed25519_dalek::SigningKey;
 use luc_engine::agent::{
-    DomainState, Fault, FromAgent, Heartbeat, HostFacts, Observation, Order, Orphan, Statement, Wanted,
+    DomainState, Fault, FromAgent, Heartbeat, HostFacts, Observation, Order, Orphan, SignedTip, Statement, Vouched,
+    Wanted,
 };
 use luc_engine::entry::HostIdentity;
-use luc_engine::id::{ClaimId, CloudId, HostId, PoolId};
+use luc_engine::id::{ClaimId, CloudId, HostId, PoolId, ReplicaId};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::mutant::{self, Mutant};
 use luc_engine::record::{Power, Server};
@@ -20,12 +21,13 @@ use uuid::Uuid;
 use super::net::Micros;
 use super::node::{After, Job, site_name};
 use super::sometimes::State;
+use super::vouching;
 use super::world::{Event, World};
 
 /// How long a message between an agent and a replica of its site takes.
-const NEAR: Micros = 300;
+pub(super) const NEAR: Micros = 300;
 /// How long an agent waits before it looks for a replica again.
-const RETRY: Micros = 500_000;
+pub(super) const RETRY: Micros = 500_000;
 /// When agents start: everybody has met by then, so that hosts are shared with all.
 const FIRST: Micros = 1_500_000;
 
@@ -40,6 +42,8 @@ pub(super) enum Talk {
     Orders(Vec<Order>),
     Order(Box<Order>),
     Held(ClaimId),
+    /// How far the replica's own log goes.
+    Witness(Box<SignedTip>),
     From(Box<FromAgent>),
 }
 
@@ -71,6 +75,8 @@ pub(super) struct Agent {
     epochs: BTreeMap<Uuid, u64>,
     /// Pools that were declared dead.
     dead: BTreeSet<PoolId>,
+    /// How far replicas of its site have said that their logs go.
+    pub(super) tips: BTreeMap<ReplicaId, SignedTip>,
     /// The machine runs.
     pub(super) on: bool,
     /// An operator has said that the host is dead, or is about to: it is switched on by an operator who takes that back.
@@ -82,9 +88,29 @@ pub(super) struct Agent {
     attached: Option<usize>,
     orders: BTreeMap<ClaimId, Order>,
     working: BTreeSet<ClaimId>,
+    /// What the replica that it is attached to knows of who stands by its orders.
+    pub(super) vouched: vouching::Known,
+    /// The number up to which that replica has told it of its log.
+    pub(super) told: u64,
 }
 
 impl Agent {
+    pub(super) fn is_attached(&self, node: usize, session: u64) -> bool {
+        self.attached == Some(node) && self.session == session
+    }
+
+    /// There is no connection any more: no order stands, and nobody stands by one.
+    fn forget_orders(&mut self) {
+        self.session += 1;
+        self.orders.clear();
+        self.vouched = vouching::Known::default();
+        self.told = 0;
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.up
+    }
+
     pub(super) fn host(&self) -> HostId {
         self.facts.identity.host
     }
@@ -139,6 +165,7 @@ impl World {
             seen: BTreeMap::new(),
             epochs: BTreeMap::new(),
             dead: BTreeSet::new(),
+            tips: BTreeMap::new(),
             on: true,
             condemned: false,
             up: false,
@@ -147,6 +174,8 @@ impl World {
             attached: None,
             orders: BTreeMap::new(),
             working: BTreeSet::new(),
+            vouched: vouching::Known::default(),
+            told: 0,
         });
         let first = FIRST + self.rng.below(300_000);
         self.at(first, Event::StartAgent { agent });
@@ -168,8 +197,7 @@ impl World {
         }
         agent.up = false;
         agent.life += 1;
-        agent.session += 1;
-        agent.orders.clear();
+        agent.forget_orders();
         agent.working.clear();
         if mutant::on(Mutant::WordForgotten) {
             agent.refusals.clear();
@@ -216,20 +244,14 @@ impl World {
         let Some(agent) = self.agents.get_mut(at).filter(|a| a.up && a.life == life && a.attached.is_none()) else {
             return;
         };
-        // An operator who takes back that a host is dead sees to it that it meets nobody who has not heard of that: such a
-        // replica would have it go on where it was (`ARCHITECTURE.md`, "Known gaps").
-        let awaited = agent.pool().filter(|pool| agent.condemned && !agent.dead.contains(pool));
-        let knows = |process: &super::node::Process| awaited.is_none_or(|pool| is_dead(&process.view, pool));
-        let serves = |(_, node): &(usize, &super::node::Node)| {
-            node.site == agent.site && node.serves() && node.process.as_ref().is_some_and(knows)
-        };
+        let serves = |(_, node): &(usize, &super::node::Node)| node.site == agent.site && node.serves();
         let serving: Vec<usize> = self.nodes.iter().enumerate().filter(serves).map(|(at, _)| at).collect();
         let node = super::rng::pick(&serving, self.rng.bits());
         let Some(node) = node else { return self.at(RETRY, Event::Attach { agent: at, life }) };
-        agent.session += 1;
+        agent.forget_orders();
         agent.attached = Some(node);
-        agent.orders.clear();
         let session = agent.session;
+        self.say_words(at, node, session);
         self.at(NEAR, Event::ToReplica { node, agent: at, session, talk: Talk::Hello });
     }
 
@@ -237,11 +259,29 @@ impl World {
     pub(super) fn detached(&mut self, at: usize, session: u64) {
         let Some(agent) = self.agents.get_mut(at).filter(|agent| agent.session == session) else { return };
         agent.attached = None;
-        agent.session += 1;
-        // Without a connection there is no order that stands.
-        agent.orders.clear();
+        agent.forget_orders();
         let life = agent.life;
         self.at(RETRY, Event::Attach { agent: at, life });
+    }
+
+    /// A replica has heard that the pool of a host is dead, whose agent is attached to it: that is to introduce itself again.
+    pub(super) fn introduce_again(&mut self, at: usize, pools: &[PoolId]) {
+        let Some(process) = self.process(at) else { return };
+        let (view, attached) = (process.view.clone(), process.attached.clone());
+        for (host, (agent, session)) in attached {
+            let pool = self.agents.get(agent).and_then(Agent::pool);
+            let is_news = |pool: &PoolId| {
+                let told = self.agents.get(agent).is_some_and(|agent| agent.dead.contains(pool));
+                pools.contains(pool) && is_dead(&view, *pool) && !told
+            };
+            if pool.filter(is_news).is_some() {
+                self.sometimes.saw(State::DeathMissed);
+                if let Some(process) = self.process(at) {
+                    process.attached.remove(&host);
+                }
+                self.detached(agent, session);
+            }
+        }
     }
 
     pub(super) fn tell_agent(&mut self, agent: usize, session: u64, talk: Talk) {
@@ -265,6 +305,7 @@ impl World {
             }
             Talk::From(message) => self.job(node, Job::Heard { agent, session, message: *message }),
             Talk::Orders(_) | Talk::Order(_) | Talk::Held(_) | Talk::Pool(..) | Talk::Dead(_) => {}
+            Talk::Witness(_) => {}
         }
     }
 
@@ -292,9 +333,12 @@ impl World {
     pub(super) fn hello(&mut self, at: usize, agent: usize, session: u64, host: HostId) {
         let Some(process) = self.process(at) else { return };
         process.attached.insert(host, (agent, session));
+        self.tell_tip(at);
+        let Some(process) = self.process(at) else { return };
         let view = process.view.clone();
         let claims = view.ledger().claims_on(host);
-        let orders = claims.filter_map(|(id, claim)| agents::order(&view, id, claim)).collect();
+        let orders: Vec<Order> = claims.filter_map(|(id, claim)| agents::order(&view, id, claim)).collect();
+        let orders = orders.into_iter().map(|order| self.marked(at, agent, session, order)).collect();
         self.tell_agent(agent, session, Talk::Orders(orders));
     }
 
@@ -324,7 +368,11 @@ impl World {
                 orders.unwrap_or_default().into_iter().for_each(tell);
                 After::Nothing
             }
-            FromAgent::Witnessed(_) | FromAgent::Hello(_) | FromAgent::ConsoleOutput { .. } => After::Nothing,
+            FromAgent::Witnessed(words) => {
+                process.witnessed(&words);
+                After::Nothing
+            }
+            FromAgent::Hello(_) | FromAgent::ConsoleOutput { .. } => After::Nothing,
         }
     }
 
@@ -345,6 +393,8 @@ impl World {
                 agent.orders.insert(claim, *order);
                 self.consider(at, claim);
             }
+            // On its disk before it does anything that rests on it.
+            Talk::Witness(word) => drop(agent.tips.insert(word.replica, *word)),
             Talk::Held(claim) => {
                 agent.unheld.remove(&claim);
             }
@@ -408,10 +458,13 @@ impl World {
         }
         let epoch = agent.epochs.entry(server).or_default();
         *epoch = order.epoch.max(*epoch);
+        let unvouched = mutant::on(Mutant::StalePlacement) || mutant::on(Mutant::VouchIgnored);
         match &order.wanted {
             Wanted::Present { server: record, .. } if agent.domains.contains_key(&server) => {
                 self.power(at, server, claim, record);
             }
+            // The holder is being asked; the order comes once more when it has said that it stands by it.
+            Wanted::Present { .. } if order.vouched != Vouched::Yes && !unvouched => {}
             Wanted::Present { server: record, .. } => self.begin(at, &order, record),
             Wanted::Absent => {}
         }
@@ -456,6 +509,11 @@ impl World {
         let used = domains.fold(Amount::default(), |sum, domain| sum.saturating_add(&domain.amount));
         if !fits(&agent.capacity, &used, &amount) && !mutant::on(Mutant::CapacityIgnored) {
             self.sometimes.saw(State::Refused);
+            // It tries again whenever the order comes again, and says once that there is no room.
+            let is_said = |seen: &Observation| seen.claim == claim && seen.fault.is_some();
+            if self.agents.get(at).and_then(|agent| agent.seen.get(&server)).is_some_and(is_said) {
+                return;
+            }
             let fault = Fault { message: "the host is full".into(), retrying: true };
             return self.see(at, server, claim, DomainState::Missing, Some(fault), 0);
         }

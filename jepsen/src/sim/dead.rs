@@ -2,8 +2,11 @@
 //! site, its servers are placed anew by whoever holds their claims, and the machine comes back once that was taken back
 //! and its site knows. An operator looks first: a host that runs is not declared dead.
 
+use std::collections::BTreeSet;
+
 use luc_engine::hosts;
-use luc_engine::ledger::Ledger;
+use luc_engine::id::PoolId;
+use luc_engine::ledger::{Ledger, Pool};
 use luc_engine::record::Host;
 use luc_engine::schedule::Choice;
 use luc_engine::tx::{Refusal, Tx};
@@ -14,8 +17,10 @@ use super::agent::is_dead;
 use super::faults::PATIENCE;
 use super::net::Micros;
 use super::node::{Job, Node};
+use super::ops::Asked;
 use super::rng::pick;
 use super::sometimes::State;
+use super::workload::Op;
 use super::world::{Event, World};
 
 /// What an operator wants of a host that is off.
@@ -55,7 +60,7 @@ impl World {
         let there: Vec<usize> = nodes.iter().copied().filter(of_site).collect();
         match wish {
             Wish::Dead => {
-                if self.shows_everywhere(|view| is_dead(view, pool)) {
+                if self.is_settled_on(site, pool, |view| is_dead(view, pool)) {
                     let bits = self.rng.bits();
                     return self.at(1_000, Event::Operate { agent, wish: Wish::Evacuated(bits) });
                 }
@@ -66,7 +71,7 @@ impl World {
             }
             Wish::Evacuated(_) => nodes.into_iter().for_each(|at| self.job(at, Job::Operate { agent, wish })),
             Wish::Revived => {
-                if self.shows_everywhere(|view| is_dead(view, pool) && view.is_revived(pool)) {
+                if self.is_settled_on(site, pool, |view| is_dead(view, pool) && view.is_revived(pool)) {
                     self.sometimes.saw(State::HostRevived);
                     self.trace.note(self.now, [19, agent as u64, 0], || format!("host {agent} comes back"));
                     return self.power_on(agent);
@@ -78,9 +83,38 @@ impl World {
         self.at(PATIENCE, Event::Operate { agent, wish });
     }
 
-    fn shows_everywhere(&self, shows: impl Fn(&View) -> bool) -> bool {
+    /// Whether a site knows something of a pool of its host, and so does whoever might stand by what ran there. Another replica of
+    /// the site may not have heard of anything: that its agent asks the holders of claims is for this.
+    fn is_settled_on(&self, site: usize, pool: PoolId, knows: impl Fn(&View) -> bool) -> bool {
+        let takes_part = |(at, node): &(usize, &Node)| node.joined && !node.gone && !node.stopped && !self.is_liar(*at);
+        let holds_none = |view: &View, me| {
+            let mut claims = view.ledger().claims();
+            !claims.any(|(id, claim)| claim.pool == pool && hosts::holder(view, *id) == me)
+        };
+        let (mut there, mut told_there, mut everybody) = (false, false, true);
+        for (_, node) in self.nodes.iter().enumerate().filter(takes_part) {
+            let view = node.process.as_ref().map(|process| process.replica.view());
+            let told = view.is_some_and(&knows);
+            if node.site == site {
+                (there, told_there) = (true, told_there || told);
+            }
+            everybody &= told || (node.site == site && view.is_some_and(|view| holds_none(view, node.replica)));
+        }
+        // Where nobody of the site is left, others know.
+        everybody && (told_there || !there)
+    }
+
+    /// Pools of dead hosts that a node has not heard of. It claims nothing of them: it might stand by that while the host comes
+    /// back to it, and place it anew once it has heard (`ARCHITECTURE.md`, "Known gaps").
+    pub(super) fn unheard(&self, at: usize) -> BTreeSet<PoolId> {
+        if self.sometimes.count(State::HostDead) == 0 {
+            return BTreeSet::new();
+        }
+        let Some(own) = self.nodes.get(at).and_then(|node| node.process.as_ref()) else { return BTreeSet::new() };
+        let dead = |(pool, _): &(PoolId, &Pool)| !is_dead(own.replica.view(), *pool);
         let living = self.living();
-        !living.is_empty() && living.iter().all(|(_, view)| shows(view))
+        let known = living.iter().flat_map(|(_, view)| view.ledger().pools().map(|(id, pool)| (*id, pool)));
+        known.filter(|(_, pool)| !pool.dead.is_empty()).filter(dead).map(|(id, _)| id).collect()
     }
 
     /// A replica does what an operator asked it for.
@@ -106,15 +140,32 @@ impl World {
         });
         process.wrote |= done.is_ok();
         match (wish, done) {
-            (Wish::Dead, Ok((_, Some(_)))) => self.sometimes.saw(State::HostDead),
+            (Wish::Dead, Ok((_, Some(_)))) => {
+                self.sometimes.saw(State::HostDead);
+                self.place_on(at, host, random);
+            }
             (Wish::Evacuated(_), Ok((moved, Some(_)))) if moved > 0 => self.sometimes.saw(State::Evacuated),
             _ => {}
         }
     }
 }
 
+impl World {
+    /// A request is in the queue already that wants a server on this host.
+    fn place_on(&mut self, at: usize, host: luc_engine::id::HostId, random: u64) {
+        let Some(process) = self.process(at) else { return };
+        let place = process.replica.view().ledger().hosts().position(|other| other == host);
+        let Some(place) = place.and_then(|place| u64::try_from(place).ok()) else { return };
+        let op = Op::Create { project: random, host: place, size: 1 };
+        let id = self.fresh();
+        if let Some(process) = self.process(at) {
+            process.jobs.push_front(Job::Op(Asked { op, id, tries: 0 }));
+        }
+    }
+}
+
 /// Places some servers of a dead host anew: those whose claims this replica holds. Says how many.
-fn evacuate(tx: &mut Tx<'_>, pool: luc_engine::id::PoolId, bits: u64, random: u64) -> Result<usize, Refusal> {
+fn evacuate(tx: &mut Tx<'_>, pool: PoolId, bits: u64, random: u64) -> Result<usize, Refusal> {
     let ledger: &Ledger = tx.view().ledger();
     let on_it = ledger.claims().filter(|(_, claim)| claim.pool == pool).map(|(_, claim)| claim.record.id);
     let mine = |id: &Uuid| {

@@ -8,6 +8,7 @@ use super::node::{Job, Node};
 use super::rng::pick;
 use super::rules::Tracker;
 use super::sometimes::State;
+use super::witness::Old;
 use super::workload::Fault;
 use super::world::{Event, World};
 
@@ -93,13 +94,29 @@ impl World {
                 let agents: Vec<usize> = self.agents.iter().enumerate().filter(may).map(|(at, _)| at).collect();
                 pick(&agents, agent).into_iter().for_each(|agent| self.roam(agent));
             }
+            Fault::SplitSite { site, peers } => self.split_site(site, peers),
+            Fault::FailThere { agent } => {
+                if let Some(agent) = self.of_the_split_site(agent) {
+                    self.kill_host(agent, true, 1_000_000);
+                }
+            }
+            Fault::Wander { agent, dies, down } => {
+                let Some(agent) = self.of_the_split_site(agent) else { return };
+                match dies {
+                    true => {
+                        self.kill_agent(agent);
+                        self.at(down, Event::StartAgent { agent });
+                    }
+                    false => self.roam(agent),
+                }
+            }
             Fault::KillHost { agent, declared, down } => {
                 let agents: Vec<usize> = (0..self.agents.len()).collect();
                 pick(&agents, agent).into_iter().for_each(|agent| self.kill_host(agent, declared, down));
             }
             Fault::ShortLogs { bytes } => self.limit_logs(bytes),
             Fault::Fork { node, sides } => self.fork(node, sides),
-            Fault::Lie { kind, to } => self.lie(kind, to),
+            Fault::Lie { kind, by, to } => self.lie(kind, by, to),
             Fault::Join { site, .. } => {
                 if self.nodes.len() < self.sites + JOINS {
                     let sites: Vec<usize> = (0..self.sites).collect();
@@ -122,9 +139,9 @@ impl World {
         nodes.filter(fit).map(|(at, _)| at).collect()
     }
 
-    /// A retirement needs a majority, so only so many may be gone.
+    /// A retirement needs a majority, so only so many may be gone, or on an old disk, with which they will be told to go.
     fn may_lose(&self) -> bool {
-        let gone = self.nodes.iter().filter(|node| node.gone || node.stopped).count();
+        let gone = self.nodes.iter().filter(|node| node.gone || node.stopped || node.old.is_some()).count();
         // A liar that seals twice is not covered, and one is enough.
         !self.ending && self.liar.is_none() && gone < self.sites / 4 && self.nodes.len() < self.sites + JOINS
     }
@@ -142,6 +159,34 @@ impl World {
         }
         if self.nodes.iter().any(|node| !node.joined) {
             self.sometimes.saw(State::CutDuringJoin);
+        }
+    }
+
+    fn of_the_split_site(&self, bits: u64) -> Option<usize> {
+        let of_site = |(_, agent): &(usize, &super::agent::Agent)| Some(agent.site) == self.split;
+        let agents: Vec<usize> = self.agents.iter().enumerate().filter(of_site).map(|(at, _)| at).collect();
+        pick(&agents, bits)
+    }
+
+    /// One replica of a site is cut off from the others there, and from some elsewhere.
+    fn split_site(&mut self, site: u64, peers: u64) {
+        let serving = |at: &usize| self.nodes.get(*at).is_some_and(|node| node.serves() && !self.is_liar(*at));
+        let there = |site: usize| -> Vec<usize> {
+            let of_site = |at: &usize| self.nodes.get(*at).is_some_and(|node| node.site == site);
+            (0..self.nodes.len()).filter(of_site).filter(serving).collect()
+        };
+        let sites: Vec<usize> = (0..self.sites).filter(|site| there(*site).len() > 1).collect();
+        let Some(site) = pick(&sites, site) else { return };
+        let there = there(site);
+        let Some(at) = pick(&there, peers) else { return };
+        self.split = Some(site);
+        self.sometimes.saw(State::SiteSplit);
+        for peer in 0..self.nodes.len() {
+            let is_cut = there.contains(&peer) || (peers >> (peer % 64)) & 1 == 1;
+            if is_cut && peer != at && !self.is_liar(peer) {
+                self.cut(at, peer);
+                self.cut(peer, at);
+            }
         }
     }
 
@@ -263,14 +308,15 @@ impl World {
         let takes_part = |(_, node): &(usize, &Node)| !node.gone && !node.stopped;
         let others: Vec<usize> = self.nodes.iter().enumerate().filter(takes_part).map(|(at, _)| at).collect();
         // Without a witness of what it wrote nobody can notice, and the numbers would be used again.
-        if !self.rules.is_held_by(at, &others) {
+        let (others, agent) = (self.rules.is_held_by(at, &others), self.is_witnessed(at));
+        if !others && !agent {
             return;
         }
         let Some((image, tracker)) = self.take_copy(at) else { return };
         self.crash(at, false);
         if let Some(node) = self.nodes.get_mut(at) {
             node.disk = Disk::from_image(&image);
-            node.old = true;
+            node.old = Some(Old { others, agent });
         }
         self.rules.put_in(at, tracker.of_copy());
         self.sometimes.saw(State::OldDisk);

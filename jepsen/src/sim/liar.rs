@@ -9,9 +9,9 @@
 use std::sync::Arc;
 
 use luc_engine::agent::{DomainState, Observation, Statement};
-use luc_engine::entry::{Content, ContentOp, Entry, Header, LedgerOp, MemberOp, Subject};
+use luc_engine::entry::{Content, ContentOp, Entry, Hash, Header, LedgerOp, MemberOp, Subject};
 use luc_engine::id::{EntryId, HostId, PoolId, ReplicaId};
-use luc_engine::ledger::{Amount, Dimension};
+use luc_engine::ledger::{Amount, Dimension, Waiting};
 use luc_engine::record::{Kind, RecordId, host_record};
 use luc_engine::replica::{Identity, Rejection, Replica};
 use luc_engine::tx::Refusal;
@@ -20,9 +20,13 @@ use luc_sync::wire::Msg;
 use uuid::Uuid;
 
 use super::disk::Disk;
+use super::node::Job;
 use super::rng::pick;
 use super::sometimes::State;
 use super::world::{Event, World};
+
+/// Servers that a host is told to take though it cannot: of four vCPU each, and no host has more than forty.
+const SWOLLEN: u64 = 12;
 
 /// A member that lies.
 #[derive(Clone, Copy, Debug)]
@@ -70,11 +74,14 @@ enum Lie {
     Delete,
     /// It declares another site's host dead (S5).
     Dead,
-    /// It writes in another's name (E1).
+    /// It writes in another's name, an entry that follows the other's last (E1).
     Name,
+    /// No lie that anybody refuses: it is the root of its own host's pool, and says that the host has more than it has; then
+    /// it places servers there. The host's agent knows better (S3).
+    Swell,
 }
 
-const LIES: [Lie; 15] = [
+const LIES: [Lie; 16] = [
     Lie::Claim,
     Lie::Grant,
     Lie::Place,
@@ -90,6 +97,7 @@ const LIES: [Lie; 15] = [
     Lie::Delete,
     Lie::Dead,
     Lie::Name,
+    Lie::Swell,
 ];
 
 impl World {
@@ -122,7 +130,7 @@ impl World {
         let honest = |at: &usize| {
             let node = self.nodes.get(*at);
             node.is_some_and(|node| {
-                node.serves() && !node.stopped && !node.gone && node.original.is_none() && !node.old
+                node.serves() && !node.stopped && !node.gone && node.original.is_none() && node.old.is_none()
             })
         };
         let fit: Vec<usize> = (1..self.nodes.len()).filter(honest).collect();
@@ -220,10 +228,14 @@ impl World {
     }
 
     /// The liar signs something, and some whom it reaches hear of it.
-    pub(super) fn lie(&mut self, kind: u64, to: u64) {
+    pub(super) fn lie(&mut self, kind: u64, by: u64, to: u64) {
         let Some(liar) = self.liar else { return };
         let Some(lie) = pick(&LIES, kind) else { return };
-        let Some(at) = pick(&liar.nodes, kind >> 32) else { return };
+        // One that nobody hears of has nothing to tell.
+        let Some(at) = pick(&liar.nodes[..if liar.sides == 0 { 1 } else { 2 }], by) else { return };
+        if lie == Lie::Swell {
+            return self.swell(at);
+        }
         let clock = self.clock(at);
         let id = self.fresh();
         let Some(node) = self.nodes.get(at).filter(|node| node.process.is_some()) else { return };
@@ -242,6 +254,32 @@ impl World {
     }
 }
 
+impl World {
+    /// A site's own host is said to have much, and gets more servers than it can take.
+    fn swell(&mut self, at: usize) {
+        let clock = self.clock(at);
+        let (id, servers) = (self.fresh(), (0..SWOLLEN).map(|_| self.fresh()).collect::<Vec<_>>());
+        let Some(process) = self.process(at).filter(|process| process.replica.fence().is_none()) else { return };
+        let me = process.replica.identity().replica();
+        let is_root = |(pool, of): &(&PoolId, &luc_engine::ledger::Pool)| {
+            pool.entry.author == me && of.dead.is_empty() && matches!(of.subject, Subject::Host(_))
+        };
+        let pool = process.replica.view().ledger().pools().find(is_root).map(|(id, _)| *id);
+        let Some(pool) = pool else { return };
+        let swollen = process.replica.transact::<_, Refusal>(clock, |tx| {
+            tx.grow(pool, super::ops::need(4 * SWOLLEN))?;
+            super::ops::crowd(tx, pool, id, &servers)
+        });
+        process.wrote |= swollen.is_ok();
+        if swollen.is_ok() {
+            self.sometimes.saw(State::Swollen);
+            self.trace
+                .note(self.now, [24, at as u64, 0], || format!("{at} places more on its host than that can take"));
+        }
+        self.job(at, Job::Wake);
+    }
+}
+
 /// An entry that follows what a disk holds, and breaks a rule; none if there is nothing there to break it with.
 fn sign(identity: &Identity, disk: &Disk, lie: Lie, id: Uuid, now: u64) -> Option<Entry> {
     let mut replica = Replica::open(identity.clone(), Box::new(Disk::from_image(&disk.image()))).ok()?;
@@ -252,8 +290,21 @@ fn sign(identity: &Identity, disk: &Disk, lie: Lie, id: Uuid, now: u64) -> Optio
     let view = replica.view();
     let mut header = Header { members: Vec::new(), ..honest.header.clone() };
     let mut content = Vec::new();
-    distort(view, &mut header, &mut content, lie, id, identity)?;
+    let last = last_of_another(&replica, id);
+    distort(view, &mut header, &mut content, lie, id, identity, last)?;
     Some(Entry::sign(header, Content { ops: content }, &identity.key))
+}
+
+/// Another member, and the hash of its last entry.
+fn last_of_another(replica: &Replica, id: Uuid) -> Option<(ReplicaId, Hash)> {
+    let view = replica.view();
+    let me = replica.identity().replica();
+    let living: Vec<ReplicaId> = view.living().map(|(id, _)| *id).filter(|id| *id != me).collect();
+    let whom = pick(&living, id.as_u64_pair().0)?;
+    let last = EntryId { author: whom, number: view.frontier().number(whom) };
+    let part = luc_sync::node::read_entries(&*replica.reader().ok()?, view.branches(), &[last], 1).ok()?;
+    let entry = part.entries.into_iter().find(|entry| entry.id() == last)?;
+    Some((whom, entry.hash()))
 }
 
 fn distort(
@@ -263,6 +314,7 @@ fn distort(
     lie: Lie,
     id: Uuid,
     identity: &Identity,
+    last: Option<(ReplicaId, Hash)>,
 ) -> Option<()> {
     let (me, ledger) = (header.author, view.ledger());
     let bits = id.as_u64_pair().0;
@@ -325,9 +377,9 @@ fn distort(
             header.ledger.push(LedgerOp::Grow { pool, amount: amount(Dimension::Vcpus, 1) });
         }
         Lie::Confirm => {
-            let (pool, _) = ledger.votes()?;
-            let grant = EntryId { author: me, number: 1 };
-            header.ledger.push(LedgerOp::Confirm { pool, to: me, grant, index: 0 });
+            let waits = |granted: &&Waiting| others.contains(&granted.pool);
+            let Waiting { pool, to, grant, index } = *ledger.waiting().find(waits)?;
+            header.ledger.push(LedgerOp::Confirm { pool, to, grant, index });
         }
         Lie::Inherit => {
             let (pool, from) = (pick(&others, bits)?, pick(&living, bits)?);
@@ -356,11 +408,14 @@ fn distort(
             header.ledger.push(LedgerOp::DeclareDead { pool, at: 0, by: id });
         }
         Lie::Name => {
-            let whom = pick(&living, bits)?;
+            let (whom, previous) = last?;
             header.author = whom;
             header.number = view.frontier().number(whom) + 1;
-            header.seen.retain(|(author, _)| *author != whom);
+            header.previous = previous;
+            // It has seen what the other had.
+            header.seen.clear();
         }
+        Lie::Swell => return None,
     }
     Some(())
 }

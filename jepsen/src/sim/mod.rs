@@ -24,6 +24,8 @@ mod snapshots;
 pub mod sometimes;
 mod story;
 pub mod trace;
+mod vouching;
+mod witness;
 pub mod workload;
 pub mod world;
 

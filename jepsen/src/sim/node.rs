@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use luc_engine::agent::{FromAgent, HostFacts};
+use luc_engine::agent::{FromAgent, HostFacts, SignedTip};
 use luc_engine::entry::{Entry, Frontier, Member, MemberOp};
 use luc_engine::id::{ClaimId, EntryId, HostId, PoolId, ReplicaId, SiteName};
 use luc_engine::ledger::Amount;
@@ -19,7 +19,7 @@ use luc_sync::proto::{Input, Output, Proto, waits_for};
 use luc_sync::rpc::{GRANT_LOG, grant, lacking};
 use luc_sync::waiting::Waiting;
 
-use super::agent::Talk;
+use super::agent::{NEAR, Talk};
 use super::dead::Wish;
 use super::disk::{Disk, Image};
 use super::net::Micros;
@@ -28,6 +28,7 @@ use super::rights::Rights;
 use super::rules::{Broken, Rule, Tracker};
 use super::snapshots::Given;
 use super::sometimes::State;
+use super::witness::Old;
 use super::world::{Event, World};
 
 /// Most jobs in one commit.
@@ -68,8 +69,8 @@ pub(super) struct Node {
     pub(super) original: Option<(Disk, Tracker)>,
     /// What the disk held before a driver committed before its time.
     pub(super) before: Option<Image>,
-    /// Its disk is an old one: it writes once all others have told what they hold.
-    pub(super) old: bool,
+    /// Its disk is an old one: it writes once those have been heard who can tell.
+    pub(super) old: Option<Old>,
 }
 
 impl Node {
@@ -92,7 +93,7 @@ impl Node {
             copy: None,
             original: None,
             before: None,
-            old: false,
+            old: None,
         }
     }
 
@@ -120,6 +121,19 @@ pub(super) struct Process {
     pub(super) attached: BTreeMap<HostId, (usize, u64)>,
     /// It has asked for a snapshot.
     pub(super) replacing: bool,
+    /// Agents have said what they know of its log.
+    witnessed: bool,
+}
+
+impl Process {
+    /// An agent says what it was told of logs. If this one's is shorter, it writes no more.
+    pub(super) fn witnessed(&mut self, words: &[SignedTip]) {
+        self.witnessed = true;
+        for word in words.iter().filter(|_| !mutant::on(Mutant::OldDiskAccepted)) {
+            // What cannot be read now is met again when it is written to.
+            let _ = self.replica.witnessed(word);
+        }
+    }
 }
 
 /// What the replica's thread does.
@@ -170,6 +184,7 @@ pub(super) enum Job {
         heir: usize,
     },
     PutUp(Fence),
+    Witnessed(Vec<SignedTip>),
     Operate {
         agent: usize,
         wish: Wish,
@@ -257,6 +272,7 @@ impl World {
             met: false,
             attached: BTreeMap::new(),
             replacing: false,
+            witnessed: false,
         });
         self.trace.note(self.now, [3, at as u64, life], || format!("{at} starts"));
         let checked = self.rules.opened(at, &view);
@@ -269,6 +285,9 @@ impl World {
         self.dial_members(at);
         self.begin_ticking(at, life);
         self.at(MEET, Event::Met { node: at, life });
+        if self.nodes.get(at).is_some_and(|node| node.old.is_some()) {
+            self.at(NEAR, Event::Witnesses { node: at, life });
+        }
     }
 
     /// Whether all other members have told what they hold, since it started.
@@ -287,8 +306,14 @@ impl World {
 
     /// The time to wait for the others is over, or one has told something: from now on it writes.
     pub(super) fn meet(&mut self, at: usize, over: bool) {
-        let old = self.nodes.get(at).is_some_and(|node| node.old) && !mutant::on(Mutant::OldDiskAccepted);
-        let met = self.has_met(at) || (over && !old);
+        let old = self.nodes.get(at).and_then(|node| node.old).filter(|_| !mutant::on(Mutant::OldDiskAccepted));
+        let met = match old {
+            None => over || self.has_met(at),
+            Some(old) => {
+                let witnessed = self.process(at).is_some_and(|process| process.witnessed);
+                (old.agent && witnessed) || (old.others && self.has_met(at))
+            }
+        };
         let clock = self.clock(at);
         let Some(process) = self.process(at).filter(|process| met && !process.met) else { return };
         process.met = true;
@@ -296,7 +321,7 @@ impl World {
             process.wrote = true;
         }
         if let Some(node) = self.nodes.get_mut(at) {
-            node.old = false;
+            node.old = None;
         }
         self.job(at, Job::Wake);
     }
@@ -496,6 +521,12 @@ impl World {
                 }
                 After::Nothing
             }
+            Job::Witnessed(words) => {
+                if let Some(process) = self.process(at) {
+                    process.witnessed(&words);
+                }
+                After::Nothing
+            }
             Job::Operate { agent, wish } => {
                 self.obey(at, agent, wish);
                 After::Nothing
@@ -564,13 +595,7 @@ impl World {
         }
         let flushed = match process.replica.flush() {
             Ok(flushed) => flushed,
-            Err(_) => {
-                // No more writes until a restart; the replies say so.
-                self.sometimes.saw(State::CommitFailed);
-                self.crash(at, false);
-                let down = self.rng.between(10_000, 2_000_000);
-                return self.at(down, Event::Start { node: at });
-            }
+            Err(_) => return self.commit_failed(at),
         };
         process.wrote = false;
         let entries = flushed.entries.clone();
@@ -594,6 +619,26 @@ impl World {
         self.run_jobs(at);
     }
 
+    /// No more writes until a restart; the replies say so.
+    fn commit_failed(&mut self, at: usize) {
+        self.sometimes.saw(State::CommitFailed);
+        self.crash(at, false);
+        let down = self.rng.between(10_000, 2_000_000);
+        self.at(down, Event::Start { node: at });
+    }
+
+    /// Folds what all have, unless something is not flushed. Says whether the node runs on.
+    pub(super) fn fold(&mut self, at: usize) -> bool {
+        let Some(process) = self.process(at).filter(|process| !process.wrote && process.flushing.is_none()) else {
+            return true;
+        };
+        let folded = process.replica.fold().is_ok();
+        if !folded {
+            self.commit_failed(at);
+        }
+        folded
+    }
+
     /// It has been told that it writes no more: its operator ends it, and sees that its site has another.
     fn fenced(&mut self, at: usize) {
         self.trace.note(self.now, [14, at as u64, 0], || format!("{at} is fenced"));
@@ -603,6 +648,9 @@ impl World {
             Some(Fence::OldStore(_)) => State::OldDiskFenced,
             Some(Fence::Retired { .. }) | None => State::Fenced,
         });
+        if self.nodes.get(at).and_then(|node| node.old).is_some_and(|old| !old.others) {
+            self.sometimes.saw(State::GivenAway);
+        }
         self.crash(at, false);
         if self.is_liar(at) {
             // It has told its stories.
@@ -662,8 +710,11 @@ impl World {
             self.sometimes.saw(State::Inherited);
         }
         self.note_fork(&view, &flushed.pools);
+        self.introduce_again(at, &flushed.pools);
+        self.tell_tip(at);
         for (host, order) in agents::orders(&view, flushed, &|host| attached.contains_key(&host)) {
             if let Some((agent, session)) = attached.get(&host).copied() {
+                let order = self.marked(at, agent, session, order);
                 self.tell_agent(agent, session, Talk::Order(Box::new(order)));
             }
         }

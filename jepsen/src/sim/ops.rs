@@ -1,6 +1,6 @@
 //! Operations: what the API's handlers do with a transaction, and what is checked of their answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use luc_engine::entry::Subject;
 use luc_engine::id::{EntryId, PoolId};
@@ -105,6 +105,7 @@ impl World {
             Op::EditFlavor { flavor, .. } | Op::DeleteFlavor { flavor } => pick(&known.flavors, *flavor),
             _ => None,
         };
+        let unheard = self.unheard(at);
         let Some(process) = self.process(at) else { return Done::Refused };
         let wrote = process.wrote;
         let op = asked.op.clone();
@@ -120,7 +121,7 @@ impl World {
             });
             process.wrote |= split.is_ok();
         }
-        let done = process.replica.transact::<_, Unplaced>(clock, |tx| attempt(tx, &op, asked.id, subject));
+        let done = process.replica.transact::<_, Unplaced>(clock, |tx| attempt(tx, &op, asked.id, subject, &unheard));
         match done {
             Ok((made, Some(entry))) => {
                 process.wrote = true;
@@ -209,9 +210,15 @@ impl World {
 }
 
 /// The transaction. Says what it made.
-fn attempt(tx: &mut Tx<'_>, op: &Op, id: Uuid, subject: Option<Uuid>) -> Result<Option<Uuid>, Unplaced> {
+fn attempt(
+    tx: &mut Tx<'_>,
+    op: &Op,
+    id: Uuid,
+    subject: Option<Uuid>,
+    unheard: &BTreeSet<PoolId>,
+) -> Result<Option<Uuid>, Unplaced> {
     match op {
-        Op::Create { host, size, .. } => return create(tx, id, subject, *host, *size),
+        Op::Create { host, size, .. } => return create(tx, id, subject, *host, *size, unheard),
         Op::Project { size, confirmed } => return project(tx, id, *size, *confirmed).map(Some),
         Op::Addresses { size, confirmed } => return Ok(Some(addresses::make(tx, id, *size, *confirmed)?)),
         Op::Take { n, .. } => return take(tx, id, subject, *n),
@@ -298,7 +305,14 @@ fn change(tx: &mut Tx<'_>, op: &Op, id: Uuid, subject: Option<Uuid>) -> Result<(
     }
 }
 
-fn create(tx: &mut Tx<'_>, id: Uuid, project: Option<Uuid>, host: u64, size: u64) -> Result<Option<Uuid>, Unplaced> {
+fn create(
+    tx: &mut Tx<'_>,
+    id: Uuid,
+    project: Option<Uuid>,
+    host: u64,
+    size: u64,
+    unheard: &BTreeSet<PoolId>,
+) -> Result<Option<Uuid>, Unplaced> {
     // The bug of two entries names the record before its entry is known.
     let id = if mutant::on(Mutant::ClaimsSplit) { id } else { tx.fresh(Kind::Server, id) };
     let Some(project) = project.filter(|id| tx.view().get::<Project>(*id).is_some()) else { return Ok(None) };
@@ -306,7 +320,7 @@ fn create(tx: &mut Tx<'_>, id: Uuid, project: Option<Uuid>, host: u64, size: u64
     let hosts: Vec<_> = tx.view().ledger().hosts().collect();
     let Some(host) = pick(&hosts, host) else { return Ok(None) };
     let pools: Vec<PoolId> = tx.view().host_pool(host).map(|(id, _)| id).into_iter().collect();
-    if pools.is_empty() {
+    if pools.iter().all(|pool| unheard.contains(pool)) {
         return Ok(None);
     }
     let record = RecordId { kind: Kind::Server, id };
@@ -319,6 +333,24 @@ fn create(tx: &mut Tx<'_>, id: Uuid, project: Option<Uuid>, host: u64, size: u64
     let server = Server { project, name: format!("s-{size}"), flavor, created_at: tx.now(), ..Server::default() };
     tx.create(id, server, &[owner])?;
     Ok(Some(id))
+}
+
+/// A project with room for all these servers, of four vCPU each, on one host.
+pub(super) fn crowd(tx: &mut Tx<'_>, pool: PoolId, id: Uuid, servers: &[Uuid]) -> Result<(), Refusal> {
+    let id = tx.fresh(Kind::Project, id);
+    let record = tx.create(id, Project { name: format!("p-{id}"), enabled: true, ..Project::default() }, &[])?;
+    let all = u64::try_from(servers.len()).unwrap_or(0);
+    let quota_pool = tx.mint(Subject::Quota { project: id }, quota(4 * all))?;
+    tx.grow(quota_pool, std::iter::once((Dimension::Instances, all)).collect())?;
+    for server in servers {
+        let server = tx.fresh(Kind::Server, *server);
+        let of = RecordId { kind: Kind::Server, id: server };
+        tx.claim(&[quota_pool], &quota(4), of, 0)?;
+        tx.claim(&[pool], &need(4), of, 1)?;
+        let flavor = ServerFlavor { vcpus: 4, ram_mib: 4 * 512, disk_gib: 4 * 5, ..ServerFlavor::default() };
+        tx.create(server, Server { project: id, flavor, ..Server::default() }, &[record])?;
+    }
+    Ok(())
 }
 
 fn claim(tx: &mut Tx<'_>, pools: &[PoolId], amount: &Amount, record: RecordId, epoch: u64) -> Result<(), Unplaced> {

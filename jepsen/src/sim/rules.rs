@@ -270,6 +270,12 @@ impl Rules {
         others.iter().any(|at| *at != node && number(*at) >= number(node))
     }
 
+    /// How far a node's own log goes on its disk.
+    #[must_use]
+    pub fn written(&self, node: usize) -> u64 {
+        self.nodes.get(node).map_or(0, |tracker| tracker.number(tracker.replica))
+    }
+
     /// A node has another disk, with what the oracle knew of that.
     pub fn put_in(&mut self, node: usize, tracker: Tracker) {
         if let Some(slot) = self.nodes.get_mut(node) {
@@ -309,11 +315,11 @@ impl Rules {
         let own = self.nodes.get(node).is_some_and(|tracker| tracker.replica == id.author);
         // What two branches spent of one account is a debt, which is not reckoned here.
         let lied = self.liar.is_some();
-        let Self { nodes, claims, pools, .. } = self;
+        let Self { nodes, claims, pools, entries, cuts, .. } = self;
         let Some(tracker) = nodes.get_mut(node) else { return Ok(()) };
         tracker.frontier.insert(id.author, entry.tip());
         for (index, op) in entry.header.ledger.iter().enumerate() {
-            account(tracker, claims, id, index, op);
+            account(tracker, &Books { claims, pools, entries, cuts }, id, index, op);
             let pool = pool_of(id, index, op, claims);
             if let LedgerOp::Claim { pool, .. } = op
                 && own
@@ -582,7 +588,8 @@ impl Rules {
             }
             let cut = retired.cut(replica).unwrap_or(0);
             let held = view.frontier().number(replica);
-            if held > cut && self.replica(node) != replica {
+            // Whoever is retired as well gave no word, and takes part no more once it knows.
+            if held > cut && !retired.contains(self.replica(node)) {
                 let how = format!("node {node} holds entry {held} of {replica}, which is cut at {cut}");
                 return Err(Broken::new(Rule::NothingBeyondTheCut, how));
             }
@@ -733,12 +740,13 @@ impl Rules {
             return Err(Broken::new(Rule::AcknowledgedIsDurable, how));
         }
         let mut tracker = Tracker { replica, excused: false, gone: false, replayed: BTreeSet::new(), ..of.clone() };
+        let Self { claims, pools, entries, cuts, .. } = &*self;
         while let Some(known) = self.next_of(&tracker, view.frontier()) {
             let id = known.entry.id();
             tracker.replayed.insert(id);
             tracker.frontier.insert(id.author, known.entry.tip());
             for (index, op) in known.entry.header.ledger.iter().enumerate() {
-                account(&mut tracker, &self.claims, id, index, op);
+                account(&mut tracker, &Books { claims, pools, entries, cuts }, id, index, op);
             }
         }
         self.put_in(node, tracker);
@@ -830,8 +838,35 @@ fn check_atomic(entry: &Entry) -> Checked {
     }
 }
 
+/// What accounts follow from, besides the entries themselves.
+struct Books<'a> {
+    claims: &'a BTreeMap<ClaimId, Claim>,
+    pools: &'a BTreeMap<PoolId, Pool>,
+    entries: &'a BTreeMap<EntryId, Known>,
+    cuts: &'a BTreeMap<ReplicaId, u64>,
+}
+
+impl Books<'_> {
+    /// Whether a grant counts only once the pool's root has countersigned it (A5).
+    fn waits(&self, pool: PoolId, by: ReplicaId) -> bool {
+        // Who acts for a root that is retired is not reckoned here.
+        let is_root = pool.entry.author == by || self.cuts.contains_key(&pool.entry.author);
+        !is_root && self.pools.get(&pool).is_some_and(|pool| pool.confirmed)
+    }
+
+    /// What was granted by an operation of an entry, if that counts only now.
+    fn confirmed(&self, pool: PoolId, grant: EntryId, index: u32) -> Option<Vector> {
+        let index = usize::try_from(index).ok()?;
+        match self.entries.get(&grant)?.entry.header.ledger.get(index)? {
+            // One that was given by an heir counted at once, maybe: then it counts twice here, which hides an error at most.
+            LedgerOp::Grant { amount, .. } if grant.author != pool.entry.author => Some(vector(amount)),
+            _ => None,
+        }
+    }
+}
+
 /// What an operation does to the accounts that one replica knows of.
-fn account(tracker: &mut Tracker, claims: &BTreeMap<ClaimId, Claim>, id: EntryId, index: usize, op: &LedgerOp) {
+fn account(tracker: &mut Tracker, books: &Books<'_>, id: EntryId, index: usize, op: &LedgerOp) {
     let author = id.author;
     let mut change = |replica, pool, amount: Vector, sign| {
         add(tracker.accounts.entry((replica, pool)).or_default(), amount, sign);
@@ -847,14 +882,21 @@ fn account(tracker: &mut Tracker, claims: &BTreeMap<ClaimId, Claim>, id: EntryId
         }
         LedgerOp::Grant { pool, to, amount } => {
             change(author, *pool, vector(amount), -1);
-            change(*to, *pool, vector(amount), 1);
+            if !books.waits(*pool, author) {
+                change(*to, *pool, vector(amount), 1);
+            }
+        }
+        LedgerOp::Confirm { pool, to, grant, index } => {
+            if let Some(amount) = books.confirmed(*pool, *grant, *index) {
+                change(*to, *pool, amount, 1);
+            }
         }
         LedgerOp::Release { claim } => {
-            if let Some(row) = claims.get(claim) {
+            if let Some(row) = books.claims.get(claim) {
                 change(author, row.pool, row.amount, 1);
             }
         }
-        LedgerOp::Confirm { .. } | LedgerOp::DeclareDead { .. } => {}
+        LedgerOp::DeclareDead { .. } => {}
         LedgerOp::Inherit { pool, from } => {
             let left = tracker.accounts.insert((*from, *pool), Vector::default()).unwrap_or_default();
             add(tracker.accounts.entry((author, *pool)).or_default(), left, 1);

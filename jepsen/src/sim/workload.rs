@@ -85,12 +85,19 @@ pub enum Fault {
     KillAgent { agent: u64, down: Micros },
     /// An agent's connection ends; it may find another replica of its site.
     Roam { agent: u64 },
+    /// The replicas of a site that has several hear each other no more, and some of them others neither.
+    SplitSite { site: u64, peers: u64 },
+    /// An agent of the site that was split last looks for another replica there, or dies and starts again after so long.
+    Wander { agent: u64, dies: bool, down: Micros },
+    /// A machine of the site that was split last fails, and is declared dead: it comes back to a replica that has not heard of it,
+    /// maybe.
+    FailThere { agent: u64 },
     /// A machine fails. It comes back after so long: by itself, or after it was declared dead and revived.
     KillHost { agent: u64, declared: bool, down: Micros },
     /// A member forks: those whose bit is set hear from now on what its twin writes.
     Fork { node: u64, sides: u64 },
     /// A member that has forked signs an entry that breaks a rule, and sends it to some.
-    Lie { kind: u64, to: u64 },
+    Lie { kind: u64, by: u64, to: u64 },
     /// Logs are dropped beyond so many bytes, though absent members lack them.
     ShortLogs { bytes: u64 },
     /// A further replica joins a site.
@@ -102,12 +109,12 @@ pub enum Fault {
 /// Names of faults, as `--faults` takes them.
 pub const FAULTS: &[&str] = &[
     "crash", "fail", "lose", "retire", "cut", "slow", "agent", "join", "skew", "old-disk", "clone", "roam", "host",
-    "logs", "liar",
+    "site", "logs", "liar",
 ];
 /// Those of runs that name none: honest clouds. A liar is asked for by name.
 pub const HONEST: &[&str] = &[
     "crash", "fail", "lose", "retire", "cut", "slow", "agent", "join", "skew", "old-disk", "clone", "roam", "host",
-    "logs",
+    "site", "logs",
 ];
 
 /// One step.
@@ -145,17 +152,18 @@ pub fn schedule(seed: u64, ops: usize, faults: &BTreeSet<String>) -> Vec<Step> {
         steps.push(Step { at: 2_220_000 + n * 50_000, what: What::Op { node: rng.bits(), op } });
     }
     // A fork below what was dropped for want of room is not covered (`docs/findings.md`, 4): it is one or the other.
-    let lies = faults.contains("liar") && rng.chance(250);
+    let lies = faults.contains("liar") && rng.chance(600);
+    let length = pace * u64::try_from(ops).unwrap_or(0);
     if faults.contains("logs") && !lies && rng.chance(300) {
-        let bytes = rng.between(20_000, 150_000);
-        steps.push(Step { at: 2_000_000, what: What::Fault(Fault::ShortLogs { bytes }) });
+        steps.extend(of_short_logs(&mut rng, length));
     }
-    for _ in 0..if faults.contains("join") { rng.below(3) } else { 0 } {
+    let joins = u64::from(faults.contains("site"));
+    for _ in 0..joins + if faults.contains("join") { rng.below(3) } else { 0 } {
         let join = Fault::Join { site: rng.bits(), sponsor: rng.bits() };
         steps.push(Step { at: 2_300_000, what: What::Fault(join) });
     }
     if lies {
-        steps.extend(of_a_liar(&mut rng, pace * u64::try_from(ops).unwrap_or(0)));
+        steps.extend(of_a_liar(&mut rng, length));
     }
     // What is drawn once, above, breaks nothing later.
     let kinds: Vec<&String> = faults.iter().filter(|name| !["logs", "liar"].contains(&name.as_str())).collect();
@@ -178,7 +186,21 @@ pub fn schedule(seed: u64, ops: usize, faults: &BTreeSet<String>) -> Vec<Step> {
                 steps.push(Step { at: before, what: What::Fault(isolate) });
                 steps.push(Step { at: at + rng.between(10_000, 900_000), what: What::Fault(Fault::Heal) });
             }
-            let heals = matches!(fault, Fault::OneWay { .. } | Fault::Part { .. } | Fault::Bridge { .. });
+            if let Fault::SplitSite { .. } = fault {
+                for _ in 0..rng.between(1, 4) {
+                    let (agent, dies, down) = (rng.bits(), rng.chance(500), rng.between(1_000, 500_000));
+                    let wander = Fault::Wander { agent, dies, down };
+                    steps.push(Step { at: at + rng.below(3_000_000), what: What::Fault(wander) });
+                }
+                if faults.contains("host") && rng.chance(500) {
+                    let fails = Fault::FailThere { agent: rng.bits() };
+                    steps.push(Step { at: at + rng.below(200_000), what: What::Fault(fails) });
+                }
+            }
+            let heals = matches!(
+                fault,
+                Fault::OneWay { .. } | Fault::Part { .. } | Fault::Bridge { .. } | Fault::SplitSite { .. }
+            );
             steps.push(Step { at, what: What::Fault(fault) });
             if heals {
                 let after = rng.between(100_000, 9_000_000);
@@ -190,25 +212,41 @@ pub fn schedule(seed: u64, ops: usize, faults: &BTreeSet<String>) -> Vec<Step> {
     steps
 }
 
-/// A member lies from some time on; mostly while the cloud is parted, so that no half sees through it.
+/// Logs are short, and the cloud is parted for so long that both halves would like to drop what the other lacks.
+fn of_short_logs(rng: &mut Rng, length: Micros) -> Vec<Step> {
+    let bytes = rng.between(10_000, 100_000);
+    let mut steps = vec![Step { at: 2_000_000, what: What::Fault(Fault::ShortLogs { bytes }) }];
+    let mut push = |at, fault| steps.push(Step { at, what: What::Fault(fault) });
+    if rng.chance(500) {
+        let at = 3_000_000 + rng.below(length / 2 + 1);
+        push(at, Fault::Part { bits: rng.bits() });
+        push(at + rng.between(length / 8, length / 2), Fault::Heal);
+    }
+    steps
+}
+
+/// A member lies from some time on: mostly while the cloud is parted, so that no half sees through its fork, or all by itself,
+/// so that nothing but its lies can give it away. Each of these is heard by few: who has heard one believes nothing any more.
 fn of_a_liar(rng: &mut Rng, length: Micros) -> Vec<Step> {
     let mut steps = Vec::new();
-    let (node, sides) = (rng.bits(), rng.bits());
+    let node = rng.bits();
+    let sides = if rng.chance(500) { rng.bits() } else { 0 };
     let mut push = |at, fault| steps.push(Step { at, what: What::Fault(fault) });
     let first = 3_000_000 + rng.below(length / 2 + 1);
     // It waits until no retirement is under way.
     for n in 0..4 {
         let at = first + n * length / 8;
-        if rng.chance(800) {
+        if sides != 0 && rng.chance(800) {
             push(at, Fault::Part { bits: sides });
             push(at + rng.between(100_000, 9_000_000), Fault::Heal);
         }
         push(at + 1_000, Fault::Fork { node, sides });
-        push(at + 3_000_000 + rng.below(4_000_000), Fault::Lie { kind: rng.bits(), to: rng.bits() });
     }
-    for _ in 0..rng.below(8) {
-        let at = first + rng.below(length / 2 + 1);
-        push(at, Fault::Lie { kind: rng.bits(), to: rng.bits() });
+    let (kind, lies) = (rng.below(64), rng.between(8, 24));
+    for n in 0..lies {
+        let at = first + 10_000 + rng.below(length / 2 + 1);
+        let to = rng.bits() & rng.bits() & rng.bits();
+        push(at, Fault::Lie { kind: kind + n, by: rng.bits(), to });
     }
     steps
 }
@@ -264,6 +302,7 @@ fn fault(kind: &str, rng: &mut Rng) -> Fault {
         "slow" => Fault::Slow { node: rng.bits(), factor: rng.between(1, 20) },
         "agent" => Fault::KillAgent { agent: rng.bits(), down },
         "roam" => Fault::Roam { agent: rng.bits() },
+        "site" => Fault::SplitSite { site: rng.bits(), peers: rng.bits() & rng.bits() },
         "host" => Fault::KillHost { agent: rng.bits(), declared: rng.chance(700), down },
         "join" => Fault::Join { site: rng.bits(), sponsor: rng.bits() },
         "skew" => Fault::Skew { node: rng.bits(), ahead: rng.below(300_000) },

@@ -28,6 +28,7 @@ use super::rules::{Broken, Checked, Rule, Rules};
 use super::snapshots::Given;
 use super::sometimes::{Sometimes, State};
 use super::trace::Trace;
+use super::vouching::Vouching;
 use super::workload::{Step, What};
 
 /// When a run's clocks start, Unix milliseconds.
@@ -36,6 +37,8 @@ const EPOCH: Millis = 1_700_000_000_000;
 const SETTLE: Micros = 60_000_000;
 /// How often a core looks at the clock.
 const TICK: Micros = 250_000;
+/// In one of so many a node folds what all have: it may do so at any time.
+const FOLD_TICKS: u64 = 4;
 
 /// What happens.
 #[derive(Debug)]
@@ -107,6 +110,8 @@ pub(super) enum Event {
         life: u64,
         claim: ClaimId,
     },
+    /// The holder of a claim is asked whether it stands by it, hears that, and has said so.
+    Vouching(Vouching),
     /// The liar speaks.
     Heard {
         from: usize,
@@ -141,6 +146,11 @@ pub(super) enum Event {
     },
     StartAgent {
         agent: usize,
+    },
+    /// What agents know of the log of a node whose disk is an old one.
+    Witnesses {
+        node: usize,
+        life: u64,
     },
     Join {
         newcomer: usize,
@@ -187,6 +197,8 @@ pub struct World {
     pub(super) ending: bool,
     /// Who is cut off from some before it is lost.
     pub(super) parting: Option<usize>,
+    /// The site whose replicas were cut off from each other last.
+    pub(super) split: Option<usize>,
     /// Bytes of log that replicas keep for absent members, if it is not what they keep by themselves.
     pub(super) log_bytes: Option<u64>,
     /// Who lies.
@@ -266,6 +278,7 @@ impl World {
             sites: config.sites,
             ending: false,
             parting: None,
+            split: None,
             log_bytes: None,
             liar: None,
             settled: false,
@@ -436,6 +449,7 @@ impl World {
             Event::Attach { agent, life } => self.attach(agent, life),
             Event::ToReplica { node, agent, session, talk } => self.replica_hears(node, agent, session, talk),
             Event::ToAgent { agent, session, talk } => self.agent_hears(agent, session, talk),
+            Event::Vouching(vouching) => self.vouching(vouching),
             Event::Act { agent, life, claim } => self.act_on(agent, life, claim),
             Event::Heard { from, to, message } => self.arrived(from, to, message),
             Event::Redial { node } => self.dial_members(node),
@@ -444,6 +458,7 @@ impl World {
             Event::StateAsked { from, to, life } => self.give_state(from, to, life),
             Event::StateComes { node, life, given } => self.state_comes(node, life, given),
             Event::StateLate { node, life } => self.state_late(node, life),
+            Event::Witnesses { node, life } => self.witnesses(node, life),
             Event::StartAgent { agent } => self.start_agent(agent),
             Event::Join { newcomer } => self.join(newcomer),
             Event::RetireTry { gone } => self.retire_try(gone),
@@ -578,6 +593,9 @@ impl World {
         };
         let digest = process.view.digest().to_string();
         let at = self.clock(node);
+        if (self.now / TICK).is_multiple_of(FOLD_TICKS) && !self.fold(node) {
+            return;
+        }
         let status = luc_sync::wire::Status { at, digest, ..luc_sync::wire::Status::default() };
         self.core(node, Input::Tick(status));
         self.at(TICK, Event::Tick { node, life });
@@ -671,7 +689,8 @@ impl World {
     /// An id that nobody has used.
     pub(super) fn fresh(&mut self) -> Uuid {
         self.next += 1;
-        Uuid::from_u128(u128::from(self.next) << 64 | u128::from(self.seed))
+        // Half of a certified id comes of the lower half: several that one entry creates must differ there.
+        Uuid::from_u64_pair(self.seed << 16, self.next)
     }
 
     pub(super) fn admit(&self, newcomer: usize) -> Option<Member> {

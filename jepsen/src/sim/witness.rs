@@ -1,0 +1,70 @@
+//! What agents remember of the logs of their site's replicas (`PROTOCOL.md`, M4): it lies on another disk, so it gives away one
+//! that was put back as it had been, be it that no other replica has heard of what is missing.
+
+use luc_engine::agent::{FromAgent, SignedTip};
+
+use super::agent::{RETRY, Talk};
+use super::node::{Job, Node};
+use super::world::{Event, World};
+
+/// Who can tell that a disk is an old one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Old {
+    /// Other replicas.
+    pub(super) others: bool,
+    /// An agent.
+    pub(super) agent: bool,
+}
+
+impl World {
+    /// The agents that are attached to a node are told how far its log goes, before any order that rests on it.
+    pub(super) fn tell_tip(&mut self, at: usize) {
+        let Some(node) = self.nodes.get(at) else { return };
+        let Some(process) = &node.process else { return };
+        let Some(tip) = process.view.frontier().0.get(&node.replica).copied() else { return };
+        let is_behind = |(agent, _): &(usize, u64)| self.agents.get(*agent).is_some_and(|of| of.told < tip.number);
+        let behind: Vec<(usize, u64)> = process.attached.values().copied().filter(is_behind).collect();
+        if behind.is_empty() {
+            return;
+        }
+        let word = SignedTip::sign(node.identity.cloud, tip, &node.identity.key);
+        for (agent, session) in behind {
+            if let Some(of) = self.agents.get_mut(agent) {
+                of.told = tip.number;
+            }
+            self.tell_agent(agent, session, Talk::Witness(Box::new(word.clone())));
+        }
+    }
+
+    /// What an agent was told comes before its introduction.
+    pub(super) fn say_words(&mut self, agent: usize, node: usize, session: u64) {
+        let Some(of) = self.agents.get(agent).filter(|of| !of.tips.is_empty()) else { return };
+        let words: Vec<SignedTip> = of.tips.values().cloned().collect();
+        let talk = Talk::From(Box::new(FromAgent::Witnessed(words)));
+        self.at(super::agent::NEAR, Event::ToReplica { node, agent, session, talk });
+    }
+
+    /// Whether an agent of its site has been told of everything that a node has written.
+    pub(super) fn is_witnessed(&self, at: usize) -> bool {
+        let Some(node) = self.nodes.get(at) else { return false };
+        let written = self.rules.written(at);
+        let knows = |agent: &super::agent::Agent| {
+            let stays = agent.site == node.site && agent.on && !agent.condemned;
+            stays && agent.tips.get(&node.replica).is_some_and(|word| word.tip.number >= written)
+        };
+        self.agents.iter().any(knows)
+    }
+
+    /// A node on an old disk waits until it has heard those who can tell.
+    pub(super) fn witnesses(&mut self, at: usize, life: u64) {
+        let waits = |node: &&Node| node.life == life && node.process.as_ref().is_some_and(|process| !process.met);
+        let Some(node) = self.nodes.get(at).filter(waits) else { return };
+        let of_site = self.agents.iter().filter(|agent| agent.site == node.site && agent.is_up());
+        let words: Vec<SignedTip> = of_site.filter_map(|agent| agent.tips.get(&node.replica)).cloned().collect();
+        if !words.is_empty() {
+            self.job(at, Job::Witnessed(words));
+            self.at(5_000, Event::Met { node: at, life });
+        }
+        self.at(RETRY, Event::Witnesses { node: at, life });
+    }
+}
