@@ -9,6 +9,7 @@
 //!
 //! Deletion is in the entry's header, never in the document, so that judges who do not hold the content know it.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -80,12 +81,24 @@ impl Kind {
 }
 
 /// A record's name: its kind and its random id.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Debug)]
 pub struct RecordId {
     /// Its kind.
     pub kind: Kind,
     /// Its id, random unless said otherwise at the kind.
     pub id: Uuid,
+}
+
+impl Ord for RecordId {
+    /// By kind, then as the bytes of the id, in one comparison.
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.kind.cmp(&other.kind).then_with(|| self.id.as_u128().cmp(&other.id.as_u128()))
+    }
+}
+impl PartialOrd for RecordId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 impl RecordId {

@@ -191,6 +191,15 @@ pub struct Flushed {
     pub members: bool,
 }
 
+impl Flushed {
+    /// Whether nothing has changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let rows = self.records.len() + self.claims.len() + self.pools.len();
+        self.entries.is_empty() && rows == 0 && !self.members
+    }
+}
+
 /// One replica.
 pub struct Replica {
     identity: Identity,
@@ -479,7 +488,9 @@ impl Replica {
     /// # Errors
     /// [`Refusal`]; what is owed is done at the next call.
     pub fn tend(&mut self, now: Millis, flushed: Option<&Flushed>) -> Result<bool, Refusal> {
-        if self.fence().is_some() {
+        // Nothing is owed that was not owed before; but a proof may have come that is no entry yet.
+        let is_news = !self.proofs.is_empty() || flushed.is_none_or(|flushed| !flushed.is_empty());
+        if self.fence().is_some() || !is_news {
             return Ok(false);
         }
         self.fold_now_and_then(flushed)?;

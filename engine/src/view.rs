@@ -99,6 +99,14 @@ pub struct Digest(Sum);
 /// What items add to a digest.
 pub(crate) type Sum = [u64; 4];
 
+impl Digest {
+    /// The first 64 bits of it.
+    #[must_use]
+    pub fn head(&self) -> u64 {
+        self.0[0]
+    }
+}
+
 impl std::fmt::Display for Digest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.iter().try_for_each(|lane| write!(f, "{lane:016x}"))

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use luc_engine::agent::SignedTip;
 use luc_engine::branch::Branches;
-use luc_engine::entry::{Entry, Frontier, Tip};
+use luc_engine::entry::{Entry, Frontier};
 use luc_engine::id::{EntryId, Millis, ReplicaId, SiteName};
 use luc_engine::replica::{Flushed, Identity, Received, Rejection, ReplaceError, Replica, read_log};
 use luc_engine::site_mutant::{SiteMutant, on};
@@ -315,23 +315,27 @@ impl Node {
     /// What is still missing when `limit` has passed: author, and the number that was wanted.
     pub async fn wait_for(&self, wanted: &Frontier, limit: Duration) -> Result<(), Vec<EntryId>> {
         let mut frontier = self.inner.frontier.subscribe();
-        let lacks = |held: &Frontier, (replica, tip): (&ReplicaId, &Tip)| {
-            let cut = self.view().retired().cut(*replica).unwrap_or(u64::MAX);
-            held.number(*replica) < tip.number.min(cut)
-        };
-        let covers = |held: &Arc<Frontier>| !wanted.0.iter().any(|component| lacks(held, component));
+        let covers = |held: &Arc<Frontier>| awaited(&self.view(), held, wanted).next().is_none();
         let reached = tokio::time::timeout(limit, frontier.wait_for(covers)).await;
         if matches!(reached, Ok(Ok(_))) {
             return Ok(());
         }
         let held = self.inner.frontier.borrow().clone();
-        let lacking = wanted.0.iter().filter(|component| lacks(&held, *component));
-        Err(lacking.map(|(replica, tip)| EntryId { author: *replica, number: tip.number }).collect())
+        Err(awaited(&self.view(), &held, wanted).collect())
     }
 
     async fn run(&self, job: Job) -> Result<(), StoreError> {
         self.inner.jobs.send(job).await.map_err(|_| StoreError::Poisoned)
     }
+}
+
+/// What of a client's frontier is not held yet: of whom is retired, no more is awaited than counts (`PROTOCOL.md`, M6).
+pub fn awaited(view: &View, held: &Frontier, wanted: &Frontier) -> impl Iterator<Item = EntryId> {
+    wanted.0.iter().filter_map(|(replica, tip)| {
+        let cut = view.retired().cut(*replica).unwrap_or(u64::MAX);
+        let lacks = held.number(*replica) < tip.number.min(cut);
+        lacks.then_some(EntryId { author: *replica, number: tip.number })
+    })
 }
 
 /// See [`Node::read_log`].

@@ -5,10 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ed25519_dalek::SigningKey;
 use luc_engine::agent::{
-    DomainState, Fault, FromAgent, Heartbeat, HostFacts, Observation, Order, Orphan, SignedTip, Statement, Vouched,
-    Wanted,
+    DomainState, Fault, FromAgent, Heartbeat, HostFacts, Observation, Order, Orphan, Statement, Vouched, Wanted,
 };
-use luc_engine::entry::HostIdentity;
+use luc_engine::entry::{HostIdentity, Tip};
 use luc_engine::id::{ClaimId, CloudId, HostId, PoolId, ReplicaId};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::mutant::{self, Mutant};
@@ -43,7 +42,7 @@ pub(super) enum Talk {
     Order(Box<Order>),
     Held(ClaimId),
     /// How far the replica's own log goes.
-    Witness(Box<SignedTip>),
+    Witness(ReplicaId, Tip),
     From(Box<FromAgent>),
 }
 
@@ -76,7 +75,7 @@ pub(super) struct Agent {
     /// Pools that were declared dead.
     dead: BTreeSet<PoolId>,
     /// How far replicas of its site have said that their logs go.
-    pub(super) tips: BTreeMap<ReplicaId, SignedTip>,
+    pub(super) tips: BTreeMap<ReplicaId, Tip>,
     /// The machine runs.
     pub(super) on: bool,
     /// An operator has said that the host is dead, or is about to: it is switched on by an operator who takes that back.
@@ -305,7 +304,7 @@ impl World {
             }
             Talk::From(message) => self.job(node, Job::Heard { agent, session, message: *message }),
             Talk::Orders(_) | Talk::Order(_) | Talk::Held(_) | Talk::Pool(..) | Talk::Dead(_) => {}
-            Talk::Witness(_) => {}
+            Talk::Witness(..) => {}
         }
     }
 
@@ -394,7 +393,7 @@ impl World {
                 self.consider(at, claim);
             }
             // On its disk before it does anything that rests on it.
-            Talk::Witness(word) => drop(agent.tips.insert(word.replica, *word)),
+            Talk::Witness(replica, tip) => drop(agent.tips.insert(replica, tip)),
             Talk::Held(claim) => {
                 agent.unheld.remove(&claim);
             }

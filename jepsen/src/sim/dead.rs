@@ -156,7 +156,7 @@ impl World {
         let Some(process) = self.process(at) else { return };
         let place = process.replica.view().ledger().hosts().position(|other| other == host);
         let Some(place) = place.and_then(|place| u64::try_from(place).ok()) else { return };
-        let op = Op::Create { project: random, host: place, size: 1 };
+        let op = Op::Create { project: random, host: place, home: false, size: 1 };
         let id = self.fresh();
         if let Some(process) = self.process(at) {
             process.jobs.push_front(Job::Op(Asked { op, id, tries: 0 }));

@@ -19,6 +19,7 @@ mod queue;
 mod rights;
 pub mod rng;
 pub mod rules;
+mod sessions;
 pub mod shrink;
 mod snapshots;
 pub mod sometimes;

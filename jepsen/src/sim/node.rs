@@ -695,7 +695,7 @@ impl World {
         let retired = view.retired().replicas().count();
         let checked = self.rules.published(at, &view, &flushed.pools);
         self.check(checked);
-        let digest = u64::from_str_radix(&view.digest().to_string()[..16], 16).unwrap_or(0);
+        let digest = view.digest().head();
         self.trace.note(self.now, [6, at as u64, digest], || format!("{at} shows {digest:016x}"));
         if retired > 0 {
             self.sometimes.saw(State::Retired);

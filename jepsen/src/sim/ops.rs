@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use luc_engine::entry::Subject;
-use luc_engine::id::{EntryId, PoolId};
+use luc_engine::id::{EntryId, HostId, PoolId};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::mutant::{self, Mutant};
-use luc_engine::record::{Flavor, Kind, Power, Project, RecordId, Server, ServerFlavor, User};
+use luc_engine::record::{Flavor, Host, Kind, Power, Project, RecordId, Server, ServerFlavor, User};
 use luc_engine::replica::WHOLE_CLOUD;
 use luc_engine::tx::{Refusal, Shortage, Tx};
 use luc_sync::join::mint_quota_as;
@@ -48,12 +48,22 @@ pub(super) enum Done {
 pub(super) struct KnownRecords {
     projects: Vec<Uuid>,
     servers: Vec<Uuid>,
+    /// Servers that somebody was asked to delete.
+    gone: Vec<Uuid>,
     flavors: Vec<Uuid>,
     pools: Vec<Uuid>,
     addresses: Vec<Uuid>,
     /// Who changed a record last.
     edits: BTreeMap<Uuid, EntryId>,
     names: BTreeMap<u64, EntryId>,
+}
+
+impl KnownRecords {
+    /// A server that there is or was.
+    pub(super) fn any_server(&self, bits: u64) -> Option<Uuid> {
+        // What was deleted is the rarer question.
+        if bits >> 62 == 0 { pick(&self.gone, bits) } else { pick(&self.servers, bits) }
+    }
 }
 
 enum Unplaced {
@@ -82,6 +92,9 @@ impl World {
     pub(super) fn ask_for(&mut self, node: u64, op: Op) {
         let up: Vec<usize> = (0..self.nodes.len()).filter(|at| self.nodes.get(*at).is_some_and(Node::serves)).collect();
         let Some(at) = pick(&up, node) else { return };
+        if let Op::Look { client, server } = op {
+            return self.begin_to_look(at, client, server);
+        }
         let id = self.fresh();
         self.trace.note(self.now, [7, at as u64, id.as_u64_pair().0], || format!("{at} is asked: {op:?}"));
         self.job(at, Job::Op(Asked { op, id, tries: TRIES }));
@@ -166,7 +179,10 @@ impl World {
         }
         let known = &mut self.known;
         match op {
-            Op::Delete { .. } => known.servers.retain(|id| Some(*id) != subject),
+            Op::Delete { .. } => {
+                known.servers.retain(|id| Some(*id) != subject);
+                known.gone.extend(subject);
+            }
             Op::DeleteFlavor { .. } => known.flavors.retain(|id| Some(*id) != subject),
             Op::GiveBack { .. } => known.addresses.retain(|id| Some(*id) != subject),
             Op::DeleteProject { .. } => known.projects.retain(|id| Some(*id) != subject),
@@ -185,6 +201,7 @@ impl World {
             Done::Wrote(entry, made) => {
                 let checked = self.rules.acknowledged(at, entry);
                 self.check(checked);
+                self.told(at, asked.id.as_u64_pair().1);
                 if matches!(asked.op, Op::Create { .. }) && self.net.is_parted() {
                     self.sometimes.saw(State::LocalDuringCut);
                 }
@@ -218,7 +235,7 @@ fn attempt(
     unheard: &BTreeSet<PoolId>,
 ) -> Result<Option<Uuid>, Unplaced> {
     match op {
-        Op::Create { host, size, .. } => return create(tx, id, subject, *host, *size, unheard),
+        Op::Create { host, home, size, .. } => return create(tx, id, subject, (*host, *home), *size, unheard),
         Op::Project { size, confirmed } => return project(tx, id, *size, *confirmed).map(Some),
         Op::Addresses { size, confirmed } => return Ok(Some(addresses::make(tx, id, *size, *confirmed)?)),
         Op::Take { n, .. } => return take(tx, id, subject, *n),
@@ -254,6 +271,7 @@ fn project(tx: &mut Tx<'_>, id: Uuid, size: u64, confirmed: bool) -> Result<Uuid
 /// What makes nothing that later operations are about.
 fn change(tx: &mut Tx<'_>, op: &Op, id: Uuid, subject: Option<Uuid>) -> Result<(), Unplaced> {
     match op {
+        Op::Look { .. } => Ok(()),
         Op::Create { .. } | Op::Project { .. } | Op::Flavor { .. } | Op::Addresses { .. } | Op::Take { .. } => Ok(()),
         Op::GiveBack { .. } => delete(tx, Kind::Address, subject),
         Op::GrowAddresses { from, n, .. } => Ok(addresses::grow(tx, subject, *from, *n)?),
@@ -309,7 +327,7 @@ fn create(
     tx: &mut Tx<'_>,
     id: Uuid,
     project: Option<Uuid>,
-    host: u64,
+    (host, home): (u64, bool),
     size: u64,
     unheard: &BTreeSet<PoolId>,
 ) -> Result<Option<Uuid>, Unplaced> {
@@ -317,7 +335,11 @@ fn create(
     let id = if mutant::on(Mutant::ClaimsSplit) { id } else { tx.fresh(Kind::Server, id) };
     let Some(project) = project.filter(|id| tx.view().get::<Project>(*id).is_some()) else { return Ok(None) };
     let quotas: Vec<PoolId> = tx.view().ledger().quota_pools(project).map(|(id, _)| id).collect();
-    let hosts: Vec<_> = tx.view().ledger().hosts().collect();
+    let view = tx.view();
+    let site = view.member(tx.me()).map(|state| state.member.site.as_str());
+    let is_home = |id: &HostId| view.get::<Host>(id.0).is_some_and(|host| Some(host.site.as_str()) == site);
+    let (here, there): (Vec<HostId>, Vec<HostId>) = view.ledger().hosts().partition(is_home);
+    let hosts = if home && !here.is_empty() { here } else { [here, there].concat() };
     let Some(host) = pick(&hosts, host) else { return Ok(None) };
     let pools: Vec<PoolId> = tx.view().host_pool(host).map(|(id, _)| id).into_iter().collect();
     if pools.iter().all(|pool| unheard.contains(pool)) {

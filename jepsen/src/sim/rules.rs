@@ -14,6 +14,7 @@ use std::sync::Arc;
 use luc_engine::entry::{Entry, Frontier, LedgerOp, Subject, Tip};
 use luc_engine::id::{ClaimId, EntryId, HostId, PoolId, ReplicaId};
 use luc_engine::ledger::{Amount, Dimension};
+use luc_engine::record::Kind;
 use luc_engine::view::{Digest, View};
 use uuid::Uuid;
 
@@ -228,6 +229,8 @@ pub struct Rules {
     capacities: BTreeMap<HostId, Vector>,
     used: BTreeMap<HostId, Vector>,
     deleted: BTreeMap<Uuid, BTreeSet<EntryId>>,
+    /// By which entry servers were created.
+    created: BTreeMap<Uuid, EntryId>,
     acknowledged: BTreeMap<EntryId, Tip>,
 }
 
@@ -394,6 +397,8 @@ impl Rules {
     /// Adds what an entry does to the union.
     fn count(&mut self, entry: &Entry) -> Checked {
         let id = entry.id();
+        let servers = entry.header.created.iter().filter(|created| created.record.kind == Kind::Server);
+        self.created.extend(servers.map(|created| (created.record.id, id)));
         for record in &entry.header.deleted {
             self.deleted.entry(record.id).or_default().insert(id);
         }
@@ -573,6 +578,29 @@ impl Rules {
             self.check_overdraft(node, view, *id)?;
         }
         Ok(())
+    }
+
+    /// A server was looked up. What is shown is a function of the entries held: created and not deleted, as far as they say.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub fn looked(&self, node: usize, view: &View, server: Uuid, shown: bool, listed: bool) -> Checked {
+        if self.is_liar(node) {
+            return Ok(());
+        }
+        let holds = |entry: &&EntryId| view.frontier().holds(**entry) && !self.is_liars(entry.author);
+        let created = self.created.get(&server).filter(holds);
+        let deletion = self.deleted.get(&server).and_then(|by| by.iter().find(holds));
+        let how = match (created, deletion) {
+            (_, Some(by)) if shown => format!("server {server} is shown, though entry {by} deleted it"),
+            // A deletion by a liar's branch has another name here.
+            (Some(by), None) if !shown && self.liar.is_none() => {
+                format!("server {server} is not shown, though entry {by} created it")
+            }
+            _ if !listed => format!("server {server} is shown, and its project's list lacks it"),
+            _ => return Ok(()),
+        };
+        Err(Broken::new(Rule::CausalOrder, format!("node {node}: {how}")))
     }
 
     /// Takes in whom a view shows as retired, and where each is cut: what lies beyond does not count.

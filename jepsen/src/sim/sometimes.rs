@@ -38,6 +38,7 @@ states! {
     CutDuringGrant ["cut"]: "an asker of rights was cut off before the answer came",
     ReleaseBeforeOrder: "a server was deleted before its agent had its order",
     Refused ["liar"]: "an agent refused an order for want of room",
+    LookedTooEarly: "a client waited in vain for a replica that lacked what another had told it",
     ShortHere: "rights were short here, and came from elsewhere",
     Exhausted: "a claim was refused, since nothing was left anywhere",
     LocalDuringCut ["cut"]: "a claim was made without a message while the cloud was parted",

@@ -2,6 +2,8 @@
 //! that was put back as it had been, be it that no other replica has heard of what is missing.
 
 use luc_engine::agent::{FromAgent, SignedTip};
+use luc_engine::entry::Tip;
+use luc_engine::id::ReplicaId;
 
 use super::agent::{RETRY, Talk};
 use super::node::{Job, Node};
@@ -27,19 +29,25 @@ impl World {
         if behind.is_empty() {
             return;
         }
-        let word = SignedTip::sign(node.identity.cloud, tip, &node.identity.key);
+        let replica = node.replica;
         for (agent, session) in behind {
             if let Some(of) = self.agents.get_mut(agent) {
                 of.told = tip.number;
             }
-            self.tell_agent(agent, session, Talk::Witness(Box::new(word.clone())));
+            self.tell_agent(agent, session, Talk::Witness(replica, tip));
         }
+    }
+
+    /// What a replica has signed. Agents forge nothing: it is signed when somebody looks at it, which is rarely.
+    fn signed(&self, replica: ReplicaId, tip: Tip) -> Option<SignedTip> {
+        let identity = &self.nodes.get(*self.by_replica.get(&replica)?)?.identity;
+        Some(SignedTip::sign(identity.cloud, tip, &identity.key))
     }
 
     /// What an agent was told comes before its introduction.
     pub(super) fn say_words(&mut self, agent: usize, node: usize, session: u64) {
         let Some(of) = self.agents.get(agent).filter(|of| !of.tips.is_empty()) else { return };
-        let words: Vec<SignedTip> = of.tips.values().cloned().collect();
+        let words: Vec<SignedTip> = of.tips.iter().filter_map(|(replica, tip)| self.signed(*replica, *tip)).collect();
         let talk = Talk::From(Box::new(FromAgent::Witnessed(words)));
         self.at(super::agent::NEAR, Event::ToReplica { node, agent, session, talk });
     }
@@ -50,7 +58,7 @@ impl World {
         let written = self.rules.written(at);
         let knows = |agent: &super::agent::Agent| {
             let stays = agent.site == node.site && agent.on && !agent.condemned;
-            stays && agent.tips.get(&node.replica).is_some_and(|word| word.tip.number >= written)
+            stays && agent.tips.get(&node.replica).is_some_and(|tip| tip.number >= written)
         };
         self.agents.iter().any(knows)
     }
@@ -60,7 +68,8 @@ impl World {
         let waits = |node: &&Node| node.life == life && node.process.as_ref().is_some_and(|process| !process.met);
         let Some(node) = self.nodes.get(at).filter(waits) else { return };
         let of_site = self.agents.iter().filter(|agent| agent.site == node.site && agent.is_up());
-        let words: Vec<SignedTip> = of_site.filter_map(|agent| agent.tips.get(&node.replica)).cloned().collect();
+        let tips = of_site.filter_map(|agent| agent.tips.get(&node.replica));
+        let words: Vec<SignedTip> = tips.filter_map(|tip| self.signed(node.replica, *tip)).collect();
         if !words.is_empty() {
             self.job(at, Job::Witnessed(words));
             self.at(5_000, Event::Met { node: at, life });

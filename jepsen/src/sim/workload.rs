@@ -12,8 +12,11 @@ use super::rng::Rng;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "random bits, resolved when the step happens")]
 pub enum Op {
-    /// A server: its quota claim, its host claim and its record in one entry. `size` in vCPU.
-    Create { project: u64, host: u64, size: u64 },
+    /// A client looks a server up, wherever it happens to ask.
+    Look { client: u64, server: u64 },
+    /// A server: its quota claim, its host claim and its record in one entry, on a host of the site that is asked or on any.
+    /// `size` in vCPU.
+    Create { project: u64, host: u64, home: bool, size: u64 },
     /// A server is deleted.
     Delete { server: u64 },
     /// A server's wanted power.
@@ -143,6 +146,8 @@ pub fn schedule(seed: u64, ops: usize, faults: &BTreeSet<String>) -> Vec<Step> {
     let mut steps = Vec::with_capacity(ops + ops / 40);
     // Some runs are busy, some are slow enough for everything to settle in between.
     let pace = [4_000, 12_000, 40_000][usize::try_from(rng.below(3)).unwrap_or(0)];
+    // So many operations in a thousand look at what there is: always half of them at least.
+    let looks = [500, 750, 900][usize::try_from(rng.below(3)).unwrap_or(0)];
     // One fault in so many operations; some runs are calm.
     let every = [25, 60, 200][usize::try_from(rng.below(3)).unwrap_or(0)];
     for n in 0..3 {
@@ -170,7 +175,7 @@ pub fn schedule(seed: u64, ops: usize, faults: &BTreeSet<String>) -> Vec<Step> {
     let mut at = 3_000_000;
     for _ in 0..ops {
         at += rng.below(2 * pace);
-        steps.push(Step { at, what: What::Op { node: rng.bits(), op: op(&mut rng) } });
+        steps.push(Step { at, what: What::Op { node: rng.bits(), op: op(&mut rng, looks) } });
         if rng.below(every) == 0
             && let Some(kind) = super::rng::pick(&kinds, rng.bits())
         {
@@ -251,12 +256,18 @@ fn of_a_liar(rng: &mut Rng, length: Micros) -> Vec<Step> {
     steps
 }
 
-fn op(rng: &mut Rng) -> Op {
+fn op(rng: &mut Rng, looks: u64) -> Op {
+    if rng.chance(looks) {
+        return Op::Look { client: rng.bits(), server: rng.bits() };
+    }
     if rng.chance(120) {
         return of_addresses(rng);
     }
     match rng.below(100) {
-        0..32 => Op::Create { project: rng.bits(), host: rng.bits(), size: rng.between(1, 4) },
+        0..32 => {
+            // Locality is the point: most servers are wanted where they are asked for.
+            Op::Create { project: rng.bits(), host: rng.bits(), home: rng.chance(600), size: rng.between(1, 4) }
+        }
         32..52 => Op::Delete { server: rng.bits() },
         52..64 => Op::Power { server: rng.bits(), power: rng.below(4) },
         64..74 => Op::Rename { server: rng.bits(), name: rng.below(20) },

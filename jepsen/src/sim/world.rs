@@ -25,6 +25,7 @@ use super::queue::Queue;
 use super::rights::Rights;
 use super::rng::Rng;
 use super::rules::{Broken, Checked, Rule, Rules};
+use super::sessions::Look;
 use super::snapshots::Given;
 use super::sometimes::{Sometimes, State};
 use super::trace::Trace;
@@ -38,7 +39,7 @@ const SETTLE: Micros = 60_000_000;
 /// How often a core looks at the clock.
 const TICK: Micros = 250_000;
 /// In one of so many a node folds what all have: it may do so at any time.
-const FOLD_TICKS: u64 = 4;
+const FOLD_TICKS: u64 = 8;
 
 /// What happens.
 #[derive(Debug)]
@@ -110,6 +111,8 @@ pub(super) enum Event {
         life: u64,
         claim: ClaimId,
     },
+    /// A client waits for its answer.
+    Look(Box<Look>),
     /// The holder of a claim is asked whether it stands by it, hears that, and has said so.
     Vouching(Vouching),
     /// The liar speaks.
@@ -193,6 +196,7 @@ pub struct World {
     pub(super) asks: BTreeMap<u64, super::rights::Ask>,
     pub(super) next: u64,
     pub(super) known: super::ops::KnownRecords,
+    pub(super) sessions: super::sessions::Sessions,
     pub(super) sites: usize,
     pub(super) ending: bool,
     /// Who is cut off from some before it is lost.
@@ -275,6 +279,7 @@ impl World {
             asks: BTreeMap::new(),
             next: 1,
             known: super::ops::KnownRecords::default(),
+            sessions: super::sessions::Sessions::default(),
             sites: config.sites,
             ending: false,
             parting: None,
@@ -449,6 +454,7 @@ impl World {
             Event::Attach { agent, life } => self.attach(agent, life),
             Event::ToReplica { node, agent, session, talk } => self.replica_hears(node, agent, session, talk),
             Event::ToAgent { agent, session, talk } => self.agent_hears(agent, session, talk),
+            Event::Look(look) => self.look(*look),
             Event::Vouching(vouching) => self.vouching(vouching),
             Event::Act { agent, life, claim } => self.act_on(agent, life, claim),
             Event::Heard { from, to, message } => self.arrived(from, to, message),
