@@ -124,6 +124,9 @@ pub const HONEST: &[&str] = &[
     "site", "logs",
 ];
 
+/// Within so long an agent has found another replica and is asked something there.
+const WANDERING: Micros = 1_200_000;
+
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "random bits, resolved when the step happens")]
@@ -252,7 +255,7 @@ fn split(rng: &mut Rng, hosts: bool) -> Fault {
     };
     // A machine that fails is declared dead, and comes back, while one replica of its site knows nothing of it.
     let fails = hosts && rng.chance(if peers == u64::MAX { 900 } else { 100 });
-    let length = if fails { rng.between(6_000_000, 15_000_000) } else { rng.between(300_000, 9_000_000) };
+    let length = if fails { rng.between(6_000_000, 15_000_000) } else { rng.between(1_500_000, 9_000_000) };
     Fault::SplitSite { site, peers, apart, length, fails }
 }
 
@@ -265,15 +268,18 @@ fn in_a_split_site(rng: &mut Rng, at: Micros, length: Micros, fails: bool) -> Ve
         push(at + rng.below(200_000), Fault::FailThere { agent: rng.bits() });
     }
     let mut goes = at;
-    while goes < at + length {
-        // It takes half a second to find another one.
+    loop {
+        // It takes half a second to find another one; and what both have heard of says nothing of what each did alone.
         goes += rng.between(200_000, 2_500_000);
+        if goes + WANDERING > at + length {
+            break;
+        }
         // Before it goes, and where it has come to: mostly of one and the same server, which it sees change both times.
         let (server, first) = (rng.bits(), rng.between(1, 3));
         let first = if rng.chance(500) { Some(first) } else { None };
         let then = first.unwrap_or(0) + rng.between(1, 3);
         let before = goes.saturating_sub(rng.between(50_000, 600_000)).max(at);
-        for (at, power) in [(before, first), (goes + rng.between(550_000, 1_200_000), Some(then % 4))] {
+        for (at, power) in [(before, first), (goes + rng.between(550_000, WANDERING), Some(then % 4))] {
             let node = rng.chance(250).then(|| rng.bits());
             push(at, Fault::AskThere { server, node, power });
         }
