@@ -88,8 +88,14 @@ struct MutantArgs {
     /// Only these, separated by commas.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Run all seeds, and say how many of them catch each.
+    #[arg(long)]
+    all: bool,
     #[command(flatten)]
     world: World,
+    /// Seeds at once.
+    #[arg(long, default_value_t = threads())]
+    threads: usize,
 }
 
 /// So many seeds, of so many operations each, must have reached every hard state that their faults can bring about.
@@ -220,17 +226,15 @@ fn mutants(_: &MutantArgs) -> ExitCode {
 #[cfg(feature = "mutants")]
 fn mutants(args: &MutantArgs) -> ExitCode {
     use luc_engine::mutant::Mutant;
-    use sim::mutants::{UNSURE, faults, hunt, shrink};
+    use sim::mutants::{Hunt, faults, hunt, shrink};
 
     let among = |mutant: Mutant| {
         let own = faults(mutant);
         plan(&args.world, if own.is_empty() { workload::HONEST } else { own })
     };
     let seeds = || args.seed..args.seed.saturating_add(args.seeds);
-    let due = |mutant: &&Mutant| match args.only.is_empty() {
-        true => !UNSURE.contains(*mutant),
-        false => args.only.contains(&format!("{mutant:?}")),
-    };
+    let how = Hunt { threads: args.threads, all: args.all };
+    let due = |mutant: &&Mutant| args.only.is_empty() || args.only.contains(&format!("{mutant:?}"));
     println!("{:<24} {:<8} {:<26} {:>6} {:>9}", "seeded bug", "breaks", "caught by", "seed", "seconds");
     let mut escaped = 0;
     for mutant in Mutant::ALL.iter().filter(due) {
@@ -238,11 +242,12 @@ fn mutants(args: &MutantArgs) -> ExitCode {
             Ok(plan) => plan,
             Err(error) => return failed(&error),
         };
-        let caught = hunt(&plan, *mutant, seeds());
+        let caught = hunt(&plan, *mutant, seeds(), how);
         let (rule, seed) = caught.by.map_or_else(Default::default, |(rule, seed)| (rule.to_string(), seed.to_string()));
         escaped += u32::from(caught.by.is_none());
         let (name, breaks) = (format!("{mutant:?}"), mutant.rules());
-        println!("{name:<24} {breaks:<8} {rule:<26} {seed:>6} {:>9.1}", caught.seconds);
+        let times = if args.all { format!("  {} of {}", caught.times, args.seeds) } else { String::new() };
+        println!("{name:<24} {breaks:<8} {rule:<26} {seed:>6} {:>9.1}{times}", caught.seconds);
     }
     if escaped > 0 {
         return failed(&format!("{escaped} seeded bugs were not caught"));
@@ -250,7 +255,7 @@ fn mutants(args: &MutantArgs) -> ExitCode {
     // A failure is told by what it needs: a server that is made and deleted, and what that takes.
     let example = Mutant::ReleaseWithoutWord;
     let Ok(plan) = among(example) else { return ExitCode::FAILURE };
-    let Some(at) = hunt(&plan, example, seeds()).by else { return ExitCode::FAILURE };
+    let Some(at) = hunt(&plan, example, seeds(), Hunt { all: false, ..how }).by else { return ExitCode::FAILURE };
     let steps = shrink(&plan, example, at, 400);
     println!("{example:?} at seed {} takes {steps} steps", at.1);
     if steps <= SHORT { ExitCode::SUCCESS } else { failed("its story is not short") }

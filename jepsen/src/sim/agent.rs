@@ -85,6 +85,8 @@ pub(super) struct Agent {
     life: u64,
     session: u64,
     attached: Option<usize>,
+    /// The replica that it was attached to last.
+    last: Option<usize>,
     orders: BTreeMap<ClaimId, Order>,
     working: BTreeSet<ClaimId>,
     /// What the replica that it is attached to knows of who stands by its orders.
@@ -108,6 +110,15 @@ impl Agent {
 
     pub(super) fn is_up(&self) -> bool {
         self.up
+    }
+
+    pub(super) fn attached_to(&self) -> Option<usize> {
+        self.attached
+    }
+
+    /// The servers that run on it.
+    pub(super) fn running(&self) -> impl Iterator<Item = Uuid> + '_ {
+        self.domains.keys().copied()
     }
 
     pub(super) fn host(&self) -> HostId {
@@ -171,6 +182,7 @@ impl World {
             life: 0,
             session: 0,
             attached: None,
+            last: None,
             orders: BTreeMap::new(),
             working: BTreeSet::new(),
             vouched: vouching::Known::default(),
@@ -245,10 +257,21 @@ impl World {
         };
         let serves = |(_, node): &(usize, &super::node::Node)| node.site == agent.site && node.serves();
         let serving: Vec<usize> = self.nodes.iter().enumerate().filter(serves).map(|(at, _)| at).collect();
-        let node = super::rng::pick(&serving, self.rng.bits());
+        // A machine that was declared dead comes back to a replica that has not heard of it, mostly.
+        let pool = agent.pool().filter(|_| agent.condemned);
+        let misses = |at: &usize| {
+            let process = self.nodes.get(*at).and_then(|node| node.process.as_ref());
+            process.zip(pool).is_some_and(|(process, pool)| !is_dead(&process.view, pool))
+        };
+        let missing: Vec<usize> = serving.iter().copied().filter(misses).collect();
+        // Another one than the last, mostly, where that was left.
+        let other: Vec<usize> = serving.iter().copied().filter(|at| Some(*at) != agent.last).collect();
+        let mostly = if missing.is_empty() { other } else { missing };
+        let among = if !mostly.is_empty() && self.rng.chance(750) { &mostly } else { &serving };
+        let node = super::rng::pick(among, self.rng.bits());
         let Some(node) = node else { return self.at(RETRY, Event::Attach { agent: at, life }) };
         agent.forget_orders();
-        agent.attached = Some(node);
+        (agent.attached, agent.last) = (Some(node), Some(node));
         let session = agent.session;
         self.say_words(at, node, session);
         self.at(NEAR, Event::ToReplica { node, agent: at, session, talk: Talk::Hello });

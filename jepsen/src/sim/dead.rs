@@ -57,7 +57,13 @@ impl World {
         let serving = |(_, node): &(usize, &Node)| node.serves() && !node.stopped;
         let nodes: Vec<usize> = self.nodes.iter().enumerate().filter(serving).map(|(at, _)| at).collect();
         let of_site = |at: &usize| self.nodes.get(*at).is_some_and(|node| node.site == site);
-        let there: Vec<usize> = nodes.iter().copied().filter(of_site).collect();
+        let mut there: Vec<usize> = nodes.iter().copied().filter(of_site).collect();
+        // An operator asks one that others hear, mostly.
+        if self.rng.chance(750) {
+            let heard = |at: &usize| (0..self.nodes.len()).filter(|to| self.net.is_cut(*at, *to).is_none()).count();
+            let most = there.iter().map(heard).max();
+            there.retain(|at| Some(heard(at)) == most);
+        }
         match wish {
             Wish::Dead => {
                 if self.is_settled_on(site, pool, |view| is_dead(view, pool)) {

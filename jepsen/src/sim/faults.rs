@@ -1,6 +1,7 @@
 //! What breaks, and what operators do about it.
 
 use luc_engine::retire::Retired;
+use uuid::Uuid;
 
 use super::disk::{Disk, Image};
 use super::net::Micros;
@@ -63,15 +64,19 @@ impl World {
                     self.cut(from, to);
                 }
             }
-            Fault::Isolate { node: bits, peers } => {
+            Fault::Isolate { node: bits, peers, together } => {
                 let Some(at) = node(bits) else { return };
                 self.parting = Some(at);
-                (0..self.nodes.len()).filter(|to| (peers >> (to % 64)) & 1 == 1).for_each(|to| self.cut(at, to));
+                if together {
+                    self.part(peers & !(1 << (at % 64)), None);
+                } else {
+                    (0..self.nodes.len()).filter(|to| (peers >> (to % 64)) & 1 == 1).for_each(|to| self.cut(at, to));
+                }
             }
             Fault::Part { bits } => self.part(bits, None),
             Fault::Bridge { bits, bridge } => self.part(bits, node(bridge)),
             Fault::Heal => {
-                if !self.ending {
+                if !self.ending && self.now >= self.held_until {
                     self.heal();
                 }
             }
@@ -94,7 +99,13 @@ impl World {
                 let agents: Vec<usize> = self.agents.iter().enumerate().filter(may).map(|(at, _)| at).collect();
                 pick(&agents, agent).into_iter().for_each(|agent| self.roam(agent));
             }
-            Fault::SplitSite { site, peers } => self.split_site(site, peers),
+            Fault::Hold { length } => self.held_until = self.held_until.max(self.now + length),
+            Fault::SplitSite { site, peers, apart, length, .. } => {
+                if self.now >= self.held_until && !self.ending {
+                    self.split_site(site, peers, apart, length);
+                }
+            }
+            Fault::AskThere { server, node, power } => self.ask_there(server, node, power),
             Fault::FailThere { agent } => {
                 if let Some(agent) = self.of_the_split_site(agent) {
                     self.kill_host(agent, true, 1_000_000);
@@ -168,8 +179,22 @@ impl World {
         pick(&agents, bits)
     }
 
-    /// One replica of a site is cut off from the others there, and from some elsewhere.
-    fn split_site(&mut self, site: u64, peers: u64) {
+    /// A client of a replica of the split site deletes a server that runs there, or switches it.
+    fn ask_there(&mut self, server: u64, node: Option<u64>, power: Option<u64>) {
+        let Some(site) = self.split else { return };
+        let agents = self.agents.iter().filter(|agent| agent.site == site);
+        let servers = agents.flat_map(|agent| agent.running().map(|server| (server, agent.attached_to())));
+        let servers: Vec<(Uuid, Option<usize>)> = servers.collect();
+        let Some((server, attached)) = pick(&servers, server) else { return };
+        let serving = |at: &usize| self.nodes.get(*at).is_some_and(|node| node.site == site && node.serves());
+        let nodes: Vec<usize> = (0..self.nodes.len()).filter(serving).collect();
+        if let Some(at) = node.map_or(attached, |node| pick(&nodes, node)) {
+            self.ask_about(at, server, power);
+        }
+    }
+
+    /// One replica of a site is cut off from the others there, and from some elsewhere; or these from all others, too.
+    fn split_site(&mut self, site: u64, peers: u64, apart: bool, length: Micros) {
         let serving = |at: &usize| self.nodes.get(*at).is_some_and(|node| node.serves() && !self.is_liar(*at));
         let there = |site: usize| -> Vec<usize> {
             let of_site = |at: &usize| self.nodes.get(*at).is_some_and(|node| node.site == site);
@@ -180,12 +205,17 @@ impl World {
         let there = there(site);
         let Some(at) = pick(&there, peers) else { return };
         self.split = Some(site);
+        self.held_until = self.now + length;
         self.sometimes.saw(State::SiteSplit);
-        for peer in 0..self.nodes.len() {
-            let is_cut = there.contains(&peer) || (peers >> (peer % 64)) & 1 == 1;
-            if is_cut && peer != at && !self.is_liar(peer) {
-                self.cut(at, peer);
-                self.cut(peer, at);
+        let is_cut = |peer: usize| peer != at && (there.contains(&peer) || (peers >> (peer % 64)) & 1 == 1);
+        let others: Vec<usize> = (0..self.nodes.len()).filter(|peer| is_cut(*peer)).collect();
+        for from in 0..self.nodes.len() {
+            let parted = from == at || (apart && !others.contains(&from));
+            for to in others.iter().copied().filter(|_| parted) {
+                if !self.is_liar(from) && !self.is_liar(to) {
+                    self.cut(from, to);
+                    self.cut(to, from);
+                }
             }
         }
     }

@@ -100,6 +100,15 @@ impl World {
         self.job(at, Job::Op(Asked { op, id, tries: TRIES }));
     }
 
+    /// A client asks a replica to delete this server, or to switch it, if it is known.
+    pub(super) fn ask_about(&mut self, at: usize, server: Uuid, power: Option<u64>) {
+        let place = self.known.servers.iter().position(|id| *id == server);
+        let Some(server) = place.and_then(|place| u64::try_from(place).ok()) else { return };
+        let op = power.map_or(Op::Delete { server }, |power| Op::Power { server, power });
+        let id = self.fresh();
+        self.job(at, Job::Op(Asked { op, id, tries: TRIES }));
+    }
+
     pub(super) fn execute(&mut self, at: usize, asked: &Asked) -> Done {
         let clock = self.clock(at);
         let known = &self.known;

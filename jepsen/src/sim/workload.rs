@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use super::addresses::SPACE;
-use super::net::Micros;
+use super::net::{IDLE, Micros};
 use super::rng::Rng;
 
 /// What users and operators ask of one site.
@@ -74,24 +74,31 @@ pub enum Fault {
     CloneDisk { node: u64, down: Micros },
     /// One direction between two sites is cut.
     OneWay { from: u64, to: u64 },
-    /// Some hear a site no more; it is the next that is lost or retired.
-    Isolate { node: u64, peers: u64 },
+    /// Some hear a site no more; it is the next that is lost or retired. Those that still hear it may share its lot.
+    Isolate { node: u64, peers: u64, together: bool },
     /// The sites are parted in two.
     Part { bits: u64 },
     /// The sites are parted in two, but for one that reaches all.
     Bridge { bits: u64, bridge: u64 },
     /// All links are mended.
     Heal,
+    /// None is mended for so long.
+    Hold { length: Micros },
     /// A site's disk and links are slow.
     Slow { node: u64, factor: u64 },
     /// An agent dies, and starts again after so long; its domains live on.
     KillAgent { agent: u64, down: Micros },
     /// An agent's connection ends; it may find another replica of its site.
     Roam { agent: u64 },
-    /// The replicas of a site that has several hear each other no more, and some of them others neither.
-    SplitSite { site: u64, peers: u64 },
+    /// The replicas of a site that has several hear each other no more, and one of them some others neither. Those may be parted
+    /// from the rest as well: then nobody tells the one what the other knows. It lasts so long, and no other begins meanwhile; a machine
+    /// there fails, maybe.
+    SplitSite { site: u64, peers: u64, apart: bool, length: Micros, fails: bool },
     /// An agent of the site that was split last looks for another replica there, or dies and starts again after so long.
     Wander { agent: u64, dies: bool, down: Micros },
+    /// A client of one of the replicas of the site that was split last, or of the one that its agent is attached to, deletes a
+    /// server that runs there, or switches it.
+    AskThere { server: u64, node: Option<u64>, power: Option<u64> },
     /// A machine of the site that was split last fails, and is declared dead: it comes back to a replica that has not heard of it,
     /// maybe.
     FailThere { agent: u64 },
@@ -119,6 +126,9 @@ pub const HONEST: &[&str] = &[
     "crash", "fail", "lose", "retire", "cut", "slow", "agent", "join", "skew", "old-disk", "clone", "roam", "host",
     "site", "logs",
 ];
+
+/// Within so long an agent has found another replica and is asked something there.
+const WANDERING: Micros = 1_200_000;
 
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,7 +169,7 @@ pub fn schedule(seed: u64, ops: usize, faults: &BTreeSet<String>) -> Vec<Step> {
     // A fork below what was dropped for want of room is not covered (`docs/findings.md`, 4): it is one or the other.
     let lies = faults.contains("liar") && rng.chance(600);
     let length = pace * u64::try_from(ops).unwrap_or(0);
-    if faults.contains("logs") && !lies && rng.chance(300) {
+    if faults.contains("logs") && !lies && rng.chance(500) {
         steps.extend(of_short_logs(&mut rng, length));
     }
     let joins = u64::from(faults.contains("site"));
@@ -179,33 +189,21 @@ pub fn schedule(seed: u64, ops: usize, faults: &BTreeSet<String>) -> Vec<Step> {
         if rng.below(every) == 0
             && let Some(kind) = super::rng::pick(&kinds, rng.bits())
         {
-            let fault = fault(kind, &mut rng);
+            let fault = fault(kind, faults, &mut rng);
             if let Fault::OldDisk { node, .. } | Fault::CloneDisk { node, .. } = fault {
                 let age = rng.between(100_000, 4_000_000);
                 let copied = at.saturating_sub(age).max(3_000_000);
                 steps.push(Step { at: copied, what: What::Fault(Fault::CopyDisk { node }) });
             }
-            if let Fault::LoseDisk { node, .. } | Fault::Retire { node, .. } = fault {
-                let before = at.saturating_sub(rng.between(20_000, 600_000)).max(3_000_000);
-                let isolate = Fault::Isolate { node, peers: rng.bits() };
-                steps.push(Step { at: before, what: What::Fault(isolate) });
-                steps.push(Step { at: at + rng.between(10_000, 900_000), what: What::Fault(Fault::Heal) });
-            }
-            if let Fault::SplitSite { .. } = fault {
-                for _ in 0..rng.between(1, 4) {
-                    let (agent, dies, down) = (rng.bits(), rng.chance(500), rng.between(1_000, 500_000));
-                    let wander = Fault::Wander { agent, dies, down };
-                    steps.push(Step { at: at + rng.below(3_000_000), what: What::Fault(wander) });
+            match fault {
+                Fault::LoseDisk { node, down } => steps.extend(around_a_loss(&mut rng, at, node, down, false)),
+                Fault::Retire { node, .. } => steps.extend(around_a_loss(&mut rng, at, node, 500_000, true)),
+                Fault::SplitSite { length, fails, .. } => {
+                    steps.extend(in_a_split_site(&mut rng, at, length, fails));
                 }
-                if faults.contains("host") && rng.chance(500) {
-                    let fails = Fault::FailThere { agent: rng.bits() };
-                    steps.push(Step { at: at + rng.below(200_000), what: What::Fault(fails) });
-                }
+                _ => {}
             }
-            let heals = matches!(
-                fault,
-                Fault::OneWay { .. } | Fault::Part { .. } | Fault::Bridge { .. } | Fault::SplitSite { .. }
-            );
+            let heals = matches!(fault, Fault::OneWay { .. } | Fault::Part { .. } | Fault::Bridge { .. });
             steps.push(Step { at, what: What::Fault(fault) });
             if heals {
                 let after = rng.between(100_000, 9_000_000);
@@ -217,15 +215,98 @@ pub fn schedule(seed: u64, ops: usize, faults: &BTreeSet<String>) -> Vec<Step> {
     steps
 }
 
+/// Before a replica is lost or stopped it is cut off: from some, from nearly all, or with those that still hear it, who then have
+/// alone what it wrote last. One that comes back may have that all alone. The links are mended soon, so that everybody has it when
+/// the retirement is asked for (so long after the loss); or only when others have sealed; or soon, and others are cut off while the
+/// survivors agree.
+fn around_a_loss(rng: &mut Rng, at: Micros, node: u64, asked: Micros, returns: bool) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let mut push = |at, fault| steps.push(Step { at, what: What::Fault(fault) });
+    let together = rng.chance(750);
+    let peers = match rng.below(5) {
+        0 => rng.bits(),
+        1 | 2 if returns => u64::MAX,
+        _ => rng.bits() | rng.bits(),
+    };
+    let before = rng.between(20_000, if together { 1_500_000 } else { 600_000 });
+    let before = at.saturating_sub(before).max(3_000_000);
+    push(before, Fault::Isolate { node, peers, together });
+    let soon = at + rng.between(10_000, 900_000);
+    let agreed = at + asked + rng.between(10_000, 4_000_000);
+    match rng.below(4) {
+        0 => push(soon, Fault::Heal),
+        n if n == 1 || (n == 2 && !returns) => {
+            push(before, Fault::Hold { length: agreed - before });
+            push(agreed, Fault::Heal);
+        }
+        _ => {
+            push(soon, Fault::Heal);
+            push(soon, Fault::Part { bits: rng.bits() & rng.bits() });
+            push(soon, Fault::Hold { length: agreed.saturating_sub(soon) });
+            push(agreed.max(soon), Fault::Heal);
+        }
+    }
+    steps
+}
+
+/// The replicas of a site do not hear each other. One hears some others no more, or nobody; or two parts of the cloud have a
+/// replica there each.
+fn split(rng: &mut Rng, hosts: bool) -> Fault {
+    let site = rng.bits();
+    let (peers, apart) = match rng.below(6) {
+        0 => (rng.bits() & rng.bits(), false),
+        1 | 2 => (rng.bits(), true),
+        _ => (u64::MAX, false),
+    };
+    // A machine that fails is declared dead, and comes back, while one replica of its site knows nothing of it.
+    let fails = hosts && rng.chance(if peers == u64::MAX { 900 } else { 100 });
+    let length = if fails { rng.between(6_000_000, 15_000_000) } else { rng.between(1_500_000, 9_000_000) };
+    Fault::SplitSite { site, peers, apart, length, fails }
+}
+
+/// What happens while the replicas of one site do not hear each other: its agents go from one to another, with what they have
+/// done and said meanwhile; and a machine of it fails, maybe.
+fn in_a_split_site(rng: &mut Rng, at: Micros, length: Micros, fails: bool) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let mut push = |at, fault| steps.push(Step { at, what: What::Fault(fault) });
+    if fails {
+        push(at + rng.below(200_000), Fault::FailThere { agent: rng.bits() });
+    }
+    let mut goes = at;
+    loop {
+        // It takes half a second to find another one; and what both have heard of says nothing of what each did alone.
+        goes += rng.between(200_000, 2_500_000);
+        if goes + WANDERING > at + length {
+            break;
+        }
+        // Before it goes, and where it has come to: mostly of one and the same server, which it sees change both times.
+        let (server, first) = (rng.bits(), rng.between(1, 3));
+        let first = if rng.chance(500) { Some(first) } else { None };
+        let then = first.unwrap_or(0) + rng.between(1, 3);
+        let before = goes.saturating_sub(rng.between(50_000, 600_000)).max(at);
+        for (at, power) in [(before, first), (goes + rng.between(550_000, WANDERING), Some(then % 4))] {
+            let node = rng.chance(250).then(|| rng.bits());
+            push(at, Fault::AskThere { server, node, power });
+        }
+        let (agent, dies, down) = (rng.bits(), rng.chance(500), rng.between(1_000, 500_000));
+        push(goes, Fault::Wander { agent, dies, down });
+    }
+    push(at + length, Fault::Heal);
+    steps
+}
+
 /// Logs are short, and the cloud is parted for so long that both halves would like to drop what the other lacks.
 fn of_short_logs(rng: &mut Rng, length: Micros) -> Vec<Step> {
-    let bytes = rng.between(10_000, 100_000);
+    let most = if rng.chance(500) { 25_000 } else { 100_000 };
+    let bytes = rng.between(8_000, most);
     let mut steps = vec![Step { at: 2_000_000, what: What::Fault(Fault::ShortLogs { bytes }) }];
     let mut push = |at, fault| steps.push(Step { at, what: What::Fault(fault) });
-    if rng.chance(500) {
+    if rng.chance(750) {
         let at = 3_000_000 + rng.below(length / 2 + 1);
         push(at, Fault::Part { bits: rng.bits() });
-        push(at + rng.between(length / 8, length / 2), Fault::Heal);
+        // As long as a connection outlives it, nobody asks for what was dropped.
+        let least = IDLE + rng.below(IDLE);
+        push(at + rng.between(length / 8, length / 2).max(least), Fault::Heal);
     }
     steps
 }
@@ -277,7 +358,7 @@ fn op(rng: &mut Rng, looks: u64) -> Op {
         85..88 => Op::Flavor { name: rng.below(6) },
         88..91 => Op::EditFlavor { flavor: rng.bits(), value: rng.bits() },
         91..92 => Op::DeleteFlavor { flavor: rng.bits() },
-        92..93 if rng.below(4) == 0 => Op::DeleteProject { project: rng.bits() },
+        92..93 => Op::DeleteProject { project: rng.bits() },
         93..96 => Op::Grow { pool: rng.bits(), size: rng.between(1, 5) },
         _ => Op::Burn { pool: rng.bits(), size: rng.between(1, 3) },
     }
@@ -293,7 +374,7 @@ fn of_addresses(rng: &mut Rng) -> Op {
     }
 }
 
-fn fault(kind: &str, rng: &mut Rng) -> Fault {
+fn fault(kind: &str, faults: &BTreeSet<String>, rng: &mut Rng) -> Fault {
     let down = rng.between(50_000, 6_000_000);
     match kind {
         "fail" => Fault::FailCommit { node: rng.bits(), down },
@@ -313,7 +394,7 @@ fn fault(kind: &str, rng: &mut Rng) -> Fault {
         "slow" => Fault::Slow { node: rng.bits(), factor: rng.between(1, 20) },
         "agent" => Fault::KillAgent { agent: rng.bits(), down },
         "roam" => Fault::Roam { agent: rng.bits() },
-        "site" => Fault::SplitSite { site: rng.bits(), peers: rng.bits() & rng.bits() },
+        "site" => split(rng, faults.contains("host")),
         "host" => Fault::KillHost { agent: rng.bits(), declared: rng.chance(700), down },
         "join" => Fault::Join { site: rng.bits(), sponsor: rng.bits() },
         "skew" => Fault::Skew { node: rng.bits(), ahead: rng.below(300_000) },

@@ -203,6 +203,8 @@ pub struct World {
     pub(super) parting: Option<usize>,
     /// The site whose replicas were cut off from each other last.
     pub(super) split: Option<usize>,
+    /// Until then no link is mended.
+    pub(super) held_until: Micros,
     /// Bytes of log that replicas keep for absent members, if it is not what they keep by themselves.
     pub(super) log_bytes: Option<u64>,
     /// Who lies.
@@ -284,6 +286,7 @@ impl World {
             ending: false,
             parting: None,
             split: None,
+            held_until: 0,
             log_bytes: None,
             liar: None,
             settled: false,

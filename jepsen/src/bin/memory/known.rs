@@ -39,6 +39,9 @@ pub(crate) fn measure(members: u32, projects: u32) -> Fallible<()> {
     step(&mut known, &format!("{projects} projects with quotas of {} dimensions", dimensions()), projects)?;
     let accounts: usize = known.replica.view().ledger().pools().map(|(_, pool)| pool.accounts().count()).sum();
     println!("  (accounts in all pools: {accounts}, of {members} × {projects} that there could be)");
+    let spoken = known.replica.view().frontier().0.len();
+    let what = format!("{spoken} members that have written, {projects} projects of {} dimensions", dimensions());
+    line(&format!("in one: {what}"), known.size()?, 1);
     known.make_servers(SERVERS)?;
     step(&mut known, &format!("{SERVERS} servers, each with claims on quota and host"), SERVERS)?;
     line(&format!("all of it: {members} members, {projects} projects, {SERVERS} servers"), known.size()?, 1);
@@ -64,7 +67,7 @@ fn line(what: &str, size: Size, each: u32) {
     println!("{what:<66} {:>12.0} {:>12.0} {:>12.0}", size.memory / each, size.rows / each, size.file / each);
 }
 
-/// Every dimension of a quota that Nova, Neutron and Cinder have.
+/// Every dimension that the engine counts, of Nova, Neutron and Cinder.
 fn every_dimension() -> Amount {
     let counted = Dimension::ALL.iter().filter(|one| !matches!(one, Dimension::Votes | Dimension::Addresses));
     counted.map(|one| (*one, if *one == Dimension::MemoryMib { 409_600 } else { 200 })).collect()
