@@ -501,23 +501,26 @@ impl Replica {
     }
 
     /// Writes down the proof that a member forked, which asks all to retire it (M3). Its heir is a replica of its site, since its
-    /// hosts are there, or else this one.
+    /// hosts are there, or else this one; where this one is being retired itself, the first that stays.
     fn tell_of_fork(&mut self, now: Millis) -> Result<bool, Refusal> {
         let proof = self.unspoken_proof().filter(|_| !on(Mutant::ForkUntold));
         let Some((author, (one, other))) = proof else { return Ok(false) };
-        let fork = Fork { one, other, heir: self.neighbour(author).unwrap_or(self.me) };
+        let Some(heir) = self.heir_of_fork(author) else { return Ok(false) };
+        let fork = Fork { one, other, heir };
         self.proofs.remove(&author);
         self.transact::<_, Refusal>(now, |tx| tx.membership(MemberOp::Fork(fork)))?;
         Ok(true)
     }
 
-    /// A replica of the same site that is not being retired.
-    fn neighbour(&self, of: ReplicaId) -> Option<ReplicaId> {
+    /// None if everybody else is being retired.
+    fn heir_of_fork(&self, author: ReplicaId) -> Option<ReplicaId> {
         let view = &self.view;
         let going = view.retirements.named(&view.frontier);
-        let site = &view.member(of)?.member.site;
-        let mut others = view.living().filter(|(id, _)| **id != of && !going.contains(id));
-        others.find(|(_, state)| state.member.site == *site).map(|(id, _)| *id)
+        let stays = || view.living().filter(|(id, _)| **id != author && !going.contains(id));
+        let site = &view.member(author)?.member.site;
+        let neighbour = stays().find(|(_, state)| state.member.site == *site);
+        let me = || stays().find(|(id, _)| **id == self.me);
+        neighbour.or_else(me).or_else(|| stays().next()).map(|(id, _)| *id)
     }
 
     /// Countersigns the grants of confirmed pools whose root this replica is, or acts for (A5). Not those of an author
