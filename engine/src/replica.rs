@@ -474,7 +474,7 @@ impl Replica {
     }
 
     /// Does what this replica owes the others after a flush, or after a start if none is given: seals what it is asked
-    /// to, takes over what it inherits, and releases what is settled. Says whether anything was written.
+    /// to, assents where all have, takes over what it inherits, and releases what is settled. Says whether anything was written.
     ///
     /// # Errors
     /// [`Refusal`]; what is owed is done at the next call.
@@ -491,7 +491,8 @@ impl Replica {
         let votes = self.view.ledger().votes().map(|(id, _)| id);
         let votes = flushed.is_none_or(|flushed| votes.is_some_and(|id| flushed.pools.contains(&id)));
         let told = self.tell_of_fork(now)?;
-        let sealed = ((members || told) && self.seal(now)?) || ((members || votes) && self.share_votes(now)?);
+        let sealed = ((members || told) && (self.seal(now)? || self.assent(now)?))
+            || ((members || votes) && self.share_votes(now)?);
         let claims = flushed.filter(|flushed| !flushed.members).map(|flushed| self.concerned(flushed));
         let released = self.release_settled(now, claims.as_deref())?;
         let burnt = self.burn_surplus(now, flushed.filter(|flushed| !flushed.members))?;
@@ -618,6 +619,18 @@ impl Replica {
             return Ok(false);
         }
         self.transact::<_, Refusal>(now, |tx| tx.membership(MemberOp::Seal { set }))?;
+        Ok(true)
+    }
+
+    /// Assents to what it has sealed last, once it holds the seals of all who must seal that (R11).
+    fn assent(&mut self, now: Millis) -> Result<bool, Refusal> {
+        let view = &self.view;
+        if view.retirements.is_empty() {
+            return Ok(false);
+        }
+        let owed = view.retirements.owes_assent(self.me, &view.frontier, &view.members, view.retired());
+        let Some(set) = owed else { return Ok(false) };
+        self.transact::<_, Refusal>(now, |tx| tx.membership(MemberOp::Assent { set }))?;
         Ok(true)
     }
 

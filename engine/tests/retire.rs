@@ -145,6 +145,10 @@ fn what_took_effect_stays_though_newcomers_seal() {
     world.tend(4);
     world.send(1, 0);
     world.send(2, 0);
+    assert!(!world.is_retired(0, 3), "nobody else has assented");
+    for (from, to) in [(0, 1), (0, 2), (1, 0), (2, 0)] {
+        world.send(from, to);
+    }
     assert!(world.is_retired(0, 3));
     world.send(4, 0);
     let view = world.cloud.replicas[0].view();
@@ -182,6 +186,9 @@ fn of_two_that_retire_each_other_before_a_third_one_is_retired() {
     let [gone] = gone.as_slice() else { panic!("{gone:?}: one takes the majority of the other's request") };
     let living = [1 - gone, 2];
     world.assert_equal(&living);
+    // It has sealed the one, and takes its assent with what the third writes next.
+    world.claim(2).unwrap();
+    world.settle(&[0, 1, 2]);
     assert!(world.replica(*gone).fence().is_some() && world.replica(1 - gone).fence().is_none());
     world.claim(1 - gone).unwrap();
     world.settle(&[0, 1, 2]);
