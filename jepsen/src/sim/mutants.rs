@@ -6,7 +6,7 @@ use super::rules::Rule;
 
 /// Bugs that the simulator does not reach well enough yet to be sure of them within the seeds that the table allows: they are
 /// looked for when they are named.
-pub const UNSURE: &[Mutant] = &[Mutant::WordForgotten, Mutant::VouchIgnored];
+pub const UNSURE: &[Mutant] = &[Mutant::WordForgotten, Mutant::VouchIgnored, Mutant::AssentIgnored];
 
 /// The faults that bring a bug out, among which it is hunted: further ones only make that longer. None stands for all that
 /// honest members meet.
@@ -15,6 +15,7 @@ pub fn faults(mutant: Mutant) -> &'static [&'static str] {
     match mutant {
         Mutant::TombstoneDropped | Mutant::KeptIgnored | Mutant::PurgedUnstable => &["cut", "slow"],
         Mutant::OwnSealOnly | Mutant::LowestSeal | Mutant::SealIgnored => &["retire", "cut", "lose", "slow"],
+        Mutant::AssentIgnored => &["retire", "cut", "slow", "liar"],
         Mutant::OldDiskAccepted => &["old-disk", "crash", "cut"],
         Mutant::WitnessIgnored => &["old-disk", "crash", "cut"],
         Mutant::VouchIgnored => &["host", "site", "cut"],
