@@ -291,9 +291,11 @@ fn check_assent(view: &View, author: Author<'_>, set: &BTreeSet<ReplicaId>) -> R
     if set.is_empty() || *set != sealed_last(view, author) {
         return Err(Invalid::BadRetirement("its author has not sealed just that"));
     }
-    let is_second = view.retirements.has_assented(log, set, author.frontier, &view.branches);
-    if is_second || view.retirements.row(author.entry).is_some() {
-        return Err(Invalid::BadRetirement("an assent is given once, in an entry of its own"));
+    if view.retirements.has_assented(log, set, author.frontier, &view.branches) {
+        return Err(Invalid::BadRetirement("an assent is given once"));
+    }
+    if view.retirements.row(author.entry).is_some() {
+        return Err(Invalid::BadRetirement("requests, seals and assents are entries of their own"));
     }
     Ok(())
 }
@@ -312,7 +314,7 @@ fn check_seal(view: &View, author: Author<'_>, set: &BTreeSet<ReplicaId>) -> Res
         return Err(Invalid::BadRetirement("a seal covers whole requests in its past"));
     }
     if view.retirements.row(author.entry).is_some() {
-        return Err(Invalid::BadRetirement("a request and a seal are entries of their own"));
+        return Err(Invalid::BadRetirement("requests, seals and assents are entries of their own"));
     }
     Ok(())
 }
@@ -327,6 +329,9 @@ fn check_request(view: &View, author: Author<'_>, request: &Request) -> Result<A
     }
     if set.contains(&author.replica()) {
         return Err(Invalid::BadRetirement("nobody retires itself"));
+    }
+    if view.retirements.row(author.entry).is_some() {
+        return Err(Invalid::BadRetirement("requests, seals and assents are entries of their own"));
     }
     if !set.iter().chain(&heirs).all(is_member) {
         return Err(Invalid::BadRetirement("it names somebody who is no member in its past"));
