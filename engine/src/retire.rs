@@ -15,7 +15,8 @@
 //!
 //! Why assents (R11): a survivor that lies may fork its log, and seal one and the same set twice: low for A, high for B. Seals
 //! alone would take effect at both, with two cuts, and no later entry could mend that. An honest survivor assents to a set
-//! once, while it holds one seal of each survivor, and who takes its assent takes all that this rests on. So of the two
+//! once, while it holds one seal of each survivor and nothing beyond the cut that these make, and who takes its assent takes
+//! all that this rests on. So of the two
 //! seals at most one is ever assented to by both A and B; and where they have assented to one each, neither takes effect,
 //! the fork shows when they meet, its author is to be retired too, and the larger round decides. An assent comes before its
 //! author's seal of a larger set: whoever holds all seals of that holds what the smaller round took effect by, if it did.
@@ -224,7 +225,8 @@ impl Retirements {
         held.map(|(entry, _)| *entry).collect()
     }
 
-    /// The set that whoever writes a log owes its assent: it has sealed it, and holds the seals of all who must, one of each.
+    /// The set that whoever writes a log owes its assent: it has sealed it, holds the seals of all who must, one of each, and of those
+    /// who are to be retired nothing beyond them.
     pub(crate) fn owes_assent(
         &self,
         log: ReplicaId,
@@ -245,7 +247,18 @@ impl Retirements {
         let choice: Choice<'_> = round.forms.iter().filter_map(single).collect();
         let me = retired.branches.author(log);
         let mut closed = choice.keys().filter_map(|first| round.closure(&choice, *first, |_| true));
-        let is_whole = closed.any(|(sealers, votes)| sealers.contains(&me) && round.is_enough(votes, retired));
+        // Who holds more of them than these seals say was shown it by one whose fork is known by now.
+        let highest = |log, sealers: &BTreeSet<ReplicaId>| {
+            let sealed = sealers.iter().filter_map(|by| choice.get(by)).map(|(_, seal)| seal.frontier.number(log));
+            sealed.max().unwrap_or(0)
+        };
+        let holds_no_more = |sealers: &BTreeSet<ReplicaId>| {
+            let mut logs = set.iter().flat_map(|id| retired.branches.logs(*id));
+            logs.all(|log| past.number(log) <= highest(log, sealers))
+        };
+        let is_whole = closed.any(|(sealers, votes)| {
+            sealers.contains(&me) && round.is_enough(votes, retired) && holds_no_more(&sealers)
+        });
         is_whole.then(|| set.clone())
     }
 

@@ -430,6 +430,56 @@ fn a_sealer_that_forks_its_own_seal_makes_no_two_cuts() {
     world.assert_equal(&honest);
 }
 
+/// *Breaks otherwise* (R11): one branch shows 1 what GOES has written, and does not seal; in the other it is sealed low. Whoever
+/// assents to that, though it holds more, rests on what is void.
+#[test]
+fn nobody_assents_to_a_cut_below_what_it_holds() {
+    let mut world = World::new(GOES);
+    let twin = add_twin(&mut world, LIES);
+    world.retire(0, &[(GOES, 0)], false).unwrap();
+    world.settle(&[0, 1, 2]);
+    (0..10).for_each(|_| world.claim(GOES).unwrap());
+    world.send(GOES, twin);
+    world.claim(twin).unwrap();
+    world.send(twin, 1);
+    let high = world.replica(1).view().frontier().number(id(GOES));
+    world.send(0, LIES);
+    world.settle(&[0, 2, LIES]);
+    assert_eq!(world.replica(0).view().frontier().number(id(GOES)) + 10, high);
+    let honest = [0, 1, 2];
+    world.settle(&honest);
+    world.assert_equal(&honest);
+    for n in honest {
+        assert!(world.is_retired(n, GOES) && world.is_retired(n, LIES), "{n}");
+        assert_eq!(world.replica(n).view().retired().cut(id(GOES)), Some(high), "{n}");
+    }
+}
+
+/// Of four, one is gone and one forks when it is to seal it: two are no majority, so nothing takes effect until an operator vouches.
+#[test]
+fn where_its_fork_leaves_no_majority_an_operator_decides() {
+    let (lies, goes) = (2, 3);
+    let mut world = World::new(3);
+    let twin = add_twin(&mut world, lies);
+    world.retire(0, &[(goes, 0)], false).unwrap();
+    world.settle(&[0, 1]);
+    (0..10).for_each(|_| world.claim(goes).unwrap());
+    world.send(0, lies);
+    world.settle(&[0, lies]);
+    world.send(goes, twin);
+    world.claim(twin).unwrap();
+    world.send(0, twin);
+    world.send(twin, 1);
+    world.settle(&[1, twin]);
+    world.settle(&[0, 1]);
+    assert!([0, 1].iter().all(|n| !world.is_retired(*n, goes) && !world.is_retired(*n, lies)));
+    world.retire(0, &[(goes, 1), (lies, 1)], true).unwrap();
+    world.settle(&[0, 1]);
+    world.assert_equal(&[0, 1]);
+    assert!(world.is_retired(1, goes) && world.is_retired(1, lies));
+    assert!(world.replica(1).view().ledger().is_conserved());
+}
+
 /// Where both hear it from one of the two, nothing is in the way, whatever the other branch says later.
 #[test]
 fn a_seal_that_all_have_assented_to_stands_though_its_author_forks_afterwards() {

@@ -334,6 +334,11 @@ impl Scenario {
                 add(Op::Retire(*request));
             }
         }
+        // Who forks says in each branch once what it has seen, and nothing else.
+        let forks = self.fork.is_some_and(|(a, b)| r == usize::from(a) || r == usize::from(b));
+        if forks && self.liar & bit(r) != 0 && !state.logs[r].iter().any(|entry| entry.op == Op::Note) {
+            add(Op::Note);
+        }
         if state.releases & bit(r) != 0 {
             let claims = world.ledger(held).claims;
             if let Some(claim) = claims.iter().next() {

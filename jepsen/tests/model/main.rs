@@ -258,6 +258,23 @@ fn sealed_twice_then(rules: Rules) -> Scenario {
     it
 }
 
+/// One branch shows 1 that claim, and has not sealed; the other has sealed without it, and shows that to 0.
+fn shown_beside_its_seal(rules: Rules) -> Scenario {
+    use cloud::Action::{Take, TakeWith, Write};
+    use rules::Op::{Note, Seal};
+    let mut it = sealed_twice_then(rules);
+    it.after.extend([
+        Take(4, 3),
+        Write(4, Note),
+        TakeWith(1, 4),
+        Take(2, 0),
+        Take(2, 0),
+        Write(2, Seal(0b1000)),
+        Take(0, 2),
+    ]);
+    it
+}
+
 macro_rules! sound {
     ($($name:ident),*) => { $(mod $name { #[test] fn is_sound() { super::assert_sound(stringify!($name), super::$name(super::SOUND)); } })* };
 }
@@ -277,7 +294,8 @@ sound!(
     restored,
     lying,
     sealed_twice,
-    sealed_twice_then
+    sealed_twice_then,
+    shown_beside_its_seal
 );
 
 const BOOKED: &str = "no-double-booking";
@@ -305,6 +323,7 @@ mutant! {
     any_seal_cuts: inflated { needed_cut } caught by AGREES;
     seals_alone: sealed_twice_then { assents } caught by AGREES;
     whatever_rests_on_it_assents: sealed_twice_then { said_once } caught by AGREES;
+    assents_below_what_it_holds: shown_beside_its_seal { holds_no_more } caught by BEYOND;
     sealed_for_nothing: mutual { sparing_seals } caught by HEALS;
     taken_beyond_the_seal: one_is_retired { stop_at_seal } caught by BEYOND;
     only_seals_show: overlapping { shown_is_enough } caught by HEALS;

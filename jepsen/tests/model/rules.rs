@@ -84,6 +84,8 @@ pub(crate) struct Rules {
     /// An assent is an entry of its own, and who holds two seals of one author gives none; else whatever rests on some seals
     /// assents to them (R11).
     pub(crate) said_once: bool,
+    /// Nobody assents to a cut below what it holds (R11).
+    pub(crate) holds_no_more: bool,
     /// A seal for which no majority is left is not given (finding 4).
     pub(crate) sparing_seals: bool,
     /// Having sealed, a replica takes no more than another survivor has shown; else it takes everything.
@@ -119,6 +121,7 @@ pub(crate) const SOUND: Rules = Rules {
     needed_cut: true,
     assents: true,
     said_once: true,
+    holds_no_more: true,
     sparing_seals: true,
     stop_at_seal: true,
     shown_is_enough: true,
@@ -396,7 +399,13 @@ impl World<'_> {
             _ => None,
         });
         let me = bit(self.owner(chain));
-        self.closures(set, past, &retired, &choice).into_iter().any(|(_, sealers)| sealers & me != 0)
+        let sealed = |x: usize, sealers: Set| {
+            each(sealers).filter_map(|m| choice[m]).map(|id| self.entry(id).past[x]).max().unwrap_or(0)
+        };
+        let whole = self.closures(set, past, &retired, &choice).into_iter().map(|(_, sealers)| sealers);
+        whole
+            .filter(|sealers| sealers & me != 0)
+            .any(|sealers| !self.rules.holds_no_more || each(set).all(|x| past[x] <= sealed(x, sealers)))
     }
 
     /// Whether a member has given a newcomer votes.
