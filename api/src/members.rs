@@ -27,7 +27,7 @@ pub(crate) struct Retire {
 }
 
 /// Takes an operator's word that replicas are stopped for good. What follows is the survivors' agreement: the answer says
-/// whose seals are awaited.
+/// whose word is awaited.
 pub(crate) async fn retire(State(app): State<App>, caller: Caller, body: Object) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
     let body: Retire = serde_json::from_value(serde_json::Value::Object(body.0))

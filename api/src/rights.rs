@@ -51,7 +51,7 @@ impl Holders {
         if replica == self.me { Some(Duration::ZERO) } else { self.reach.get(&replica)?.heard }
     }
 
-    /// Whether a holder is retired, or its retirement waits for seals: nobody spends its rights until the heir does.
+    /// Whether a holder is retired, or its retirement waits for the others' word: nobody spends its rights until the heir does.
     pub(crate) fn is_retiring(&self, replica: ReplicaId) -> bool {
         self.retiring.contains(&replica)
     }

@@ -17,7 +17,7 @@ use crate::id::{ClaimId, CloudId, EntryId, HostId, PoolId, ReplicaId};
 use crate::ledger::{Amount, BadLedgerOp, Dimension, Judged, Touched};
 use crate::mutant::{Mutant, on};
 use crate::record::{Kind, Record, RecordId, site_record};
-use crate::retire::{Asked, Request, Retired, Retiree, Row, Sealed, VOTES};
+use crate::retire::{Asked, Assented, Request, Retired, Retiree, Row, Sealed, VOTES};
 use crate::site_mutant::{self, SiteMutant};
 use crate::store::StoreError;
 use crate::view::{Held, MemberState, View};
@@ -241,6 +241,11 @@ pub(crate) fn apply_member(view: &mut View, author: Author<'_>, op: &MemberOp) -
             let votes = held.unwrap_or_default().get(Dimension::Votes);
             view.set_retirement(author.entry, Row::Seal(Sealed { set: set.clone(), frontier, votes }));
         }
+        MemberOp::Assent { set } => {
+            check_assent(view, author, set)?;
+            let seals = view.retirements.seals_in(set, author.frontier);
+            view.set_retirement(author.entry, Row::Assent(Assented { set: set.clone(), seals }));
+        }
         MemberOp::Held => {}
     }
     Ok(())
@@ -258,7 +263,7 @@ fn may_mint_votes(view: &View, author: Author<'_>, op: &LedgerOp) -> bool {
 /// Votes only move, and not while they count for a seal that is not decided: they would count again where they went.
 fn check_votes(view: &View, author: Author<'_>, op: &LedgerOp) -> Result<(), Invalid> {
     let votes = view.ledger.votes().map(|(id, _)| id);
-    let decided = || view.retirements.sealed_by(author.replica(), author.frontier);
+    let sealed = || sealed_last(view, author);
     match op {
         LedgerOp::Grow { pool, .. } | LedgerOp::Burn { pool, .. } | LedgerOp::Claim { pool, .. }
             if Some(*pool) == votes =>
@@ -266,7 +271,7 @@ fn check_votes(view: &View, author: Author<'_>, op: &LedgerOp) -> Result<(), Inv
             Err(refused(author, "make or spend votes"))
         }
         LedgerOp::Grant { pool, .. }
-            if Some(*pool) == votes && decided().iter().any(|id| !author.retired.contains(*id)) =>
+            if Some(*pool) == votes && sealed().iter().any(|id| !author.retired.contains(*id)) =>
         {
             Err(refused(author, "hand on votes that count for a seal"))
         }
@@ -274,8 +279,29 @@ fn check_votes(view: &View, author: Author<'_>, op: &LedgerOp) -> Result<(), Inv
     }
 }
 
+/// What an entry's author has sealed last, in the log that the entry is in: another branch of it says nothing here.
+fn sealed_last(view: &View, author: Author<'_>) -> BTreeSet<ReplicaId> {
+    let last = view.retirements.last_seal(author.entry.author, author.frontier, &view.branches);
+    last.map(|(_, seal)| seal.set.clone()).unwrap_or_default()
+}
+
+/// To each set once, while it is what the author has sealed last: who goes on to a larger set decides no smaller one.
+fn check_assent(view: &View, author: Author<'_>, set: &BTreeSet<ReplicaId>) -> Result<(), Invalid> {
+    let log = author.entry.author;
+    if set.is_empty() || *set != sealed_last(view, author) {
+        return Err(Invalid::BadRetirement("its author has not sealed just that"));
+    }
+    if view.retirements.has_assented(log, set, author.frontier, &view.branches) {
+        return Err(Invalid::BadRetirement("an assent is given once"));
+    }
+    if view.retirements.row(author.entry).is_some() {
+        return Err(Invalid::BadRetirement("requests, seals and assents are entries of their own"));
+    }
+    Ok(())
+}
+
 fn check_seal(view: &View, author: Author<'_>, set: &BTreeSet<ReplicaId>) -> Result<(), Invalid> {
-    let before = view.retirements.sealed_by(author.replica(), author.frontier);
+    let before = sealed_last(view, author);
     if set.contains(&author.replica()) {
         return Err(Invalid::BadRetirement("nobody seals itself"));
     }
@@ -288,7 +314,7 @@ fn check_seal(view: &View, author: Author<'_>, set: &BTreeSet<ReplicaId>) -> Res
         return Err(Invalid::BadRetirement("a seal covers whole requests in its past"));
     }
     if view.retirements.row(author.entry).is_some() {
-        return Err(Invalid::BadRetirement("a request and a seal are entries of their own"));
+        return Err(Invalid::BadRetirement("requests, seals and assents are entries of their own"));
     }
     Ok(())
 }
@@ -303,6 +329,9 @@ fn check_request(view: &View, author: Author<'_>, request: &Request) -> Result<A
     }
     if set.contains(&author.replica()) {
         return Err(Invalid::BadRetirement("nobody retires itself"));
+    }
+    if view.retirements.row(author.entry).is_some() {
+        return Err(Invalid::BadRetirement("requests, seals and assents are entries of their own"));
     }
     if !set.iter().chain(&heirs).all(is_member) {
         return Err(Invalid::BadRetirement("it names somebody who is no member in its past"));

@@ -23,7 +23,7 @@ use crate::retire::Request;
 use crate::tips::Tips;
 
 /// Version of the entry format; the first byte of every encoded entry.
-pub const FORMAT: u8 = 6;
+pub const FORMAT: u8 = 7;
 /// Largest encoded entry, header and content together: a hostile one costs no more memory than this.
 pub const MAX_ENTRY: usize = 4 << 20;
 /// Largest encoded header: the two of a fork must fit into one entry.
@@ -352,6 +352,12 @@ pub enum MemberOp {
     /// survivor has.
     Seal {
         /// Whom: whole requests that it knows, and all that it has sealed before.
+        set: BTreeSet<ReplicaId>,
+    },
+    /// The author assents to a retirement: of what it has sealed last it holds all seals that must be there, and its frontier
+    /// says which. Once for each set, before it seals a larger one (R11).
+    Assent {
+        /// Whom its last seal covers.
         set: BTreeSet<ReplicaId>,
     },
     /// Nothing but what every entry says: that its author holds what its frontier names. Written by who has taken much

@@ -47,6 +47,8 @@ mutants! {
     LowestSeal: "M2",
     /// Entries of whom one has sealed are taken as before.
     SealIgnored: "M2",
+    /// A retirement takes effect by seals alone.
+    AssentIgnored: "M2",
     /// Anybody releases a claim, not its holder alone.
     ReleaseByAnybody: "A3",
     /// The bearers of a name stand in the order in which they came.

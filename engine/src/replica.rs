@@ -483,7 +483,7 @@ impl Replica {
     }
 
     /// Does what this replica owes the others after a flush, or after a start if none is given: seals what it is asked
-    /// to, takes over what it inherits, and releases what is settled. Says whether anything was written.
+    /// to, assents where all have, takes over what it inherits, and releases what is settled. Says whether anything was written.
     ///
     /// # Errors
     /// [`Refusal`]; what is owed is done at the next call.
@@ -502,7 +502,8 @@ impl Replica {
         let votes = self.view.ledger().votes().map(|(id, _)| id);
         let votes = flushed.is_none_or(|flushed| votes.is_some_and(|id| flushed.pools.contains(&id)));
         let told = self.tell_of_fork(now)?;
-        let sealed = ((members || told) && self.seal(now)?) || ((members || votes) && self.share_votes(now)?);
+        let sealed = ((members || told) && (self.seal(now)? || self.assent(now)?))
+            || ((members || votes) && self.share_votes(now)?);
         let claims = flushed.filter(|flushed| !flushed.members).map(|flushed| self.concerned(flushed));
         let released = self.release_settled(now, claims.as_deref())?;
         let burnt = self.burn_surplus(now, flushed.filter(|flushed| !flushed.members))?;
@@ -512,23 +513,26 @@ impl Replica {
     }
 
     /// Writes down the proof that a member forked, which asks all to retire it (M3). Its heir is a replica of its site, since its
-    /// hosts are there, or else this one.
+    /// hosts are there, or else this one; where this one is being retired itself, the first that stays.
     fn tell_of_fork(&mut self, now: Millis) -> Result<bool, Refusal> {
         let proof = self.unspoken_proof().filter(|_| !on(Mutant::ForkUntold));
         let Some((author, (one, other))) = proof else { return Ok(false) };
-        let fork = Fork { one, other, heir: self.neighbour(author).unwrap_or(self.me) };
+        let Some(heir) = self.heir_of_fork(author) else { return Ok(false) };
+        let fork = Fork { one, other, heir };
         self.proofs.remove(&author);
         self.transact::<_, Refusal>(now, |tx| tx.membership(MemberOp::Fork(fork)))?;
         Ok(true)
     }
 
-    /// A replica of the same site that is not being retired.
-    fn neighbour(&self, of: ReplicaId) -> Option<ReplicaId> {
+    /// None if everybody else is being retired.
+    fn heir_of_fork(&self, author: ReplicaId) -> Option<ReplicaId> {
         let view = &self.view;
         let going = view.retirements.named(&view.frontier);
-        let site = &view.member(of)?.member.site;
-        let mut others = view.living().filter(|(id, _)| **id != of && !going.contains(id));
-        others.find(|(_, state)| state.member.site == *site).map(|(id, _)| *id)
+        let stays = || view.living().filter(|(id, _)| **id != author && !going.contains(id));
+        let site = &view.member(author)?.member.site;
+        let neighbour = stays().find(|(_, state)| state.member.site == *site);
+        let me = || stays().find(|(id, _)| **id == self.me);
+        neighbour.or_else(me).or_else(|| stays().next()).map(|(id, _)| *id)
     }
 
     /// Countersigns the grants of confirmed pools whose root this replica is, or acts for (A5). Not those of an author
@@ -626,6 +630,18 @@ impl Replica {
             return Ok(false);
         }
         self.transact::<_, Refusal>(now, |tx| tx.membership(MemberOp::Seal { set }))?;
+        Ok(true)
+    }
+
+    /// Assents to what it has sealed last, once it holds the seals of all who must seal that (R11).
+    fn assent(&mut self, now: Millis) -> Result<bool, Refusal> {
+        let view = &self.view;
+        if view.retirements.is_empty() {
+            return Ok(false);
+        }
+        let owed = view.retirements.owes_assent(self.me, &view.frontier, &view.members, view.retired());
+        let Some(set) = owed else { return Ok(false) };
+        self.transact::<_, Refusal>(now, |tx| tx.membership(MemberOp::Assent { set }))?;
         Ok(true)
     }
 

@@ -15,7 +15,7 @@ use crate::site_mutant::{SiteMutant, on};
 use redb::{ReadableDatabase, TableDefinition};
 
 /// Version of the store's format, written in [`Table::Meta`].
-pub const FORMAT: u64 = 9;
+pub const FORMAT: u64 = 10;
 
 /// The tables. Each has its own key and value encoding, see [`crate::replica`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -40,7 +40,7 @@ pub enum Table {
     Pool,
     /// Live claims.
     Claim,
-    /// Requests to retire replicas, and seals.
+    /// Requests to retire replicas, seals, and assents.
     Retirement,
     /// Of entries that are in the log no more: the first bytes of their hashes, while an entry that comes may name them.
     Dropped,

@@ -260,7 +260,7 @@ impl View {
         &self.retired
     }
 
-    /// What was asked and sealed about retirements.
+    /// What was asked, sealed and assented to about retirements.
     #[must_use]
     pub fn retirements(&self) -> &Retirements {
         &self.retirements
@@ -272,11 +272,15 @@ impl View {
         &self.branches
     }
 
-    /// Members whose seals a retirement waits for; empty if none is under way.
+    /// Members whose seals, or else whose assents, a retirement waits for; empty if none is under way.
     #[must_use]
     pub fn awaited_seals(&self) -> BTreeSet<ReplicaId> {
         let under_way = self.retirements.named(&self.frontier).iter().any(|id| !self.retired.contains(*id));
-        if under_way { self.retirements.awaited(&self.frontier, &self.members) } else { BTreeSet::new() }
+        if under_way {
+            self.retirements.awaited(&self.frontier, &self.members, &self.branches)
+        } else {
+            BTreeSet::new()
+        }
     }
 
     /// The members that are not retired.

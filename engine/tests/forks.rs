@@ -1,5 +1,8 @@
 //! A member that signs two entries with one number (`PROTOCOL.md`, M3): it is retired by its own proof, both branches stay in
-//! everybody's history as far as honest members rest on them, what was spent twice is a debt, and all who are honest agree.
+//! everybody's history as far as honest members rest on them, what was spent twice is a debt, and all who are honest agree. So they
+//! do where it has sealed another twice (R11).
+//!
+//! Broken once, to see these fail: a round that takes effect by its seals, without assents.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
@@ -374,6 +377,132 @@ fn what_changed_before_a_fork_shows_is_told_all_the_same() {
     assert!(flushed.records.contains(&RecordId { kind: Kind::Project, id: PROJECT }), "{:?}", flushed.records);
 }
 
+/// Members of [`sealed_twice`]: 0 to 2 are honest, one lies, and one is to be retired, though it is not dead.
+const LIES: u8 = 3;
+const GOES: u8 = 4;
+
+/// GOES is being retired, and LIES seals it low for 0 and 2, and high for 1, who all have each other's seals and are cut off then.
+/// Says what each of the two halves holds of it.
+fn sealed_twice() -> (World, u64, u64) {
+    let mut world = World::new(GOES);
+    let twin = add_twin(&mut world, LIES);
+    world.retire(0, &[(GOES, 0)], false).unwrap();
+    world.settle(&[0, 1, 2]);
+    assert!(!world.is_retired(0, GOES), "LIES has not sealed");
+    (0..10).for_each(|_| world.claim(GOES).unwrap());
+    world.send(0, LIES);
+    world.settle(&[0, 2, LIES]);
+    // The other branch rests on all that GOES has written, and then seals it.
+    world.send(GOES, twin);
+    world.claim(twin).unwrap();
+    world.send(0, twin);
+    world.send(twin, 1);
+    world.settle(&[1, twin]);
+    let held = |at: usize| world.cloud.replicas[at].view().frontier().number(id(GOES));
+    let (low, high) = (held(0), held(1));
+    assert_eq!(high, low + 10);
+    (world, low, high)
+}
+
+/// *Breaks otherwise* (R11): what takes effect by seals alone takes effect in both halves, with two cuts; in the one the heir has what
+/// in the other is spent, and no later entry makes them agree.
+#[test]
+fn a_sealer_that_forks_its_own_seal_makes_no_two_cuts() {
+    let (mut world, _, high) = sealed_twice();
+    assert!(!world.is_retired(0, GOES) && !world.is_retired(1, GOES), "two cuts");
+    // The heir spends what it can.
+    while world.claim(0).is_ok() {}
+    while world.claim(1).is_ok() {}
+    let honest = [0, 1, 2];
+    world.settle(&honest);
+    world.assert_equal(&honest);
+    for n in honest {
+        assert!(world.is_retired(n, GOES) && world.is_retired(n, LIES), "{n}");
+        assert_eq!(world.replica(n).view().retired().cut(id(GOES)), Some(high), "{n}");
+        acknowledged_are_live(&world, n, &honest);
+        let pool = world.cloud.replicas[usize::from(n)].view().ledger().pool(world.pool).unwrap().clone();
+        assert!(pool.claimed.get(Dimension::Instances) <= 100, "{:?}", pool.claimed);
+        assert!(world.replica(n).view().ledger().is_conserved());
+    }
+    for n in honest {
+        world.cloud.restart(usize::from(n));
+    }
+    world.assert_equal(&honest);
+}
+
+/// *Breaks otherwise* (R11): one branch shows 1 what GOES has written, and does not seal; in the other it is sealed low. Whoever
+/// assents to that, though it holds more, rests on what is void.
+#[test]
+fn nobody_assents_to_a_cut_below_what_it_holds() {
+    let mut world = World::new(GOES);
+    let twin = add_twin(&mut world, LIES);
+    world.retire(0, &[(GOES, 0)], false).unwrap();
+    world.settle(&[0, 1, 2]);
+    (0..10).for_each(|_| world.claim(GOES).unwrap());
+    world.send(GOES, twin);
+    world.claim(twin).unwrap();
+    world.send(twin, 1);
+    let high = world.replica(1).view().frontier().number(id(GOES));
+    world.send(0, LIES);
+    world.settle(&[0, 2, LIES]);
+    assert_eq!(world.replica(0).view().frontier().number(id(GOES)) + 10, high);
+    let honest = [0, 1, 2];
+    world.settle(&honest);
+    world.assert_equal(&honest);
+    for n in honest {
+        assert!(world.is_retired(n, GOES) && world.is_retired(n, LIES), "{n}");
+        assert_eq!(world.replica(n).view().retired().cut(id(GOES)), Some(high), "{n}");
+    }
+}
+
+/// Of four, one is gone and one forks when it is to seal it: two are no majority, so nothing takes effect until an operator vouches.
+#[test]
+fn where_its_fork_leaves_no_majority_an_operator_decides() {
+    let (lies, goes) = (2, 3);
+    let mut world = World::new(3);
+    let twin = add_twin(&mut world, lies);
+    world.retire(0, &[(goes, 0)], false).unwrap();
+    world.settle(&[0, 1]);
+    (0..10).for_each(|_| world.claim(goes).unwrap());
+    world.send(0, lies);
+    world.settle(&[0, lies]);
+    world.send(goes, twin);
+    world.claim(twin).unwrap();
+    world.send(0, twin);
+    world.send(twin, 1);
+    world.settle(&[1, twin]);
+    world.settle(&[0, 1]);
+    assert!([0, 1].iter().all(|n| !world.is_retired(*n, goes) && !world.is_retired(*n, lies)));
+    world.retire(0, &[(goes, 1), (lies, 1)], true).unwrap();
+    world.settle(&[0, 1]);
+    world.assert_equal(&[0, 1]);
+    assert!(world.is_retired(1, goes) && world.is_retired(1, lies));
+    assert!(world.replica(1).view().ledger().is_conserved());
+}
+
+/// Where both hear it from one of the two, nothing is in the way, whatever the other branch says later.
+#[test]
+fn a_seal_that_all_have_assented_to_stands_though_its_author_forks_afterwards() {
+    let mut world = World::new(GOES);
+    let twin = add_twin(&mut world, LIES);
+    world.retire(0, &[(GOES, 0)], false).unwrap();
+    world.settle(&[0, 1, 2, LIES]);
+    assert!(world.is_retired(1, GOES));
+    let cut = world.replica(1).view().retired().cut(id(GOES));
+    world.claim(GOES).unwrap();
+    world.send(GOES, twin);
+    world.claim(twin).unwrap();
+    world.send(0, twin);
+    world.send(twin, 1);
+    world.claim(1).unwrap();
+    world.settle(&[0, 1, 2]);
+    world.assert_equal(&[0, 1, 2]);
+    for n in [0, 1, 2] {
+        assert!(world.is_retired(n, LIES));
+        assert_eq!(world.replica(n).view().retired().cut(id(GOES)), cut);
+    }
+}
+
 /// One step of a member that has several twins, or of an honest one.
 #[derive(Clone, Debug)]
 enum Step {
@@ -399,6 +528,31 @@ fn step(honest: u8) -> impl Strategy<Value = Step> {
         2 => liar_or_any(honest).prop_map(Step::GiveBack),
         8 => (liar_or_any(honest), 0..honest).prop_map(|(from, to)| Step::Send(from, to)),
         1 => (0..9_u8).prop_map(Step::Twin),
+    ]
+}
+
+/// One step while GOES is being retired, and LIES has twins.
+#[derive(Clone, Debug)]
+enum Sealing {
+    Claim(u8),
+    Send(u8, u8),
+    Retire(u8),
+    Twin,
+}
+
+fn sealing() -> impl Strategy<Value = Sealing> {
+    let (any, honest) = (0..8_u8, 0..3_u8);
+    // Who lies is LIES and whoever comes after GOES.
+    let lies = prop_oneof![Just(LIES), Just(GOES + 1), Just(GOES + 2)];
+    prop_oneof![
+        2 => any.clone().prop_map(Sealing::Claim),
+        3 => Just(Sealing::Claim(GOES)),
+        4 => lies.clone().prop_map(|to| Sealing::Send(GOES, to)),
+        6 => (honest.clone(), lies.clone()).prop_map(|(from, to)| Sealing::Send(from, to)),
+        6 => (lies, honest.clone()).prop_map(|(from, to)| Sealing::Send(from, to)),
+        4 => (any.clone(), any).prop_map(|(from, to)| Sealing::Send(from, to)),
+        1 => honest.prop_map(Sealing::Retire),
+        1 => Just(Sealing::Twin),
     ]
 }
 
@@ -440,5 +594,50 @@ proptest! {
             prop_assert!(view.ledger().is_conserved());
             prop_assert!(!view.branches().is_forked(id(liar)) || view.retired().contains(id(liar)));
         }
+    }
+
+    /// Whatever somebody lies about whose retirement, and to whom: those who are honest agree in the end, and what took effect
+    /// anywhere has the same cut everywhere.
+    #[test]
+    fn whatever_a_sealer_forks_the_honest_agree(
+        steps in proptest::collection::vec(sealing(), 10..60),
+        all_have_sealed in any::<bool>(),
+    ) {
+        let mut world = World::new(GOES);
+        add_twin(&mut world, LIES);
+        let honest = [0, 1, 2];
+        if all_have_sealed {
+            world.retire(0, &[(GOES, 1)], false).unwrap();
+            world.settle(&honest);
+        }
+        let mut cuts = BTreeSet::new();
+        for step in steps {
+            let count = u8::try_from(world.cloud.replicas.len()).unwrap();
+            match step {
+                Sealing::Claim(at) => drop(world.claim(at % count)),
+                Sealing::Send(from, to) => world.send(from % count, to % count),
+                Sealing::Retire(at) => drop(world.retire(at, &[(GOES, (at + 1) % 3)], false)),
+                Sealing::Twin if count < 8 => drop(add_twin(&mut world, LIES)),
+                Sealing::Twin => {}
+            }
+            cuts.extend(honest.iter().filter_map(|n| world.cloud.replicas[usize::from(*n)].view().retired().cut(id(GOES))));
+            prop_assert!(cuts.len() < 2, "{cuts:?}");
+        }
+        // A request that was never made is made now, and of the one that lies too if it holds up the other.
+        let _known_already = world.retire(0, &[(GOES, 0)], false);
+        world.settle(&honest);
+        if !world.is_retired(0, GOES) {
+            let _known_already = world.retire(1, &[(LIES, 1)], false);
+            world.settle(&honest);
+        }
+        world.assert_equal(&honest);
+        for n in honest {
+            prop_assert!(world.is_retired(n, GOES), "{n}");
+            let view = world.replica(n).view();
+            cuts.extend(view.retired().cut(id(GOES)));
+            prop_assert!(view.ledger().is_conserved());
+            acknowledged_are_live(&world, n, &honest);
+        }
+        prop_assert!(cuts.len() == 1, "{cuts:?}");
     }
 }

@@ -307,7 +307,7 @@ fn the_format_of_entries_does_not_change_unnoticed() {
     let again = Entry::decode(entry.bytes()).unwrap();
     assert_eq!((again.header, again.content), (entry.header, entry.content));
 }
-const PINNED: &str = "4df68fb7a73ee0016fe9a12f8fd60a83e1e47dd7d3f99cea824ccea35e25fee0";
+const PINNED: &str = "908bc30e95bb90d1ddc2d187366a2f1539b22e18d00385e74a29b5bd44f87db1";
 
 proptest! {
     #[test]

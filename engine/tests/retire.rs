@@ -16,6 +16,7 @@ use luc_engine::id::{EntryId, ReplicaId};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::{Kind, RecordId, Server};
 use luc_engine::replica::Received;
+use luc_engine::retire::{Request, Retiree};
 use luc_engine::tx::{Fence, Refusal};
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -145,6 +146,10 @@ fn what_took_effect_stays_though_newcomers_seal() {
     world.tend(4);
     world.send(1, 0);
     world.send(2, 0);
+    assert!(!world.is_retired(0, 3), "nobody else has assented");
+    for (from, to) in [(0, 1), (0, 2), (1, 0), (2, 0)] {
+        world.send(from, to);
+    }
     assert!(world.is_retired(0, 3));
     world.send(4, 0);
     let view = world.cloud.replicas[0].view();
@@ -182,6 +187,9 @@ fn of_two_that_retire_each_other_before_a_third_one_is_retired() {
     let [gone] = gone.as_slice() else { panic!("{gone:?}: one takes the majority of the other's request") };
     let living = [1 - gone, 2];
     world.assert_equal(&living);
+    // It has sealed the one, and takes its assent with what the third writes next.
+    world.claim(2).unwrap();
+    world.settle(&[0, 1, 2]);
     assert!(world.replica(*gone).fence().is_some() && world.replica(1 - gone).fence().is_none());
     world.claim(1 - gone).unwrap();
     world.settle(&[0, 1, 2]);
@@ -483,6 +491,38 @@ fn malformed_requests_are_refused() {
     }
     world.retire(0, &[(1, 0)], false).unwrap();
     assert!(world.retire(0, &[(2, 1)], false).is_err(), "an heir that is going itself");
+}
+
+/// One row is kept of each entry: what shared it would be forgotten at the next start.
+#[test]
+fn requests_seals_and_assents_are_entries_of_their_own_and_an_assent_is_given_once() {
+    let mut world = World::new(3);
+    world.retire(0, &[(3, 0)], false).unwrap();
+    world.cloud.replicas[1].flush().unwrap();
+    let request = world.cloud.log(0);
+    for bytes in request.values() {
+        drop(world.replica(1).receive(bytes));
+    }
+    let set: BTreeSet<ReplicaId> = [id(3)].into();
+    let seal = || MemberOp::Seal { set: set.clone() };
+    let assent = || MemberOp::Assent { set: set.clone() };
+    let retire = || MemberOp::Retire(Request { set: vec![Retiree { replica: id(2), heir: id(1) }], force: false });
+    let mut writes = |ops: Vec<MemberOp>| {
+        let done =
+            world.replica(1).transact::<_, Refusal>(6, |tx| ops.into_iter().try_for_each(|op| tx.membership(op)));
+        done.map(drop)
+    };
+    let refused = |done: Result<(), Refusal>| assert!(matches!(done, Err(Refusal::Invalid(_))), "{done:?}");
+    refused(writes(vec![seal(), retire()]));
+    refused(writes(vec![retire(), seal()]));
+    refused(writes(vec![seal(), assent()]));
+    refused(writes(vec![retire(), retire()]));
+    refused(writes(vec![assent()]));
+    writes(vec![seal()]).unwrap();
+    refused(writes(vec![assent(), retire()]));
+    writes(vec![assent()]).unwrap();
+    refused(writes(vec![assent()]));
+    refused(writes(vec![seal()]));
 }
 
 #[test]

@@ -226,7 +226,7 @@ fn mutants(_: &MutantArgs) -> ExitCode {
 #[cfg(feature = "mutants")]
 fn mutants(args: &MutantArgs) -> ExitCode {
     use luc_engine::mutant::Mutant;
-    use sim::mutants::{Hunt, faults, hunt, shrink};
+    use sim::mutants::{Hunt, NOT_PLAYED, faults, hunt, shrink};
 
     let among = |mutant: Mutant| {
         let own = faults(mutant);
@@ -234,7 +234,10 @@ fn mutants(args: &MutantArgs) -> ExitCode {
     };
     let seeds = || args.seed..args.seed.saturating_add(args.seeds);
     let how = Hunt { threads: args.threads, all: args.all };
-    let due = |mutant: &&Mutant| args.only.is_empty() || args.only.contains(&format!("{mutant:?}"));
+    let due = |mutant: &&Mutant| match args.only.is_empty() {
+        true => !NOT_PLAYED.contains(*mutant),
+        false => args.only.contains(&format!("{mutant:?}")),
+    };
     println!("{:<24} {:<8} {:<26} {:>6} {:>9}", "seeded bug", "breaks", "caught by", "seed", "seconds");
     let mut escaped = 0;
     for mutant in Mutant::ALL.iter().filter(due) {

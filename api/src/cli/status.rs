@@ -77,7 +77,7 @@ fn retirement(value: &Value) -> Option<String> {
         _ => {
             let awaited: Vec<&str> =
                 value["awaited"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-            Some(format!("being retired: waits for the seals of {}", awaited.join(", ")))
+            Some(format!("being retired: waits for the word of {}", awaited.join(", ")))
         }
     }
 }

@@ -4,6 +4,10 @@ use luc_engine::mutant::Mutant;
 
 use super::rules::Rule;
 
+/// Bugs that the simulator does not play, since its liar seals nothing: the model catches them (`jepsen/tests/model`), and
+/// `engine/tests/forks.rs`. Hunted when they are named.
+pub const NOT_PLAYED: &[Mutant] = &[Mutant::AssentIgnored];
+
 /// The faults that bring a bug out, among which it is hunted: further ones only make that longer. None stands for all that
 /// honest members meet.
 #[must_use]
@@ -11,6 +15,7 @@ pub fn faults(mutant: Mutant) -> &'static [&'static str] {
     match mutant {
         Mutant::TombstoneDropped | Mutant::KeptIgnored | Mutant::PurgedUnstable => &["cut", "slow"],
         Mutant::OwnSealOnly | Mutant::LowestSeal | Mutant::SealIgnored => &["retire", "cut", "lose", "slow"],
+        Mutant::AssentIgnored => &["retire", "cut", "slow", "liar"],
         Mutant::OldDiskAccepted => &["old-disk", "crash", "cut"],
         Mutant::WitnessIgnored => &["old-disk", "crash", "cut"],
         Mutant::StalePlacement | Mutant::VouchIgnored => &["host", "site"],

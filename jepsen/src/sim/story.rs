@@ -22,6 +22,7 @@ pub(super) fn entry(at: usize, header: &Header) -> String {
         MemberOp::Retire(request) => format!("retires {} replicas", request.set.len()),
         MemberOp::Fork(fork) => format!("shows that {} forked", fork.author().map_or("nobody".into(), |id| short(&id))),
         MemberOp::Seal { set } => format!("seals {} replicas", set.len()),
+        MemberOp::Assent { set } => format!("assents to the end of {} replicas", set.len()),
         MemberOp::Held => "says what it holds".into(),
     });
     let created =

@@ -35,6 +35,8 @@ pub(crate) struct Scenario {
     pub(crate) restore: Option<(u8, u8)>,
     /// Somebody who does not keep the promise of its seal.
     pub(crate) liar: Set,
+    /// What has happened before anything else.
+    pub(crate) after: Vec<Action>,
     /// Some retirement can take effect.
     pub(crate) decides: bool,
     /// Claims over capacity that are allowed: a forker's share.
@@ -59,6 +61,7 @@ impl Scenario {
             fork: None,
             restore: None,
             liar: 0,
+            after: Vec::new(),
             decides: true,
             slack: 0,
         }
@@ -114,7 +117,8 @@ pub(crate) enum Action {
 impl Scenario {
     fn world<'a>(&'a self, state: &'a State, owner: &'a [u8; CHAINS]) -> World<'a> {
         let founders = bit(self.founders) - 1;
-        World { rules: &self.rules, logs: &state.logs, owner, share: &self.share, founders, votes: &self.votes }
+        let parted = state.parted.unwrap_or(0);
+        World { rules: &self.rules, logs: &state.logs, owner, share: &self.share, founders, votes: &self.votes, parted }
     }
 
     fn is_honest(&self, chain: usize) -> bool {
@@ -196,9 +200,25 @@ impl Scenario {
         }
         // All that it rests on may be taken, also what newcomers wrote whose admission is in it (finding 8).
         let rest = self.rules.with_all || (0..CHAINS).all(|c| entry.past[c] <= held[c] || sealed & bit(c) != 0);
-        let promised = self.rules.before_its_seal && world.has_sealed(u, sealed, held);
+        // Of a branch other than one holds it shows what it rests on, too, though it has sealed the others.
+        let other = |c: &usize| self.is_other_branch(state, r, *c, entry.past[*c]);
+        let branches = (0..CHAINS).filter(other).fold(0, |all, c| all | bit(c) | bit(usize::from(world.owner[c])));
+        let more = each(sealed).any(|c| entry.past[c] > held[c]);
+        let set = if more { sealed } else { sealed | branches };
+        if branches & (bit(u) | bit(usize::from(world.owner[u]))) != 0 || self.is_other_branch(state, r, u, held[u] + 1)
+        {
+            return false;
+        }
+        let promised = self.rules.before_its_seal && world.has_sealed(u, set, held);
         let known = !self.rules.known_only || world.members(held) & bit(usize::from(world.owner[u])) != 0;
         rest && known && !promised && self.is_offered(state, r, (u, held[u] + 1))
+    }
+
+    /// Whether an entry of a chain is in another branch than is held.
+    fn is_other_branch(&self, state: &State, r: usize, chain: usize, number: u8) -> bool {
+        let held = &state.held[r];
+        number > held[chain]
+            && self.other_branch(chain, number, state).is_some_and(|other| self.holds_branch(held, other, state))
     }
 
     fn can_take_with(&self, world: &World<'_>, state: &State, r: usize, u: usize) -> bool {
@@ -260,7 +280,8 @@ impl Scenario {
                 owed.push(Op::Retire(Request { set, heir: u8::try_from(r).unwrap_or(0), force: false }));
             }
         }
-        owed.extend(world.owed_seal(r, held).map(Op::Seal));
+        let seal = world.owed_seal(r, held).map(Op::Seal);
+        owed.extend(seal.or_else(|| world.owed_assent(r, held).map(Op::Assent)));
         for x in each(retired.set) {
             let op = Op::Inherit(u8::try_from(x).unwrap_or(0));
             if retired.heir(x) == Some(r) && world.is_valid(r, op, held) {
@@ -312,6 +333,11 @@ impl Scenario {
             if usize::from(*by) == r && state.requests & bit(at) == 0 && next {
                 add(Op::Retire(*request));
             }
+        }
+        // Who forks says in each branch once what it has seen, and nothing else.
+        let forks = self.fork.is_some_and(|(a, b)| r == usize::from(a) || r == usize::from(b));
+        if forks && self.liar & bit(r) != 0 && !state.logs[r].iter().any(|entry| entry.op == Op::Note) {
+            add(Op::Note);
         }
         if state.releases & bit(r) != 0 {
             let claims = world.ledger(held).claims;
@@ -406,7 +432,7 @@ impl Model for Scenario {
 
     fn init_states(&self) -> Vec<State> {
         let founders = bit(self.founders) - 1;
-        vec![State {
+        let first = State {
             logs: Default::default(),
             held: Default::default(),
             alive: founders,
@@ -418,7 +444,14 @@ impl Model for Scenario {
             joins: 0,
             parted: None,
             copy: None,
-        }]
+        };
+        let done = self.after.iter().try_fold(first, |state, action| {
+            let mut may = Vec::new();
+            self.actions(&state, &mut may);
+            if may.contains(action) { self.next_state(&state, *action) } else { None }
+        });
+        // A story that cannot happen is an empty model, which retires nobody.
+        done.into_iter().collect()
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {

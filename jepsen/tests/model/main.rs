@@ -171,6 +171,25 @@ fn inflated(rules: Rules) -> Scenario {
     it
 }
 
+/// The same, when they have.
+fn inflated_then(rules: Rules) -> Scenario {
+    use cloud::Action::{Take, Write};
+    use rules::Op::{Assent, Retire, Seal};
+    let mut it = inflated(rules);
+    it.after = vec![
+        Write(0, Retire(request(0b100, 0))),
+        Write(0, Seal(0b100)),
+        Take(1, 0),
+        Take(1, 0),
+        Write(1, Seal(0b100)),
+        Take(0, 1),
+        Write(0, Assent(0b100)),
+        Write(1, Assent(0b100)),
+        Take(0, 1),
+    ];
+    it
+}
+
 /// 2 and 3 are gone; first without force.
 fn forced_later(rules: Rules) -> Scenario {
     let mut it = Scenario::of(rules, 4, &[0, 0, 1, 0]);
@@ -208,6 +227,54 @@ fn lying(rules: Rules) -> Scenario {
     it
 }
 
+/// 3 is being retired, and has claimed; 2 forks. It seals 3 in each branch, and one has seen that claim.
+fn sealed_twice(rules: Rules) -> Scenario {
+    let mut it = Scenario::of(rules, 4, &[0, 0, 0, 1]);
+    // 0 and 1 are a majority without them.
+    it.votes[3] = 6;
+    it.claims = [1, 0, 0, 1, 0, 0];
+    it.requests = vec![(0, request(0b1000, 0))];
+    it.fork = Some((2, 4));
+    it.liar = 0b1_0100;
+    it
+}
+
+/// The same, when 0 and 1 have each other's seals: from there on everything.
+fn sealed_twice_then(rules: Rules) -> Scenario {
+    use cloud::Action::{Fork, Take, Write};
+    use rules::Op::{Claim, Retire, Seal};
+    let mut it = sealed_twice(rules);
+    it.claims[0] = 0;
+    it.after = vec![
+        Write(0, Retire(request(0b1000, 0))),
+        Write(0, Seal(0b1000)),
+        Take(1, 0),
+        Take(1, 0),
+        Write(1, Seal(0b1000)),
+        Take(0, 1),
+        Write(3, Claim),
+        Fork,
+    ];
+    it
+}
+
+/// One branch shows 1 that claim, and has not sealed; the other has sealed without it, and shows that to 0.
+fn shown_beside_its_seal(rules: Rules) -> Scenario {
+    use cloud::Action::{Take, TakeWith, Write};
+    use rules::Op::{Note, Seal};
+    let mut it = sealed_twice_then(rules);
+    it.after.extend([
+        Take(4, 3),
+        Write(4, Note),
+        TakeWith(1, 4),
+        Take(2, 0),
+        Take(2, 0),
+        Write(2, Seal(0b1000)),
+        Take(0, 2),
+    ]);
+    it
+}
+
 macro_rules! sound {
     ($($name:ident),*) => { $(mod $name { #[test] fn is_sound() { super::assert_sound(stringify!($name), super::$name(super::SOUND)); } })* };
 }
@@ -221,10 +288,14 @@ sound!(
     mutual,
     newcomers,
     inflated,
+    inflated_then,
     forced_later,
     forked,
     restored,
-    lying
+    lying,
+    sealed_twice,
+    sealed_twice_then,
+    shown_beside_its_seal
 );
 
 const BOOKED: &str = "no-double-booking";
@@ -246,10 +317,13 @@ mutant! {
     heir_spends_before_the_seals: one_is_retired { seals } caught by BOOKED;
     lowest_seal: one_is_retired { highest } caught by BEYOND;
     no_majority: halves { majority, sparing_seals } caught by AGREES;
-    members_are_counted: inflated { conserved_votes } caught by AGREES;
+    members_are_counted: inflated_then { conserved_votes } caught by AGREES;
     larger_seals_count: mutual { equal_sets, sparing_seals } caught by AGREES;
     any_seal_demands: newcomers { least_closure } caught by AGREES;
     any_seal_cuts: inflated { needed_cut } caught by AGREES;
+    seals_alone: sealed_twice_then { assents } caught by AGREES;
+    whatever_rests_on_it_assents: sealed_twice_then { said_once } caught by AGREES;
+    assents_below_what_it_holds: shown_beside_its_seal { holds_no_more } caught by BEYOND;
     sealed_for_nothing: mutual { sparing_seals } caught by HEALS;
     taken_beyond_the_seal: one_is_retired { stop_at_seal } caught by BEYOND;
     only_seals_show: overlapping { shown_is_enough } caught by HEALS;

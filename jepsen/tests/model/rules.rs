@@ -41,6 +41,8 @@ pub(crate) enum Op {
     Retire(Request),
     /// Of all these I hold what my past says, and take no more than another survivor has.
     Seal(Set),
+    /// Of all these I hold the seals that my past has, everybody's who must seal, and assent to them.
+    Assent(Set),
     Inherit(u8),
 }
 
@@ -77,6 +79,13 @@ pub(crate) struct Rules {
     pub(crate) least_closure: bool,
     /// Only the seals that were needed make the cut; else any seal, a stranger's as well (finding 7).
     pub(crate) needed_cut: bool,
+    /// It takes effect where all that must seal have assented to just these seals; else by seals alone (R11).
+    pub(crate) assents: bool,
+    /// An assent is an entry of its own, and who holds two seals of one author gives none; else whatever rests on some seals
+    /// assents to them (R11).
+    pub(crate) said_once: bool,
+    /// Nobody assents to a cut below what it holds (R11).
+    pub(crate) holds_no_more: bool,
     /// A seal for which no majority is left is not given (finding 4).
     pub(crate) sparing_seals: bool,
     /// Having sealed, a replica takes no more than another survivor has shown; else it takes everything.
@@ -110,6 +119,9 @@ pub(crate) const SOUND: Rules = Rules {
     equal_sets: true,
     least_closure: true,
     needed_cut: true,
+    assents: true,
+    said_once: true,
+    holds_no_more: true,
     sparing_seals: true,
     stop_at_seal: true,
     shown_is_enough: true,
@@ -135,7 +147,12 @@ pub(crate) struct World<'a> {
     pub(crate) founders: Set,
     /// Votes of the founders.
     pub(crate) votes: &'a [u8; CHAINS],
+    /// The last entry that both chains of a replica that forked have in common.
+    pub(crate) parted: u8,
 }
+
+/// Of each replica a seal of one set, if it has any.
+type Choice = [Option<Id>; CHAINS];
 
 /// What has taken effect.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
@@ -241,7 +258,7 @@ impl World<'_> {
                     ledger.settle(from, &entry.past);
                     ledger.free[owner] += std::mem::take(&mut ledger.free[from]);
                 }
-                Op::Note | Op::Join(..) | Op::Welcome(..) | Op::Retire(_) | Op::Seal(_) => {}
+                Op::Note | Op::Join(..) | Op::Welcome(..) | Op::Retire(_) | Op::Seal(_) | Op::Assent(_) => {}
             }
         }
         ledger
@@ -277,6 +294,7 @@ impl World<'_> {
                 let free = request.set & named == 0 || (request.force && self.rules.force_later);
                 request.set & bit(chain) == 0 && free && is_living(request.heir)
             }
+            Op::Assent(set) => self.counts(self.sealed(chain, past), set) && !self.has_assented(chain, set, past),
             Op::Note | Op::Join(..) | Op::Welcome(..) | Op::Seal(_) => true,
         }
     }
@@ -321,10 +339,20 @@ impl World<'_> {
         self.requests(past).fold(0, |all, (_, request)| all | request.set)
     }
 
-    /// The seals of a chain that a past holds: number and set.
-    fn seals(&self, chain: usize, past: &Past) -> impl Iterator<Item = (u8, Set)> + '_ {
-        (1..=past[chain]).filter_map(move |number| match self.logs[chain][usize::from(number) - 1].op {
-            Op::Seal(set) => Some((number, set)),
+    /// The entries of a chain that a past holds, those first that it continues.
+    fn line(&self, chain: usize, past: &Past) -> impl Iterator<Item = (Id, Op)> + '_ {
+        let stem = self.owner(chain);
+        let below = if stem == chain { 0 } else { past[stem].min(self.parted) };
+        let ids = (1..=below).map(move |number| (stem, number)).chain((1..=past[chain]).map(move |n| (chain, n)));
+        ids.map(|(chain, number)| {
+            ((u8::try_from(chain).unwrap_or(0), number), self.logs[chain][usize::from(number) - 1].op)
+        })
+    }
+
+    /// The seals of a chain that a past holds, with their sets.
+    fn seals(&self, chain: usize, past: &Past) -> impl Iterator<Item = (Id, Set)> + '_ {
+        self.line(chain, past).filter_map(|(id, op)| match op {
+            Op::Seal(set) => Some((id, set)),
             _ => None,
         })
     }
@@ -336,12 +364,48 @@ impl World<'_> {
 
     /// The entry with the last seal of a chain.
     pub(crate) fn last_seal(&self, chain: usize, past: &Past) -> Option<&Entry> {
-        self.seals(chain, past).last().map(|(number, _)| &self.logs[chain][usize::from(number) - 1])
+        self.seals(chain, past).last().map(|(id, _)| self.entry(id))
     }
 
     /// Whether a chain has sealed a set that contains this one.
     pub(crate) fn has_sealed(&self, chain: usize, set: Set, past: &Past) -> bool {
         self.seals(chain, past).any(|(_, sealed)| sealed & set == set)
+    }
+
+    fn has_assented(&self, chain: usize, set: Set, past: &Past) -> bool {
+        self.line(chain, past).any(|(_, op)| op == Op::Assent(set))
+    }
+
+    /// The set that a replica that holds `past` assents to: it holds the seals of all who must have sealed it, one of each.
+    pub(crate) fn owed_assent(&self, chain: usize, past: &Past) -> Option<Set> {
+        if !self.rules.assents {
+            return None;
+        }
+        let sealed = self.sealed(chain, past);
+        // Where a seal counts for smaller sets, so does the assent of who gave it.
+        let all = (0..CHAINS).flat_map(|m| self.seals(m, past).map(|(_, set)| set)).filter(|set| set & !sealed == 0);
+        let mut sets: Vec<Set> = if self.rules.equal_sets { vec![sealed] } else { all.collect() };
+        sets.retain(|set| !self.has_assented(chain, *set, past));
+        sets.into_iter().find(|set| self.may_assent(chain, *set, past))
+    }
+
+    fn may_assent(&self, chain: usize, set: Set, past: &Past) -> bool {
+        let retired = self.retired(past, chain);
+        if set & !retired.set == 0 {
+            return false;
+        }
+        let choice = std::array::from_fn(|m| match self.forms(m, set, past).as_slice() {
+            [one] => Some(*one),
+            _ => None,
+        });
+        let me = bit(self.owner(chain));
+        let sealed = |x: usize, sealers: Set| {
+            each(sealers).filter_map(|m| choice[m]).map(|id| self.entry(id).past[x]).max().unwrap_or(0)
+        };
+        let whole = self.closures(set, past, &retired, &choice).into_iter().map(|(_, sealers)| sealers);
+        whole
+            .filter(|sealers| sealers & me != 0)
+            .any(|sealers| !self.rules.holds_no_more || each(set).all(|x| past[x] <= sealed(x, sealers)))
     }
 
     /// Whether a member has given a newcomer votes.
@@ -410,8 +474,8 @@ impl World<'_> {
             return out;
         }
         if !self.rules.all_seals {
-            if let Some((number, set)) = self.seals(by, past).last() {
-                let seal = self.logs[by][usize::from(number) - 1].past;
+            if let Some((id, set)) = self.seals(by, past).last() {
+                let seal = self.entry(id).past;
                 self.bury(&mut out, set, bit(by), past, |x| seal[x]);
             }
             return out;
@@ -423,10 +487,10 @@ impl World<'_> {
             if out.set & !set != 0 && self.rules.equal_sets {
                 continue;
             }
-            if let Some(sealers) = self.round(set, past, &out) {
+            if let Some((choice, sealers)) = self.round(set, past, &out) {
                 let at = |x: usize| {
                     let makers = if self.rules.needed_cut { sealers } else { !set };
-                    let seals = each(makers).filter_map(|m| self.first_seal(m, set, past)).map(|seal| seal.past[x]);
+                    let seals = each(makers).filter_map(|m| choice[m]).map(|id| self.entry(id).past[x]);
                     if self.rules.highest { seals.max() } else { seals.min() }.unwrap_or(0)
                 };
                 self.bury(&mut out, set, sealers, past, at);
@@ -445,32 +509,93 @@ impl World<'_> {
         }
     }
 
-    fn first_seal(&self, chain: usize, set: Set, past: &Past) -> Option<&Entry> {
-        let counts = |sealed: Set| if self.rules.equal_sets { sealed == set } else { sealed & set == set };
-        let (number, _) = self.seals(chain, past).find(|(_, sealed)| counts(*sealed))?;
-        Some(&self.logs[chain][usize::from(number) - 1])
+    fn counts(&self, sealed: Set, set: Set) -> bool {
+        if self.rules.equal_sets { sealed == set } else { sealed & set == set }
     }
 
-    /// Who has sealed a round that is complete and has its majority.
-    fn round(&self, set: Set, past: &Past, before: &Retired) -> Option<Set> {
+    /// The seals of a set by one replica: one, or one in each of its chains.
+    fn forms(&self, replica: usize, set: Set, past: &Past) -> Vec<Id> {
+        let first =
+            |chain: usize| self.seals(chain, past).find(|(_, sealed)| self.counts(*sealed, set)).map(|(id, _)| id);
+        let mut forms: Vec<Id> = (0..CHAINS).filter(|chain| self.owner(*chain) == replica).filter_map(first).collect();
+        forms.dedup();
+        forms
+    }
+
+    /// One seal of each; of who forked, that which somebody has assented to.
+    fn choices(&self, set: Set, past: &Past) -> Vec<Choice> {
+        let forms: [Vec<Id>; CHAINS] = std::array::from_fn(|m| self.forms(m, set, past));
+        if !self.rules.assents || forms.iter().all(|of| of.len() < 2) {
+            return vec![std::array::from_fn(|m| forms[m].first().copied())];
+        }
+        let chosen = |seen: &Past| -> Choice {
+            std::array::from_fn(|m| {
+                let mut held = forms[m].iter().copied().filter(|id| forms[m].len() == 1 || holds(seen, *id));
+                let one = held.next();
+                one.filter(|_| held.next().is_none() || !self.rules.said_once)
+            })
+        };
+        let mut choices: Vec<Choice> = self.assents(set, past).map(|(_, seen)| chosen(&seen)).collect();
+        choices.sort_unstable();
+        choices.dedup();
+        choices
+    }
+
+    /// Who has assented to a set, and what it held.
+    fn assents(&self, set: Set, past: &Past) -> impl Iterator<Item = (usize, Past)> {
+        let assents = move |op: Op| matches!(op, Op::Assent(to) if self.counts(to, set)) || !self.rules.said_once;
+        self.chains(past).filter(move |(_, entry)| assents(entry.op)).map(|((chain, number), entry)| {
+            (self.owner(usize::from(chain)), with(&entry.past, usize::from(chain), number))
+        })
+    }
+
+    /// Whether each of these has assented to just these seals of theirs.
+    fn is_assented(&self, set: Set, past: &Past, choice: &Choice, sealers: Set) -> bool {
+        if !self.rules.assents {
+            return true;
+        }
+        let to_these = |seen: &Past| {
+            each(sealers).all(|m| {
+                let others = self.forms(m, set, past).into_iter().filter(|id| Some(*id) != choice[m]);
+                choice[m].is_some_and(|id| holds(seen, id))
+                    && (others.into_iter().all(|id| !holds(seen, id)) || !self.rules.said_once)
+            })
+        };
+        let assented = self.assents(set, past).filter(|(_, seen)| to_these(seen)).fold(0, |all, (m, _)| all | bit(m));
+        sealers & !assented == 0
+    }
+
+    /// Who has sealed a round that is complete, has its majority, and is assented to.
+    fn round(&self, set: Set, past: &Past, before: &Retired) -> Option<(Choice, Set)> {
+        let made = self.choices(set, past).into_iter().flat_map(|choice| {
+            let closures = self.closures(set, past, before, &choice).into_iter();
+            closures.map(move |(count, sealers)| (count, sealers, choice))
+        });
+        let made = made.filter(|(_, sealers, choice)| self.is_assented(set, past, choice, *sealers));
+        made.min().map(|(_, sealers, choice)| (choice, sealers))
+    }
+
+    /// Those who must have sealed a set, if they have, with a majority: as each of them knows.
+    fn closures(&self, set: Set, past: &Past, before: &Retired, choice: &Choice) -> Vec<(u32, Set)> {
         let forced = self.requests(past).filter(|(_, r)| r.force).fold(before.set, |all, (_, r)| all | r.set);
-        let starts = (0..CHAINS).filter(|m| set & bit(*m) == 0 && self.first_seal(*m, set, past).is_some());
         let mut closures: Vec<(u32, Set)> = Vec::new();
-        let mut starts: Vec<usize> = starts.collect();
+        let mut starts: Vec<usize> = (0..CHAINS).filter(|m| set & bit(*m) == 0 && choice[*m].is_some()).collect();
         if !self.rules.least_closure {
             starts.reverse();
         }
         for start in starts {
             let (mut sealers, mut known, mut open) = (0, 0, bit(start));
             while let Some(m) = each(open & !sealers).next() {
-                let Some(seal) = self.first_seal(m, set, past) else { break };
+                let Some(id) = choice[m] else { break };
                 sealers |= bit(m);
-                known |= self.members(&seal.past);
+                known |= self.members(&self.entry(id).past);
                 open |= known & !set;
             }
             let complete = open & !sealers == 0;
             if complete
-                && (set & !forced == 0 || !self.rules.majority || self.has_majority(sealers, known, set, past, before))
+                && (set & !forced == 0
+                    || !self.rules.majority
+                    || self.has_majority(sealers, known, choice, past, before))
             {
                 closures.push((sealers.count_ones(), sealers));
             }
@@ -478,18 +603,22 @@ impl World<'_> {
                 break;
             }
         }
-        closures.into_iter().min().map(|(_, sealers)| sealers)
+        closures
     }
 
-    fn has_majority(&self, sealers: Set, known: Set, set: Set, past: &Past, before: &Retired) -> bool {
+    fn has_majority(&self, sealers: Set, known: Set, choice: &Choice, past: &Past, before: &Retired) -> bool {
         if !self.rules.conserved_votes {
             return sealers.count_ones() * 2 > (known & !before.set).count_ones();
         }
-        let mine = |m: usize| self.first_seal(m, set, past).map_or(0, |seal| self.votes_of(m, &seal.past));
+        let mine = |m: usize| choice[m].map_or(0, |id| self.votes_of(m, &self.entry(id).past));
         let all: u16 = self.votes.iter().map(|n| u16::from(*n)).sum();
         let gone: u16 = each(before.set).map(|x| self.votes_of(x, &at_cut(past, x, before))).sum();
         each(sealers).map(mine).sum::<u16>() * 2 > all - gone
     }
+}
+
+fn holds(past: &Past, (chain, number): Id) -> bool {
+    past[usize::from(chain)] >= number
 }
 
 fn at_cut(past: &Past, chain: usize, retired: &Retired) -> Past {
