@@ -14,7 +14,7 @@ pub const NOT_PLAYED: &[Mutant] = &[Mutant::AssentIgnored];
 pub fn faults(mutant: Mutant) -> &'static [&'static str] {
     match mutant {
         Mutant::TombstoneDropped | Mutant::KeptIgnored | Mutant::PurgedUnstable => &["cut", "slow"],
-        Mutant::OwnSealOnly | Mutant::LowestSeal | Mutant::SealIgnored => &["retire", "cut", "lose", "slow"],
+        Mutant::OwnSealOnly | Mutant::LowestSeal | Mutant::SealIgnored => &["retire", "cut"],
         Mutant::AssentIgnored => &["retire", "cut", "slow", "liar"],
         Mutant::OldDiskAccepted => &["old-disk", "crash", "cut"],
         Mutant::WitnessIgnored => &["old-disk", "crash", "cut"],

@@ -227,6 +227,19 @@ fn lying(rules: Rules) -> Scenario {
     it
 }
 
+/// The same, when all have sealed and 0 has assented.
+fn lying_then(rules: Rules) -> Scenario {
+    use cloud::Action::{Take, Write};
+    use rules::Op::{Assent, Retire, Seal};
+    let mut it = lying(rules);
+    it.after = vec![Write(0, Retire(request(0b1000, 0))), Write(0, Seal(0b1000))];
+    for at in [1, 2] {
+        it.after.extend([Take(at, 0), Take(at, 0), Write(at, Seal(0b1000)), Take(0, at)]);
+    }
+    it.after.push(Write(0, Assent(0b1000)));
+    it
+}
+
 /// 3 is being retired, and has claimed; 2 forks. It seals 3 in each branch, and one has seen that claim.
 fn sealed_twice(rules: Rules) -> Scenario {
     let mut it = Scenario::of(rules, 4, &[0, 0, 0, 1]);
@@ -293,6 +306,7 @@ sound!(
     forked,
     restored,
     lying,
+    lying_then,
     sealed_twice,
     sealed_twice_then,
     shown_beside_its_seal
@@ -328,7 +342,7 @@ mutant! {
     taken_beyond_the_seal: one_is_retired { stop_at_seal } caught by BEYOND;
     only_seals_show: overlapping { shown_is_enough } caught by HEALS;
     taken_apart: overlapping { together } caught by HEALS;
-    broken_promises_show: lying { before_its_seal } caught by BEYOND;
+    broken_promises_show: lying_then { before_its_seal } caught by BEYOND;
     strangers_show: inflated { known_only } caught by HEALS;
     taken_with_the_sealed_only: inflated { with_all } caught by HEALS;
     never_forced_later: forced_later { force_later } caught by EFFECT;
