@@ -31,9 +31,9 @@ test: ## Install what is missing and run all tests
 	@$(MAKE) --no-print-directory $(VENV)/ready
 	cargo build --locked -p luc-api
 	cargo $(RUNNER) --workspace --locked
-	@# From 150 seeds on every hard state must have been met.
-	@$(MAKE) --no-print-directory sim SEEDS=300 OPS=300
-	@$(MAKE) --no-print-directory sim SEEDS=120 OPS=300 FAULTS=cut,slow,liar
+	@# From 100 seeds of 1,000 operations on every hard state must have been met.
+	@$(MAKE) --no-print-directory sim SEEDS=1000 OPS=2000
+	@$(MAKE) --no-print-directory sim SEEDS=300 OPS=1000 FAULTS=cut,slow,liar
 	@$(MAKE) --no-print-directory mutants
 
 # Every test binary with properties in it, wherever that is.
@@ -97,7 +97,7 @@ sim: ## Run the simulator (SEEDS=100, SEED=1, OPS=2000, HOURS=2, FAULTS=cut,liar
 	$(SIM) -- sim --seed $(SEED) --seeds $(SEEDS) --ops $(OPS) $(if $(HOURS),--hours $(HOURS)) $(if $(FAULTS),--faults $(FAULTS))
 
 mutants: ## Switch on each seeded bug, and print which rule of the simulator catches it
-	$(SIM) -- mutants --ops 600
+	$(SIM) -- mutants --ops 1500
 
 # The suite against real processes; needs root, for network namespaces. TIME is that of faults, seconds.
 TIME ?= 150

@@ -14,7 +14,7 @@ pub mod id;
 pub mod interval;
 pub mod ledger;
 #[cfg(feature = "memo")]
-mod memo;
+pub mod memo;
 pub mod mutant;
 mod receive;
 pub mod record;

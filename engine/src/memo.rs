@@ -33,6 +33,18 @@ thread_local! {
     static POOL_CHANGES: RefCell<HashMap<[usize; 2], PoolChange, BuildHasherDefault<Truncated>>> = RefCell::default();
 }
 
+/// Forgets everything: what comes next is about something else, and small tables are quicker than large ones.
+pub fn forget() {
+    SIGNED.with_borrow_mut(HashMap::clear);
+    ENTRIES.with_borrow_mut(HashMap::clear);
+    FRONTIERS.with_borrow_mut(HashMap::clear);
+    CHANGES.with_borrow_mut(HashMap::clear);
+    DOCUMENTS.with_borrow_mut(HashMap::clear);
+    RECORDS.take();
+    POOLS.take();
+    POOL_CHANGES.with_borrow_mut(HashMap::clear);
+}
+
 /// Rows that are equal are one, whichever replica holds them: found by what they are of, and compared. Each is kept, so that
 /// its place names it, with what has been worked out of it.
 struct Alike<K, T> {

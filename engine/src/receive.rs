@@ -173,7 +173,7 @@ impl Replica {
     }
 
     /// Of whom this replica takes nothing by itself.
-    fn sealed(&self) -> BTreeSet<ReplicaId> {
+    pub(crate) fn sealed(&self) -> BTreeSet<ReplicaId> {
         self.sealed_by(self.me())
     }
 

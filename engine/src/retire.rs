@@ -268,6 +268,14 @@ impl Retirements {
         self.seals.range(from..=entry).next_back().into_iter().flat_map(|(_, seal)| seal.set.iter().copied())
     }
 
+    /// Up to which number of a log somebody whose word counts has sealed its author.
+    pub(crate) fn sealed_to(&self, log: ReplicaId, branches: &Branches, counts: impl Fn(ReplicaId) -> bool) -> u64 {
+        let author = branches.author(log);
+        let of_it = self.seals.iter().filter(|(_, seal)| seal.set.contains(&author));
+        let counted = of_it.filter(|(entry, _)| counts(branches.author(entry.author)));
+        counted.map(|(_, seal)| seal.frontier.number(log)).max().unwrap_or(0)
+    }
+
     /// The requests that stand in a past, in order.
     pub(crate) fn requests(&self, past: &Frontier) -> impl Iterator<Item = &Request> {
         self.requests.iter().filter(|(entry, _)| past.holds(**entry)).map(|(_, asked)| &asked.request)

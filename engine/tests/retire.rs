@@ -9,14 +9,15 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::Rogue;
 use common::world::{World, amount, id};
+use common::{Rogue, snapshot};
 use luc_engine::entry::{Entry, Frontier, MemberOp, Subject};
 use luc_engine::id::{EntryId, ReplicaId};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::{Kind, RecordId, Server};
-use luc_engine::replica::Received;
+use luc_engine::replica::{Received, ReplaceError};
 use luc_engine::retire::{Request, Retiree};
+use luc_engine::store::{MemoryStore, Store};
 use luc_engine::tx::{Fence, Refusal};
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -391,6 +392,37 @@ fn nor_does_a_newcomer_that_has_not_sealed_yet() {
     assert!(world.is_retired(4, 3));
     world.assert_equal(&[0, 1, 2, 4]);
     world.assert_sound(&[0, 1, 2, 4]);
+}
+
+/// Logs are short, and whoever is being retired runs on and gives away its state. Another's may hold more than is held here: up to
+/// what that one has sealed.
+#[test]
+fn nor_does_a_snapshot_lead_beyond_a_promise() {
+    let mut world = World::new(3);
+    world.claim(3).unwrap();
+    world.send(3, 1);
+    world.retire(0, &[(3, 0)], false).unwrap();
+    let held = world.replica(0).view().frontier().number(id(3));
+    world.send(0, 1);
+    world.claim(3).unwrap();
+    world.send(0, 3);
+    let give = |world: &mut World, from: u8| {
+        let mut store = MemoryStore::default();
+        store.commit(&snapshot(world.replica(from))).unwrap();
+        let reader = store.reader().unwrap();
+        let taken = world.replica(0).replace(&*reader);
+        (taken, world.replica(0).view().frontier().number(id(3)))
+    };
+    let (taken, now) = give(&mut world, 3);
+    assert!(matches!(&taken, Err(ReplaceError::Sealed(entry)) if entry.author == id(3)), "{taken:?}");
+    assert_eq!(now, held);
+    let (taken, now) = give(&mut world, 1);
+    assert!(taken.is_ok() && now == held + 1, "{taken:?} {now}");
+    world.tend(0);
+    world.settle(&[0, 1, 2]);
+    assert!(world.is_retired(2, 3));
+    world.assert_equal(&[0, 1, 2]);
+    world.assert_sound(&[0, 1, 2]);
 }
 
 #[test]

@@ -99,7 +99,7 @@ struct MutantArgs {
 }
 
 /// So many seeds, of so many operations each, must have reached every hard state that their faults can bring about.
-const DEMANDING: (u64, usize) = (60, 300);
+const DEMANDING: (u64, usize) = (100, 1_000);
 
 fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)

@@ -29,6 +29,9 @@ pub enum ReplaceError {
     /// The snapshot does not show the newest entry of an author, signed by it.
     #[error("the snapshot says that it holds entry {0}, and does not show it")]
     Unproved(EntryId),
+    /// Of somebody whom this replica has sealed, it holds more than was promised: nobody whose word counts has sealed that.
+    #[error("the snapshot holds entry {0} of one that is being retired, and nobody has sealed that")]
+    Sealed(EntryId),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -53,6 +56,7 @@ impl Replica {
     fn replace_by(&mut self, snapshot: &dyn Reader) -> Result<(), ReplaceError> {
         let (view, chains) = self.read_state(snapshot).map_err(ReplaceError::Snapshot)?;
         self.check_tips(snapshot, &view, &chains)?;
+        self.check_promise(&view)?;
         let flushed = self.flush()?;
         let before = self.all_changed(flushed, Flushed::default());
         let rest = self.lacking(&view, &chains)?;
@@ -158,6 +162,21 @@ impl Replica {
             let is_signed = entry.zip(member).is_some_and(|(entry, m)| entry.verify(&m.member.public_key).is_ok());
             if !is_signed {
                 return Err(ReplaceError::Unproved(id));
+            }
+        }
+        Ok(())
+    }
+
+    /// What this replica has promised by its seal, it does not take in a snapshot either, as from one who is being retired and
+    /// runs on (`docs/reservations.md`, question c): no more than it holds, or than a seal in the snapshot says.
+    fn check_promise(&self, view: &View) -> Result<(), ReplaceError> {
+        let set = self.sealed();
+        let counts = |by| self.view.member(by).is_some() && !set.contains(&by);
+        let awaits = set.iter().filter(|of| !view.retired().contains(**of));
+        for log in awaits.flat_map(|of| view.branches.logs(*of)) {
+            let (here, there) = (self.view.frontier.number(log), view.frontier.number(log));
+            if there > here && there > view.retirements.sealed_to(log, &view.branches, counts) {
+                return Err(ReplaceError::Sealed(EntryId { author: log, number: there }));
             }
         }
         Ok(())

@@ -65,6 +65,8 @@ pub fn seed(plan: &Plan, seed: u64) -> Outcome {
 #[must_use]
 pub fn run(plan: &Plan, seed: u64, steps: Vec<Step>, text: bool) -> Outcome {
     let config = Config { seed, sites: plan.sites, text };
+    #[cfg(feature = "memo")]
+    luc_engine::memo::forget();
     let outcome = catch_unwind(AssertUnwindSafe(|| world::run(&config, steps)));
     outcome.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();

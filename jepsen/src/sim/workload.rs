@@ -157,7 +157,7 @@ pub fn schedule(seed: u64, ops: usize, faults: &BTreeSet<String>) -> Vec<Step> {
     // Some runs are busy, some are slow enough for everything to settle in between.
     let pace = [4_000, 12_000, 40_000][usize::try_from(rng.below(3)).unwrap_or(0)];
     // So many operations in a thousand look at what there is: always half of them at least.
-    let looks = [500, 750, 900][usize::try_from(rng.below(3)).unwrap_or(0)];
+    let looks = [500, 800, 900][usize::try_from(rng.below(3)).unwrap_or(0)];
     // One fault in so many operations; some runs are calm.
     let every = [25, 60, 200][usize::try_from(rng.below(3)).unwrap_or(0)];
     for n in 0..3 {

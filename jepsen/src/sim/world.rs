@@ -39,7 +39,7 @@ const SETTLE: Micros = 60_000_000;
 /// How often a core looks at the clock.
 const TICK: Micros = 250_000;
 /// In one of so many a node folds what all have: it may do so at any time.
-const FOLD_TICKS: u64 = 8;
+const FOLD_TICKS: u64 = 16;
 
 /// What happens.
 #[derive(Debug)]
