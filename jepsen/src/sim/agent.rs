@@ -306,6 +306,12 @@ impl World {
         }
     }
 
+    /// Whether the replica that an agent is attached to knows that another is retired.
+    fn has_heard_of_retirement(&self, at: usize, of: ReplicaId) -> bool {
+        let node = self.agents.get(at).and_then(|agent| self.nodes.get(agent.attached?));
+        node.and_then(|node| node.process.as_ref()).is_some_and(|process| process.view.retired().contains(of))
+    }
+
     pub(super) fn tell_agent(&mut self, agent: usize, session: u64, talk: Talk) {
         self.at(NEAR, Event::ToAgent { agent, session, talk });
     }
@@ -544,7 +550,8 @@ impl World {
         agent.domains.insert(server, Domain { claim, epoch, amount: amount.clone(), power: record.power });
         let host = agent.facts.identity.host;
         self.trace.note(self.now, [10, at as u64, claim.entry.number], || format!("agent {at}: {server} is started"));
-        let checked = self.rules.started(host, server, claim, &amount);
+        let told = self.has_heard_of_retirement(at, claim.entry.author);
+        let checked = self.rules.started(host, server, claim, &amount, told);
         self.check(checked);
         self.see(at, server, claim, DomainState::Running, None, record.power_changes);
     }

@@ -368,11 +368,12 @@ impl Rules {
         let excused = author.is_some_and(|tracker| tracker.excused);
         let unflushed = author
             .is_some_and(|tracker| tracker.replica != self.replica(node) && tracker.number(id.author) < id.number);
-        if unflushed && !excused {
+        let beyond = self.cuts.get(&id.author).is_some_and(|cut| id.number > *cut);
+        // Of one that is retired the disk may have let go what is void, with a snapshot in place of its state.
+        if unflushed && !excused && !beyond {
             let how = format!("node {node} has entry {id}, which is not on its author's disk");
             return Err(Broken::new(Rule::AcknowledgedIsDurable, how));
         }
-        let beyond = self.cuts.get(&id.author).is_some_and(|cut| id.number > *cut);
         match self.entries.get_mut(&id) {
             None => {
                 self.entries.insert(id, Known { entry: entry.clone(), counts: !beyond });
@@ -706,11 +707,11 @@ impl Rules {
         self.capacities.insert(host, vector(capacity));
     }
 
-    /// A domain was started.
+    /// A domain was started. `told`: the replica that ordered it knows that the claim's author is retired, if it is.
     ///
     /// # Errors
     /// [`Broken`].
-    pub fn started(&mut self, host: HostId, server: Uuid, claim: ClaimId, amount: &Amount) -> Checked {
+    pub fn started(&mut self, host: HostId, server: Uuid, claim: ClaimId, amount: &Amount, told: bool) -> Checked {
         let broken = |how: String| Err(Broken::new(Rule::HostTruth, how));
         let lies = |claim: &ClaimId| self.is_liars(claim.entry.author);
         let nil = HostId(Uuid::nil());
@@ -723,6 +724,8 @@ impl Rules {
         self.domains.insert((server, host), (claim, vector(amount)));
         match self.claims.get(&claim) {
             _ if self.is_unreckoned(claim) => {}
+            // A replica that is said to be stopped runs on, cut off, and serves its site until it hears of it; nobody else rests on that.
+            None if !told && self.cuts.get(&claim.entry.author).is_some_and(|cut| claim.entry.number > *cut) => {}
             None => return broken(format!("server {server} is started for claim {claim}, which is on no disk")),
             Some(_) if self.refused.contains(&(host, claim)) => {
                 return broken(format!(
