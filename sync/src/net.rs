@@ -41,6 +41,9 @@ const DIAL_EVERY: Duration = Duration::from_millis(500);
 const DIAL_LIMIT: Duration = Duration::from_secs(3);
 /// How often one who is retired is tried: it is not expected to come back, and shall be told if it does.
 const DIAL_RETIRED: Duration = Duration::from_secs(10);
+/// How long one with a lower id is waited for, whose it is to dial. It does not if it has never heard of this replica, since whoever
+/// admitted that is gone with all that it had written: then this one must come to be told.
+const UNDIALED: Duration = Duration::from_secs(5);
 /// Messages to one peer that may wait; more are dropped and made up for by anti-entropy.
 const QUEUE: usize = 256;
 /// Bytes of messages to one peer that may wait, likewise.
@@ -625,7 +628,7 @@ impl Net {
         current && peers.remove(&peer).is_some()
     }
 
-    /// Keeps a dialer for every member that is this replica's to dial.
+    /// Keeps a dialer for every member: at once for those that are this replica's to dial, and for others should they not come.
     async fn dial_members(self) {
         let mut dialing = std::collections::BTreeSet::new();
         let mut flushed = self.inner.node.subscribe();
@@ -633,7 +636,7 @@ impl Net {
             let view = self.inner.node.view();
             let me = self.inner.node.me();
             for (id, state) in view.members() {
-                if me < *id && !state.revoked && dialing.insert(*id) {
+                if me != *id && !state.revoked && dialing.insert(*id) {
                     tokio::spawn(self.clone().dial(*id));
                 }
             }
@@ -651,12 +654,34 @@ impl Net {
     async fn dial(self, peer: ReplicaId) {
         // A revocation is for ever.
         while !self.is_revoked(peer) {
+            if !self.is_ours_to_dial(peer) {
+                self.wait_for_dial(peer).await;
+            }
             if let Some((connection, send, recv)) = self.connect(peer).await {
                 // Both run to their ends: whoever is first ends the connection, and the control stream says so.
                 let streams = self.serve_replica(peer, connection.clone());
                 tokio::join!(self.control(peer, connection.clone(), send, recv), streams);
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    fn is_ours_to_dial(&self, peer: ReplicaId) -> bool {
+        self.inner.node.me() < peer
+    }
+
+    fn is_connected(&self, peer: ReplicaId) -> bool {
+        self.inner.peers.lock().contains_key(&peer)
+    }
+
+    /// Until one whose it is to dial has not been connected for long.
+    async fn wait_for_dial(&self, peer: ReplicaId) {
+        let mut since = Instant::now();
+        while since.elapsed() < UNDIALED {
+            tokio::time::sleep(UNDIALED / 5).await;
+            if self.is_connected(peer) {
+                since = Instant::now();
+            }
         }
     }
 
@@ -668,11 +693,12 @@ impl Net {
         loop {
             tokio::select! {
                 _ = every.tick() => {
-                    if self.is_revoked(peer) {
+                    let others = !self.is_ours_to_dial(peer);
+                    if self.is_revoked(peer) || (others && self.is_connected(peer)) {
                         return None;
                     }
                     let is_retired = self.inner.node.view().retired().contains(peer);
-                    if is_retired && last.is_some_and(|last| last.elapsed() < DIAL_RETIRED) {
+                    if (is_retired || others) && last.is_some_and(|last| last.elapsed() < DIAL_RETIRED) {
                         continue;
                     }
                     last = Some(Instant::now());

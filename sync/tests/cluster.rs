@@ -3,11 +3,12 @@
 
 mod support;
 
+use luc_engine::id::ReplicaId;
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::{Kind, Project, RecordId, Server};
 use luc_engine::tx::{Refusal, shortage};
 use luc_sync::join::mint_quota;
-use support::{found, free_address, joined, until};
+use support::{admitted, found, free_address, joined, opened, run, stored, until};
 use uuid::Uuid;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -65,4 +66,30 @@ async fn three_sites_agree_and_share_rights_and_images() {
     let path = lyon.fetch_blob(&stored.blob, "rennes").await.unwrap();
     assert!(std::fs::read(path).unwrap() == data);
     assert!(paris.fetch_blob(&"0".repeat(64), "rennes").await.is_err());
+}
+
+/// Whoever admitted it is gone, with the word that it did, and all others have lower ids, whose it is to dial.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_nobody_has_heard_of_comes_by_itself() {
+    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let there = tokio::runtime::Runtime::new().unwrap();
+    let directory = dirs[0].path().to_owned();
+    let paris = there.spawn(async move { found(&directory, free_address()) }).await.unwrap();
+    let (at, dir) = (free_address(), dirs[1].path());
+    let admission = admitted(&paris, dirs[0].path(), "lyon", at).await;
+    let lyon = opened(&paris, &admission, stored(dir)).await;
+    let (rennes, credentials, elsewhere) = loop {
+        let elsewhere = free_address();
+        let admission = admitted(&paris, dirs[0].path(), "rennes", elsewhere).await;
+        if ReplicaId::of_key(&admission.credentials.key.verifying_key().to_bytes()) > lyon.identity().replica() {
+            let rennes = opened(&paris, &admission, stored(dirs[2].path())).await;
+            break (rennes, admission.credentials, elsewhere);
+        }
+    };
+    there.shutdown_background();
+    let lyon = run(dir, lyon, admission.credentials, None, at);
+    let rennes = run(dirs[2].path(), rennes, credentials, None, elsewhere);
+    let newcomer = rennes.node().me();
+    assert!(lyon.node().view().member(newcomer).is_none());
+    until("lyon has heard of it", || lyon.node().view().member(newcomer).is_some()).await;
 }

@@ -5,23 +5,12 @@ mod support;
 
 use luc_engine::id::ReplicaId;
 use luc_engine::record::{Kind, Project};
-use luc_engine::replica::{Identity, Received, Replica};
-use luc_engine::store::{MemoryStore, RedbStore, Store};
+use luc_engine::replica::{Received, Replica};
+use luc_engine::store::{MemoryStore, RedbStore};
 use luc_engine::tx::{Refusal, Tx};
-use luc_sync::join::Admission;
-use luc_sync::net::Net;
 use luc_sync::node::{Node, now};
-use luc_sync::rpc::take_snapshot;
-use support::{admitted, found, free_address, joined, run, until};
+use support::{admitted, found, free_address, joined, opened, run, until};
 use uuid::Uuid;
-
-async fn opened(sponsor: &Net, admission: &Admission, mut store: Box<dyn Store>) -> Replica {
-    Replica::prepare(store.as_mut()).unwrap();
-    let at = [sponsor.local_addr().unwrap().to_string()];
-    take_snapshot(&admission.credentials, &at, store.as_mut()).await.unwrap();
-    let identity = Identity { cloud: admission.credentials.cloud, key: admission.credentials.key.clone() };
-    Replica::open(identity, store).unwrap()
-}
 
 fn project(n: u128) -> impl FnOnce(&mut Tx<'_>) -> Result<(), Refusal> {
     let record = Project { name: format!("p{n}"), ..Project::default() };

@@ -15,16 +15,14 @@ use luc_engine::hosts::evacuate;
 use luc_engine::id::{EntryId, PoolId, SiteName};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::{Host, Server};
-use luc_engine::replica::{Identity, Received, Replica};
+use luc_engine::replica::{Received, Replica};
 use luc_engine::schedule::Choice;
-use luc_engine::store::RedbStore;
 use luc_engine::tx::Refusal;
 use luc_sync::ca::Credentials;
-use luc_sync::join::Admission;
 use luc_sync::net::Net;
 use luc_sync::node::now;
-use luc_sync::rpc::{AgentConnection, new_key, take_snapshot};
-use support::{admitted, admitted_agent, found, free_address, run, until};
+use luc_sync::rpc::{AgentConnection, new_key};
+use support::{admitted, admitted_agent, found, free_address, opened, run, stored, until};
 use uuid::Uuid;
 
 fn amount() -> Amount {
@@ -33,16 +31,6 @@ fn amount() -> Amount {
 
 fn site(name: &str) -> SiteName {
     SiteName::new(name).unwrap()
-}
-
-/// A replica that has what its sponsor holds, and that nobody can reach yet.
-async fn opened(sponsor: &Net, admission: &Admission, dir: &std::path::Path) -> Replica {
-    let mut store = RedbStore::open(&dir.join("store")).unwrap();
-    Replica::prepare(&mut store).unwrap();
-    let at = [sponsor.local_addr().unwrap().to_string()];
-    take_snapshot(&admission.credentials, &at, &mut store).await.unwrap();
-    let identity = Identity { cloud: admission.credentials.cloud, key: admission.credentials.key.clone() };
-    Replica::open(identity, Box::new(store)).unwrap()
 }
 
 /// All that a replica has written since it joined, as it travels.
@@ -133,8 +121,8 @@ async fn a_replica_that_lags_starts_no_old_copy() {
     let beside = admitted(&paris, dirs[0].path(), "paris", free_address()).await;
     let away = admitted(&paris, dirs[0].path(), "lyon", lyon_at).await;
     let credentials = admitted_agent(&paris, dirs[0].path(), "paris").await.credentials;
-    let mut beside = opened(&paris, &beside, dirs[1].path()).await;
-    let mut lyon = opened(&paris, &away, dirs[2].path()).await;
+    let mut beside = opened(&paris, &beside, stored(dirs[1].path())).await;
+    let mut lyon = opened(&paris, &away, stored(dirs[2].path())).await;
     let (mut agent, pool) = Agent::connect(&paris, &credentials, None).await;
     until("its rights are shared", || {
         let view = paris.node().view();
@@ -196,7 +184,7 @@ async fn the_holder_of_a_claim_is_asked_until_it_can_be() {
     let lyon_at = free_address();
     let away = admitted(&paris, dirs[0].path(), "lyon", lyon_at).await;
     let credentials = admitted_agent(&paris, dirs[0].path(), "paris").await.credentials;
-    let mut lyon = opened(&paris, &away, dirs[1].path()).await;
+    let mut lyon = opened(&paris, &away, stored(dirs[1].path())).await;
     let (mut agent, pool) = Agent::connect(&paris, &credentials, None).await;
     until("its rights are shared", || {
         let view = paris.node().view();

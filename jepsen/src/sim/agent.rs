@@ -306,6 +306,12 @@ impl World {
         }
     }
 
+    /// The agents that have a connection to a node, each with its session.
+    pub(super) fn attached_to(&self, node: usize) -> Vec<(usize, u64)> {
+        let agents = self.agents.iter().enumerate().filter(|(_, agent)| agent.attached == Some(node));
+        agents.map(|(at, agent)| (at, agent.session)).collect()
+    }
+
     /// Whether the replica that an agent is attached to knows that another is retired.
     fn has_heard_of_retirement(&self, at: usize, of: ReplicaId) -> bool {
         let node = self.agents.get(at).and_then(|agent| self.nodes.get(agent.attached?));

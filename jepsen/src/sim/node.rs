@@ -362,8 +362,8 @@ impl World {
         for (peer, id) in self.net.die(at) {
             self.at(super::net::IDLE, Event::Silent { me: peer, peer: at, id, dead: true });
         }
-        let sessions: Vec<(usize, u64)> = process.attached.into_values().collect();
-        for (agent, session) in sessions {
+        // Those too whose introduction was under way.
+        for (agent, session) in self.attached_to(at) {
             self.detached(agent, session);
         }
     }

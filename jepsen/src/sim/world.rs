@@ -557,10 +557,14 @@ impl World {
         }
     }
 
-    /// Of a pair the one with the lower id dials.
+    /// Of a pair the one with the lower id dials; the other one only if that does not come, since it has not heard of it.
     pub(super) fn keep_dialing(&mut self, me: usize, peer: usize) {
         let id = |node: usize| self.nodes.get(node).map(|node| node.replica);
-        if me != peer && id(me) < id(peer) && self.dialing.insert((me, peer)) {
+        let is_heard_of = || {
+            let process = self.nodes.get(peer).and_then(|node| node.process.as_ref());
+            process.zip(id(me)).is_none_or(|(process, me)| process.view.member(me).is_some())
+        };
+        if me != peer && (id(me) < id(peer) || !is_heard_of()) && self.dialing.insert((me, peer)) {
             let delay = self.rng.below(DIAL_EVERY);
             self.at(delay, Event::Dial { from: me, to: peer });
         }

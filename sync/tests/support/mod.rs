@@ -8,7 +8,7 @@ use std::time::Duration;
 use luc_engine::entry::Member;
 use luc_engine::id::{HostId, ReplicaId, SiteName};
 use luc_engine::replica::{Identity, Replica, founded_by};
-use luc_engine::store::RedbStore;
+use luc_engine::store::{RedbStore, Store};
 use luc_sync::blob::Blobs;
 use luc_sync::ca::{Authority, Credentials, Role};
 use luc_sync::join::{Admission, Grant, Newcomer, TokenKind, Tokens};
@@ -87,14 +87,21 @@ async fn redeemed(sponsor: &Net, dir: &Path, site: &str, kind: TokenKind, newcom
 pub(crate) async fn joined(sponsor: &Net, sponsor_dir: &Path, dir: &Path, site: &str) -> Net {
     let address = free_address();
     let admission = admitted(sponsor, sponsor_dir, site, address).await;
-    let mut store = RedbStore::open(&dir.join("store")).unwrap();
-    Replica::prepare(&mut store).unwrap();
+    let replica = opened(sponsor, &admission, stored(dir)).await;
+    run(dir, replica, admission.credentials, None, address)
+}
+
+pub(crate) fn stored(dir: &Path) -> Box<dyn Store> {
+    Box::new(RedbStore::open(&dir.join("store")).unwrap())
+}
+
+/// A newcomer with its sponsor's snapshot, that does not run yet.
+pub(crate) async fn opened(sponsor: &Net, admission: &Admission, mut store: Box<dyn Store>) -> Replica {
+    Replica::prepare(store.as_mut()).unwrap();
     let at = [sponsor.local_addr().unwrap().to_string()];
-    take_snapshot(&admission.credentials, &at, &mut store).await.unwrap();
-    let credentials = admission.credentials;
-    let identity = Identity { cloud: credentials.cloud, key: credentials.key.clone() };
-    let replica = Replica::open(identity, Box::new(store)).unwrap();
-    run(dir, replica, credentials, None, address)
+    take_snapshot(&admission.credentials, &at, store.as_mut()).await.unwrap();
+    let identity = Identity { cloud: admission.credentials.cloud, key: admission.credentials.key.clone() };
+    Replica::open(identity, store).unwrap()
 }
 
 pub(crate) async fn until(what: &str, mut done: impl FnMut() -> bool) {
