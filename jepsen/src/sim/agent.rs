@@ -312,10 +312,11 @@ impl World {
         agents.map(|(at, agent)| (at, agent.session)).collect()
     }
 
-    /// Whether the replica that an agent is attached to knows that another is retired.
-    fn has_heard_of_retirement(&self, at: usize, of: ReplicaId) -> bool {
-        let node = self.agents.get(at).and_then(|agent| self.nodes.get(agent.attached?));
-        node.and_then(|node| node.process.as_ref()).is_some_and(|process| process.view.retired().contains(of))
+    /// Whether a replica runs that has not heard that it is retired, if it is.
+    fn runs_unaware(&self, replica: ReplicaId) -> bool {
+        let node = self.by_replica.get(&replica).and_then(|at| self.nodes.get(*at));
+        let process = node.and_then(|node| node.process.as_ref());
+        process.is_some_and(|process| !process.view.retired().contains(replica))
     }
 
     pub(super) fn tell_agent(&mut self, agent: usize, session: u64, talk: Talk) {
@@ -556,8 +557,8 @@ impl World {
         agent.domains.insert(server, Domain { claim, epoch, amount: amount.clone(), power: record.power });
         let host = agent.facts.identity.host;
         self.trace.note(self.now, [10, at as u64, claim.entry.number], || format!("agent {at}: {server} is started"));
-        let told = self.has_heard_of_retirement(at, claim.entry.author);
-        let checked = self.rules.started(host, server, claim, &amount, told);
+        let unaware = self.runs_unaware(claim.entry.author);
+        let checked = self.rules.started(host, server, claim, &amount, unaware);
         self.check(checked);
         self.see(at, server, claim, DomainState::Running, None, record.power_changes);
     }

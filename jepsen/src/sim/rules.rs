@@ -332,7 +332,9 @@ impl Rules {
                 return Err(Broken::new(Rule::HostTruth, how));
             }
             let left = pool.and_then(|pool| tracker.accounts.get(&(id.author, pool)));
-            if own && !lied && left.is_some_and(|left| left.iter().any(|n| *n < 0)) {
+            // What lies beyond the cut is void: claims of it are not known here, nor what their release gives back.
+            let beyond = cuts.get(&id.author).is_some_and(|cut| id.number > *cut);
+            if own && !lied && !beyond && left.is_some_and(|left| left.iter().any(|n| *n < 0)) {
                 return Err(Broken::new(
                     Rule::Authority,
                     format!("entry {id} spends rights that its author lacks: {op:?}"),
@@ -707,11 +709,11 @@ impl Rules {
         self.capacities.insert(host, vector(capacity));
     }
 
-    /// A domain was started. `told`: the replica that ordered it knows that the claim's author is retired, if it is.
+    /// A domain was started. `unaware`: the claim's holder is retired, runs on, and has not heard of it.
     ///
     /// # Errors
     /// [`Broken`].
-    pub fn started(&mut self, host: HostId, server: Uuid, claim: ClaimId, amount: &Amount, told: bool) -> Checked {
+    pub fn started(&mut self, host: HostId, server: Uuid, claim: ClaimId, amount: &Amount, unaware: bool) -> Checked {
         let broken = |how: String| Err(Broken::new(Rule::HostTruth, how));
         let lies = |claim: &ClaimId| self.is_liars(claim.entry.author);
         let nil = HostId(Uuid::nil());
@@ -724,8 +726,8 @@ impl Rules {
         self.domains.insert((server, host), (claim, vector(amount)));
         match self.claims.get(&claim) {
             _ if self.is_unreckoned(claim) => {}
-            // A replica that is said to be stopped runs on, cut off, and serves its site until it hears of it; nobody else rests on that.
-            None if !told && self.cuts.get(&claim.entry.author).is_some_and(|cut| claim.entry.number > *cut) => {}
+            // An operator has said that it is stopped. It stands by its claims until it hears of that; nobody else rests on them.
+            _ if unaware && self.cuts.contains_key(&claim.entry.author) => {}
             None => return broken(format!("server {server} is started for claim {claim}, which is on no disk")),
             Some(_) if self.refused.contains(&(host, claim)) => {
                 return broken(format!(
@@ -789,7 +791,9 @@ impl Rules {
         frontier.0.iter().find_map(|(author, tip)| {
             let id = EntryId { author: *author, number: tracker.number(*author) + 1 };
             let known = self.entries.get(&id).filter(|_| id.number <= tip.number)?;
-            let seen = |(replica, tip): &(ReplicaId, Tip)| tracker.number(*replica) >= tip.number;
+            // What is held of a liar's branches is not reckoned.
+            let seen =
+                |(replica, tip): &(ReplicaId, Tip)| tracker.number(*replica) >= tip.number || self.is_liars(*replica);
             known.entry.header.seen.iter().all(seen).then_some(known)
         })
     }
