@@ -488,10 +488,13 @@ impl Replica {
     /// # Errors
     /// [`Refusal`]; what is owed is done at the next call.
     pub fn tend(&mut self, now: Millis, flushed: Option<&Flushed>) -> Result<bool, Refusal> {
-        // Nothing is owed that was not owed before; but a proof may have come that is no entry yet.
-        let is_news = !self.proofs.is_empty() || flushed.is_none_or(|flushed| !flushed.is_empty());
-        if self.fence().is_some() || !is_news {
+        if self.fence().is_some() {
             return Ok(false);
+        }
+        // Nothing is owed that was not owed before; but a proof may have come that is no entry yet, and a newcomer has said nothing.
+        let is_news = !self.proofs.is_empty() || flushed.is_none_or(|flushed| !flushed.is_empty());
+        if !is_news {
+            return self.say_held(now);
         }
         self.fold_now_and_then(flushed)?;
         let members = flushed.is_none_or(|flushed| flushed.members);
