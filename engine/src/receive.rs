@@ -310,7 +310,8 @@ impl Replica {
             let mut first = vec![Vec::new(); ends.len()];
             for (n, by) in authors.iter().enumerate().filter(|(_, by)| **by != of) {
                 let rests_on = index.resting_of(*by, None);
-                let shows = if self.may_show(*by, &set) { index.resting_of(*by, Some(&set)) } else { BTreeSet::new() };
+                let counts = self.may_show(*by, &set) || self.is_vouched_for(*by, of, &authors, &index);
+                let shows = if counts { index.resting_of(*by, Some(&set)) } else { BTreeSet::new() };
                 for (at, end) in ends.iter().enumerate().filter(|(_, end)| rests_on.contains(&end.hash())) {
                     if !self.knows_another(*by, end, &index)? {
                         first[at].push(n);
@@ -325,6 +326,26 @@ impl Replica {
             }
         }
         Ok(true)
+    }
+
+    /// Whether the word of one who is being retired counts for a branch of one that forked: it is restricted by that alone, and what
+    /// it wrote is shown by another. That one may not show the branch itself, if it had rested on another one before (R10), and
+    /// took it for this word, which counted where it had not sealed its author yet.
+    fn is_vouched_for(&self, by: ReplicaId, of: ReplicaId, authors: &BTreeSet<ReplicaId>, index: &Index<'_>) -> bool {
+        let view = &self.view;
+        let has_forked = |id: ReplicaId| {
+            let known = view.branches.is_forked(id) || view.retirements.is_forked(id, view.frontier());
+            known || self.quarantine().contains_key(&id)
+        };
+        let set = self.sealed();
+        let stands = view.member(by).is_some_and(|state| !state.revoked) && !view.retired().contains(by);
+        if !stands || !set.contains(&by) || has_forked(by) || !has_forked(of) {
+            return false;
+        }
+        let others = || authors.iter().filter(|other| ![by, of].contains(other) && self.may_show(**other, &set));
+        let shown =
+            |end: &&Arc<Entry>| others().any(|other| index.resting_of(*other, Some(&set)).contains(&end.hash()));
+        index.ends(by).iter().all(shown)
     }
 
     /// Whether a member has rested on another branch of an entry's author: who knew of two takes no third by itself, and
