@@ -16,9 +16,8 @@
 //! Why assents (R11): a survivor that lies may fork its log, and seal one and the same set twice: low for A, high for B. Seals
 //! alone would take effect at both, with two cuts, and no later entry could mend that. An honest survivor assents to a set
 //! once, while it holds one seal of each survivor and nothing beyond the cut that these make, and who takes its assent takes
-//! all that this rests on. So of the two
-//! seals at most one is ever assented to by both A and B; and where they have assented to one each, neither takes effect,
-//! the fork shows when they meet, its author is to be retired too, and the larger round decides. An assent comes before its
+//! all that this rests on. So of the two seals at most one is ever assented to by both A and B; and where they have assented
+//! to one each, neither takes effect, the fork shows when they meet, its author is to be retired too, and the larger round decides. An assent comes before its
 //! author's seal of a larger set: whoever holds all seals of that holds what the smaller round took effect by, if it did.
 //!
 //! All of it is a function of the requests and seals in an entry's past, so every judge has the same answer (E3), and
