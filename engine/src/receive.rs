@@ -324,8 +324,49 @@ impl Replica {
             if !hidden.is_empty() || !has_each_its_own(&first) {
                 return Ok(false);
             }
+            let open = self.open_to(of, &authors, &index)?;
+            if !ends.iter().all(|end| open.contains(&end.hash())) {
+                return Ok(false);
+            }
         }
         Ok(true)
+    }
+
+    /// What of a group members rest on that had not sealed its author by then. Who has takes no more of it than one of these shows, so
+    /// what lies beyond was never shown to it, whoever says so: its promise holds though another set is asked of its word by now
+    /// (R5). Looked up in each log of theirs apart: who forked may have sealed in one branch only.
+    fn open_to(
+        &self,
+        of: ReplicaId,
+        authors: &BTreeSet<ReplicaId>,
+        index: &Index<'_>,
+    ) -> Result<BTreeSet<Hash>, StoreError> {
+        let view = &self.view;
+        let mut open = BTreeSet::new();
+        for by in authors.iter().copied().filter(|by| *by != of) {
+            // A newcomer is bound by what its sponsor had sealed, and one whom only the restricted know is a stranger (R6).
+            let is_free = match view.member(by) {
+                Some(state) => {
+                    let mut sponsors = state.admissions.iter().map(|(entry, _)| *entry);
+                    sponsors.any(|entry| view.retirements.sealed_before(entry).all(|id| id != of))
+                }
+                None => index.admits(by).any(|sponsor| view.member(sponsor).is_some() && !self.is_restricted(sponsor)),
+            };
+            if !is_free {
+                continue;
+            }
+            for end in index.ends(by) {
+                let line = index.line(end);
+                let Some(first) = line.last() else { continue };
+                let (Place::Next(log) | Place::Fork(log)) = self.place(first)? else { continue };
+                if view.retirements.has_sealed(log, first.header.number, of, &view.branches) {
+                    continue;
+                }
+                let seal = line.iter().rev().find(|entry| seals(entry, |set| set.contains(&of)));
+                open.extend(index.resting(seal.unwrap_or(&end)));
+            }
+        }
+        Ok(open)
     }
 
     /// Whether the word of one who is being retired counts for a branch of one that forked: it is restricted by that alone, and what
@@ -353,10 +394,7 @@ impl Replica {
     /// on continues it.
     fn knows_another(&self, by: ReplicaId, of: &Arc<Entry>, group: &Index<'_>) -> Result<bool, StoreError> {
         let Some(chain) = self.chains.get(&by) else { return Ok(false) };
-        let mut first = of;
-        while let Some(below) = group.hashes.get(&first.header.previous) {
-            first = below;
-        }
+        let first = group.line(of).last().copied().unwrap_or(of);
         let (Place::Next(log) | Place::Fork(log)) = self.place(first)? else { return Ok(true) };
         let branches = &self.view.branches;
         let line = branches.line(log);
@@ -750,6 +788,11 @@ fn seen(author: ReplicaId, tip: Tip) -> Lack {
     Lack::Seen(EntryId { author, number: tip.number }, tip.hash)
 }
 
+/// Whether an entry seals such a set.
+fn seals(entry: &Entry, is_such: impl Fn(&BTreeSet<ReplicaId>) -> bool) -> bool {
+    entry.header.members.iter().any(|op| matches!(op, MemberOp::Seal { set } if is_such(set)))
+}
+
 /// A group's entries by what names them.
 struct Index<'a> {
     hashes: BTreeMap<Hash, &'a Arc<Entry>>,
@@ -772,16 +815,27 @@ impl<'a> Index<'a> {
         all.into_iter().filter(|entry| !followed.contains(&entry.hash())).collect()
     }
 
+    /// An entry and those of the group that it follows in its author's log, down to the first.
+    fn line(&self, end: &'a Arc<Entry>) -> Vec<&'a Arc<Entry>> {
+        std::iter::successors(Some(end), |entry| self.hashes.get(&entry.header.previous).copied()).collect()
+    }
+
+    /// Who of the group admits a newcomer.
+    fn admits(&self, newcomer: ReplicaId) -> impl Iterator<Item = ReplicaId> + '_ {
+        let admits = move |op: &MemberOp| matches!(op, MemberOp::Join(member) if member.replica == newcomer);
+        self.hashes
+            .values()
+            .filter(move |entry| entry.header.members.iter().any(admits))
+            .map(|entry| entry.header.author)
+    }
+
     /// What of the group an author's entries rest on: those up to its seal of such a set, if one is given (R5).
     fn resting_of(&self, by: ReplicaId, set: Option<&BTreeSet<ReplicaId>>) -> BTreeSet<Hash> {
-        let seals = |entry: &Entry| {
-            let covers = |op: &MemberOp| matches!(op, MemberOp::Seal { set: sealed } if set.is_some_and(|set| sealed.is_superset(set)));
-            entry.header.members.iter().any(covers)
-        };
         let mut entries: Vec<&Arc<Entry>> =
             self.hashes.values().copied().filter(|entry| entry.header.author == by).collect();
         entries.sort_unstable_by_key(|entry| entry.header.number);
-        let last = entries.iter().find(|entry| seals(entry)).or(entries.last());
+        let covers = |sealed: &BTreeSet<ReplicaId>| set.is_some_and(|set| sealed.is_superset(set));
+        let last = entries.iter().find(|entry| seals(entry, covers)).or(entries.last());
         last.map(|last| self.resting(last)).unwrap_or_default()
     }
 

@@ -261,6 +261,15 @@ impl Retirements {
         is_whole.then(|| set.clone())
     }
 
+    /// Whether a log, or what it continues, has sealed somebody before this entry of it.
+    pub(crate) fn has_sealed(&self, log: ReplicaId, before: u64, of: ReplicaId, branches: &Branches) -> bool {
+        branches.line(log).into_iter().any(|part| {
+            let from = EntryId { author: part, number: 0 };
+            let to = EntryId { author: part, number: if part == log { before } else { u64::MAX } };
+            self.seals.range(from..to).any(|(_, seal)| seal.set.contains(&of))
+        })
+    }
+
     /// Whom the author of an entry had sealed when it wrote that.
     pub(crate) fn sealed_before(&self, entry: EntryId) -> impl Iterator<Item = ReplicaId> + '_ {
         let from = EntryId { number: 0, ..entry };

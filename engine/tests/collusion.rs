@@ -22,14 +22,6 @@ const HONEST: [u8; 3] = [0, 1, 2];
 /// What each member but the founder has of 100.
 const SHARE: u64 = 10;
 
-/// A member that goes on from what everybody holds of it, by its own rules.
-fn rogue(world: &World, n: u8) -> Rogue {
-    let log = world.cloud.log(0);
-    let last = log.keys().filter(|entry| entry.author == id(n)).max().copied();
-    let hash = last.map(|last| Entry::decode(&log[&last]).unwrap().hash()).unwrap_or_default();
-    Rogue { n, last: hash, number: last.map_or(0, |last| last.number) }
-}
-
 /// Claims so much, for a server of its own.
 fn claims(world: &World, by: &mut Rogue, server: u128, n: u64) -> Entry {
     let record = RecordId { kind: Kind::Server, id: Uuid::from_u128(server) };
@@ -58,14 +50,14 @@ fn rests(by: &mut Rogue, on: &[&Entry]) -> Entry {
 fn forked(second: u64) -> (World, Entry, Rogue) {
     let mut world = World::new(RESTS);
     world.settle(&[0, 1, 2, 3, 4]);
-    let (mut first, mut other) = (rogue(&world, FORKS), rogue(&world, FORKS));
+    let (mut first, mut other) = (world.rogue(0, FORKS), world.rogue(0, FORKS));
     let one = claims(&world, &mut first, 1_001, SHARE);
     for n in HONEST {
         world.deliver(n, vec![one.bytes().to_vec()]);
     }
     world.settle(&HONEST);
     let two = claims(&world, &mut other, 1_002, second);
-    let by = rogue(&world, RESTS);
+    let by = world.rogue(0, RESTS);
     (world, two, by)
 }
 
@@ -191,7 +183,7 @@ fn what_one_granted_to_the_other_is_counted_once() {
     // 3 gives all it has to 4 in the branch that all hold, and claims it in the other: 4 holds what is granted.
     let mut world = World::new(RESTS);
     world.settle(&[0, 1, 2, 3, 4]);
-    let (first, mut other) = (rogue(&world, FORKS), rogue(&world, FORKS));
+    let (first, mut other) = (world.rogue(0, FORKS), world.rogue(0, FORKS));
     let mut header = first.header(&Frontier::default());
     header.ledger = vec![LedgerOp::Grant { pool: world.pool, to: id(RESTS), amount: amount(SHARE) }];
     let grant = first.sign(header, vec![]);
@@ -200,7 +192,7 @@ fn what_one_granted_to_the_other_is_counted_once() {
     }
     let two = claims(&world, &mut other, 1_002, SHARE);
     let more = claims(&world, &mut other, 1_003, 1);
-    let mut by = rogue(&world, RESTS);
+    let mut by = world.rogue(0, RESTS);
     let (shows, beyond) = (rests(&mut by, &[&two]), rests(&mut by, &[&more]));
     for n in HONEST {
         let sent = [&two, &more, &shows, &beyond].iter().map(|entry| entry.bytes().to_vec()).collect();

@@ -9,9 +9,9 @@ mod common;
 
 use std::collections::BTreeSet;
 
+use common::snapshot;
 use common::world::{World, amount, id};
-use common::{Rogue, snapshot};
-use luc_engine::entry::{Entry, Frontier, Subject, Tip};
+use luc_engine::entry::{Frontier, Subject, Tip};
 use luc_engine::id::{ClaimId, EntryId, PoolId};
 use luc_engine::interval::{Interval, Intervals};
 use luc_engine::ledger::Dimension;
@@ -278,10 +278,7 @@ fn who_says_that_it_has_seen_what_nobody_wrote_waits_for_ever_and_harms_nobody()
     let mut world = World::new(3);
     world.settle(&[0, 1, 2, 3]);
     // A rogue that knows the chain of 3 names entries of 0 in forms that do not exist.
-    let log = world.cloud.log(0);
-    let last = log.keys().filter(|entry| entry.author == id(3)).max().copied();
-    let last_hash = last.map(|last| Entry::decode(&log[&last]).unwrap().hash()).unwrap_or_default();
-    let rogue = Rogue { n: 3, last: last_hash, number: last.map_or(0, |last| last.number) };
+    let rogue = world.rogue(0, 3);
     let mut seen = Frontier::default();
     seen.set(id(0), Tip { number: world.replica(1).view().frontier().number(id(0)), hash: 1 });
     let attack = rogue.sign(rogue.header(&seen), vec![]);

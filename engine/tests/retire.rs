@@ -349,9 +349,7 @@ fn whoever_breaks_its_word_leads_nobody_beyond_the_cut() {
     let held = world.replica(0).view().frontier().number(id(3));
     world.claim(3).unwrap();
     let more = world.cloud.log(3)[&EntryId { author: id(3), number: held + 1 }].clone();
-    let number = world.replica(1).view().frontier().number(id(1));
-    let last = Entry::decode(&world.cloud.log(1)[&EntryId { author: id(1), number }]).unwrap().hash();
-    let liar = Rogue { n: 1, last, number };
+    let liar = world.rogue(1, 1);
     let mut seen = Frontier::default();
     seen.set(id(3), Entry::decode(&more).unwrap().tip());
     let shows = liar.sign(liar.header(&seen), vec![]);
@@ -365,6 +363,40 @@ fn whoever_breaks_its_word_leads_nobody_beyond_the_cut() {
     world.claim(2).unwrap();
     world.settle(&[0, 2]);
     assert_eq!(world.replica(0).view().frontier().number(id(3)), held + 1);
+}
+
+/// *Breaks otherwise* (R5): a retirement has taken effect at 1, and nobody but 1 knows, since who gave the last assent is gone. 0 has sealed that
+/// one too by now, and 3, which has not, breaks its promise of the first retirement: 0 takes its word, and holds what is void.
+#[test]
+fn nor_does_one_that_breaks_it_between_two_requests() {
+    let (lies, gone, goes) = (3, 4, 5);
+    let mut world = World::new(goes);
+    world.retire(0, &[(goes, 0)], false).unwrap();
+    let honest = [0, 1, 2];
+    world.send(0, gone);
+    world.send(gone, 0);
+    world.settle(&[0, 1, 2, lies]);
+    world.send(1, gone);
+    world.send(gone, 1);
+    assert!(world.is_retired(1, goes) && !world.is_retired(0, goes));
+    let held = world.replica(0).view().frontier().number(id(goes));
+    world.claim(goes).unwrap();
+    let more = world.cloud.log(goes.into())[&EntryId { author: id(goes), number: held + 1 }].clone();
+    world.retire(0, &[(gone, 0)], false).unwrap();
+    let liar = world.rogue(lies, lies);
+    let mut seen = Frontier::default();
+    seen.set(id(goes), Entry::decode(&more).unwrap().tip());
+    let shows = liar.sign(liar.header(&seen), vec![]);
+    for bytes in [&more[..], shows.bytes(), &more[..], shows.bytes()] {
+        let received = world.replica(0).receive(bytes);
+        assert!(matches!(received, Received::Waiting(_)), "{received:?}");
+    }
+    assert_eq!(world.replica(0).view().frontier().number(id(goes)), held);
+    world.settle(&honest);
+    world.settle(&[0, 1, 2, lies]);
+    assert!(world.is_retired(0, goes) && world.is_retired(0, gone));
+    world.assert_equal(&honest);
+    world.assert_sound(&honest);
 }
 
 /// A newcomer is born with its sponsor's promise. It writes nothing, its own seal neither, before it has met the others (M4), and

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use luc_engine::entry::{MemberOp, Subject};
+use luc_engine::entry::{Entry, Hash, MemberOp, Subject};
 use luc_engine::id::{EntryId, PoolId, ReplicaId};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::Server;
@@ -11,7 +11,7 @@ use luc_engine::retire::{Request, Retiree};
 use luc_engine::tx::Refusal;
 use uuid::Uuid;
 
-use super::{Cloud, member};
+use super::{Cloud, Rogue, member};
 
 pub fn amount(n: u64) -> Amount {
     [(Dimension::Instances, n)].into_iter().collect()
@@ -78,6 +78,16 @@ impl World {
         });
         self.tend(at);
         claimed.map(|(claim, _)| self.claimed.push(claim.entry))
+    }
+
+    /// A member that goes on from what `at` holds of it, by its own rules.
+    pub fn rogue(&self, at: u8, n: u8) -> Rogue {
+        let log = self.cloud.log(at.into());
+        let last =
+            log.range(EntryId { author: id(n), number: 0 }..=EntryId { author: id(n), number: u64::MAX }).next_back();
+        let (number, last) =
+            last.map_or((0, Hash::default()), |(entry, bytes)| (entry.number, Entry::decode(bytes).unwrap().hash()));
+        Rogue { n, last, number }
     }
 
     pub fn retire(&mut self, at: u8, set: &[(u8, u8)], force: bool) -> Result<(), Refusal> {
