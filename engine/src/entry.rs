@@ -533,7 +533,7 @@ pub struct Entry {
     pub(crate) log: ReplicaId,
     hash: Hash,
     signature: Vec<u8>,
-    bytes: Vec<u8>,
+    bytes: Arc<[u8]>,
 }
 
 impl fmt::Debug for Entry {
@@ -557,7 +557,7 @@ impl Entry {
         let mut bytes = vec![FORMAT];
         bytes.extend(encode(&wire));
         let log = header.author;
-        Self { header, content, log, hash, signature: wire.signature, bytes }
+        Self { header, content, log, hash, signature: wire.signature, bytes: bytes.into() }
     }
 
     /// Decodes and checks everything that needs no state: version, lengths, encoding, the content's hash. The
@@ -585,7 +585,7 @@ impl Entry {
         let content = if wire.content.is_empty() { Content::default() } else { decode(&wire.content, "content")? };
         let hash = Hash::of(&wire.header);
         let log = header.author;
-        Ok(Self { header, content, log, hash, signature: wire.signature, bytes: bytes.to_vec() })
+        Ok(Self { header, content, log, hash, signature: wire.signature, bytes: bytes.into() })
     }
 
     /// The hash of an encoded entry whose rest was decoded before: only its frame is.
@@ -628,8 +628,8 @@ impl Entry {
 
     /// The entry as one of this log, where it was read from.
     #[must_use]
-    pub fn in_log(self, log: ReplicaId) -> Self {
-        Self { log, ..self }
+    pub fn in_log(self: Arc<Self>, log: ReplicaId) -> Arc<Self> {
+        if self.log == log { self } else { Arc::new(Self { log, ..Self::clone(&self) }) }
     }
 
     /// The part that proves who wrote it.
@@ -657,6 +657,12 @@ impl Entry {
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// The same, shared: an entry goes to many peers.
+    #[must_use]
+    pub fn shared_bytes(&self) -> Arc<[u8]> {
+        self.bytes.clone()
     }
 }
 

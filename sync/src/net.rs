@@ -28,7 +28,7 @@ use crate::blob::Blobs;
 use crate::ca::{Authority, CertificateError, Credentials, PeerIdentity, Role, SERVER_NAME};
 use crate::demand::Demand;
 use crate::join::Tokens;
-use crate::node::{Node, now};
+use crate::node::{LogPart, Node, now};
 use crate::proto::{Input, Output, Proto, waits_for};
 pub use crate::reach::Reach;
 use crate::rpc::call;
@@ -92,7 +92,7 @@ pub enum NetError {
 }
 
 /// Entries that came from a peer, and whether it waits for an answer.
-type Arrival = (ReplicaId, Vec<Vec<u8>>, bool);
+type Arrival = (ReplicaId, Vec<Arc<[u8]>>, bool);
 /// What is read of the log for a peer after what is being read, if anything.
 type NextRead = Option<Vec<EntryId>>;
 
@@ -420,9 +420,8 @@ impl Net {
     async fn read_for(self, peer: ReplicaId, from: Vec<EntryId>) {
         let mut next = Some(from);
         while let Some(from) = next {
-            let read = self.inner.node.read_log(from, LOG_BATCH).await.unwrap_or_default();
-            let entries = read.entries.into_iter().map(|entry| (entry.held_as(), entry.tip(), entry.bytes().to_vec()));
-            let (entries, more, dropped) = (entries.collect(), read.more, read.dropped);
+            let LogPart { entries, more, dropped } =
+                self.inner.node.read_log(from, LOG_BATCH).await.unwrap_or_default();
             let _ = self.inner.inputs.send(Input::LogRead { peer, entries, more, dropped }).await;
             let mut reading = self.inner.reading.lock();
             next = reading.get_mut(&peer).and_then(Option::take);
@@ -758,7 +757,7 @@ impl Drop for Counted<'_> {
     }
 }
 
-fn weight(entries: &[Vec<u8>]) -> usize {
+fn weight(entries: &[Arc<[u8]>]) -> usize {
     entries.iter().map(|entry| entry.len() + 64).sum()
 }
 

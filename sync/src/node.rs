@@ -63,7 +63,7 @@ struct Inner {
 #[derive(Debug, Default)]
 pub struct LogPart {
     /// Oldest first by their authors' clocks.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<Arc<Entry>>,
     /// Whether there are more than fit.
     pub more: bool,
     /// The last entry that is in the log no more, of one whose entries were asked for from that one on, or from before.
@@ -257,7 +257,7 @@ impl Node {
     ///
     /// # Errors
     /// [`StoreError`]; nothing is said about the entries.
-    pub async fn receive(&self, entries: Vec<Vec<u8>>) -> Result<Vec<Received>, StoreError> {
+    pub async fn receive(&self, entries: Vec<Arc<[u8]>>) -> Result<Vec<Received>, StoreError> {
         let (reply, answer) = oneshot::channel();
         let job = move |worker: &mut Worker| {
             let received = worker.receive(entries);
@@ -365,7 +365,7 @@ pub fn read_entries(
             }
             size += bytes.len();
             next.number += 1;
-            entries.push(Arc::unwrap_or_clone(entry).in_log(start.author));
+            entries.push(entry.in_log(start.author));
         }
     }
     entries.sort_by_key(|entry| (entry.header.time, entry.held_as()));
@@ -445,7 +445,7 @@ impl Worker {
         while queue.blocking_recv().is_some() {}
     }
 
-    fn receive(&mut self, entries: Vec<Vec<u8>>) -> Vec<Received> {
+    fn receive(&mut self, entries: Vec<Arc<[u8]>>) -> Vec<Received> {
         let mut results = Vec::with_capacity(entries.len());
         for bytes in entries {
             let (received, mut refused) = self.waiting.receive(&mut self.replica, bytes);

@@ -62,8 +62,8 @@ pub enum Input {
     LogRead {
         /// For whom.
         peer: ReplicaId,
-        /// The entries, as they travel, with their places.
-        entries: Vec<(EntryId, Tip, Vec<u8>)>,
+        /// The entries.
+        entries: Vec<Arc<Entry>>,
         /// Whether there were more than fit.
         more: bool,
         /// The first place that was asked for and is in the log no more.
@@ -95,7 +95,7 @@ pub enum Output {
         /// From whom they are.
         peer: ReplicaId,
         /// As they travel.
-        entries: Vec<Vec<u8>>,
+        entries: Vec<Arc<[u8]>>,
         /// To be repeated.
         answer: bool,
     },
@@ -400,7 +400,7 @@ impl Proto {
                 if follows && (id.author == me || to(&id.author).binary_search(&peer).is_ok()) {
                     state.ahead.insert(id.author, id.number);
                     size += entry.bytes().len();
-                    batch.push(entry.bytes().to_vec());
+                    batch.push(entry.shared_bytes());
                     if size >= PUSH_BYTES {
                         size = 0;
                         let entries = std::mem::take(&mut batch);
@@ -434,17 +434,17 @@ impl Proto {
     fn log_read(
         &mut self,
         peer: ReplicaId,
-        entries: Vec<(EntryId, Tip, Vec<u8>)>,
+        entries: Vec<Arc<Entry>>,
         more: bool,
         now: Millis,
         mine: &Frontier,
         out: &mut Vec<Output>,
     ) {
         let Some(state) = self.peers.get_mut(&peer) else { return };
-        state.ahead.extend(entries.iter().map(|(id, _, _)| (id.author, id.number)));
+        state.ahead.extend(entries.iter().map(|entry| (entry.held_as().author, entry.header.number)));
         let empty = entries.is_empty();
         if !empty {
-            let entries = entries.into_iter().map(|(_, _, bytes)| bytes).collect();
+            let entries = entries.iter().map(|entry| entry.shared_bytes()).collect();
             out.push(Output::Send(peer, Msg::Entries { entries, more }));
         }
         state.catching_up = (more && !empty).then_some(now);

@@ -365,7 +365,7 @@ impl Net {
                 let view = self.node().view();
                 let from = lacking(view.frontier(), &frontier, to);
                 let entries = self.node().read_log(from, GRANT_LOG).await.unwrap_or_default().entries;
-                let entries = entries.iter().map(|entry| entry.bytes().to_vec()).collect();
+                let entries = entries.iter().map(|entry| entry.shared_bytes()).collect();
                 RightsAnswer { granted, entries, refused: None }
             }
             Err(error) => {

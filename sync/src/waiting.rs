@@ -2,6 +2,7 @@
 //! those that wait for it: catching up with thousands in the wrong order costs what they are, not their square.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use luc_engine::entry::Entry;
 use luc_engine::id::{EntryId, ReplicaId};
@@ -18,7 +19,7 @@ const LOWEST: EntryId = EntryId { author: ReplicaId(Uuid::nil()), number: 0 };
 /// Entries that wait.
 #[derive(Debug, Default)]
 pub struct Waiting {
-    entries: BTreeMap<EntryId, Vec<u8>>,
+    entries: BTreeMap<EntryId, Arc<[u8]>>,
     /// Bytes in them.
     bytes: usize,
     /// What each lacks.
@@ -33,7 +34,7 @@ pub struct Waiting {
 impl Waiting {
     /// Gives an entry to a replica, and then those that waited for it. Says what became of the first, and why others
     /// were refused.
-    pub fn receive(&mut self, replica: &mut Replica, bytes: Vec<u8>) -> (Received, Vec<Rejection>) {
+    pub fn receive(&mut self, replica: &mut Replica, bytes: Arc<[u8]>) -> (Received, Vec<Rejection>) {
         let received = replica.receive(&bytes);
         let mut refused = Vec::new();
         match &received {
@@ -48,7 +49,7 @@ impl Waiting {
         (received, refused)
     }
 
-    fn keep(&mut self, lack: EntryId, bytes: Vec<u8>) {
+    fn keep(&mut self, lack: EntryId, bytes: Arc<[u8]>) {
         if self.entries.len() >= LIMIT || self.bytes + bytes.len() > BYTES {
             return;
         }

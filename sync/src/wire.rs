@@ -52,7 +52,7 @@ pub enum Msg {
     Entries {
         /// As they travel.
         #[serde(with = "entry_list")]
-        entries: Vec<Vec<u8>>,
+        entries: Vec<Arc<[u8]>>,
         /// Whether the receiver shall answer with its frontier.
         more: bool,
     },
@@ -81,14 +81,16 @@ impl Msg {
 }
 
 mod entry_list {
+    use std::sync::Arc;
+
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
     use serde_bytes::{ByteBuf, Bytes};
 
-    pub(super) fn serialize<S: Serializer>(entries: &[Vec<u8>], s: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(entries: &[Arc<[u8]>], s: S) -> Result<S::Ok, S::Error> {
         entries.iter().map(|entry| Bytes::new(entry)).collect::<Vec<_>>().serialize(s)
     }
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Vec<u8>>, D::Error> {
-        Ok(Vec::<ByteBuf>::deserialize(d)?.into_iter().map(ByteBuf::into_vec).collect())
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Arc<[u8]>>, D::Error> {
+        Ok(Vec::<ByteBuf>::deserialize(d)?.into_iter().map(|entry| entry.into_vec().into()).collect())
     }
 }
 
@@ -182,7 +184,7 @@ pub struct RightsAnswer {
     pub granted: Amount,
     /// The entries that the asker lacks to use it.
     #[serde(with = "entry_list")]
-    pub entries: Vec<Vec<u8>>,
+    pub entries: Vec<Arc<[u8]>>,
     /// Why nothing was, if so.
     pub refused: Option<String>,
 }

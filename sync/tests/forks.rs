@@ -18,11 +18,11 @@ fn project(n: u128) -> impl FnOnce(&mut Tx<'_>) -> Result<(), Refusal> {
 }
 
 /// What a replica writes when it makes these projects, one an entry.
-fn written(replica: &mut Replica, projects: &[u128]) -> Vec<Vec<u8>> {
+fn written(replica: &mut Replica, projects: &[u128]) -> Vec<std::sync::Arc<[u8]>> {
     for n in projects {
         replica.transact::<_, Refusal>(now(), project(*n)).unwrap();
     }
-    replica.flush().unwrap().entries.iter().map(|entry| entry.bytes().to_vec()).collect()
+    replica.flush().unwrap().entries.iter().map(|entry| entry.shared_bytes()).collect()
 }
 
 /// One that lacks entries of its own, since its disk is an old copy, would fork its own log by what it writes before it hears.

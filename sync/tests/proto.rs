@@ -112,8 +112,7 @@ impl World {
                             let of_author = move |id: &EntryId| id.author == first.author;
                             log.range(*first..).take_while(move |(id, _)| of_author(id))
                         });
-                        let mut entries: Vec<_> =
-                            all.map(|(id, entry)| (*id, entry.tip(), entry.bytes().to_vec())).collect();
+                        let mut entries: Vec<_> = all.map(|(_, entry)| entry.clone()).collect();
                         let more = entries.len() > BATCH;
                         entries.truncate(BATCH);
                         todo.push(Input::LogRead { peer, entries, more, dropped: None });

@@ -7,6 +7,7 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use luc_engine::agent::{FromAgent, HostFacts, Order, ToAgent, Vouched, Wanted};
@@ -34,12 +35,12 @@ fn site(name: &str) -> SiteName {
 }
 
 /// All that a replica has written since it joined, as it travels.
-fn written(replica: &mut Replica) -> Vec<Vec<u8>> {
+fn written(replica: &mut Replica) -> Vec<Arc<[u8]>> {
     let entries = replica.flush().unwrap().entries;
-    entries.iter().map(|entry| entry.bytes().to_vec()).collect()
+    entries.iter().map(|entry| entry.shared_bytes()).collect()
 }
 
-fn take(replica: &mut Replica, entries: &[Vec<u8>]) {
+fn take(replica: &mut Replica, entries: &[Arc<[u8]>]) {
     for entry in entries {
         let received = replica.receive(entry);
         assert!(matches!(received, Received::Applied | Received::Known), "{received:?}");
@@ -47,10 +48,10 @@ fn take(replica: &mut Replica, entries: &[Vec<u8>]) {
     replica.flush().unwrap();
 }
 
-async fn log_of(net: &Net) -> Vec<Vec<u8>> {
+async fn log_of(net: &Net) -> Vec<Arc<[u8]>> {
     let from = vec![EntryId { author: net.node().me(), number: 1 }];
     let entries = net.node().read_log(from, 1 << 24).await.unwrap().entries;
-    entries.iter().map(|entry| entry.bytes().to_vec()).collect()
+    entries.iter().map(|entry| entry.shared_bytes()).collect()
 }
 
 /// An agent of paris, as far as a replica hears of it.
@@ -104,7 +105,7 @@ impl Agent {
 }
 
 /// A server of `replica`'s on a host.
-fn place(replica: &mut Replica, pool: PoolId, server: u128) -> Vec<Vec<u8>> {
+fn place(replica: &mut Replica, pool: PoolId, server: u128) -> Vec<Arc<[u8]>> {
     let placed = replica.transact::<_, Refusal>(now(), |tx| {
         let record = tx.create(Uuid::from_u128(server), Server::default(), &[])?;
         tx.claim(&[pool], &amount(), record, 1)

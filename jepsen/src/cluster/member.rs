@@ -157,7 +157,7 @@ impl Cluster {
     /// Replicas that run, other than this node.
     pub fn others(&self, but: usize) -> impl Iterator<Item = &Node> {
         let others = self.nodes.iter().enumerate().filter(move |(at, _)| *at != but).map(|(_, node)| node);
-        others.filter(|node| node.role == Role::Replica && !node.left && node.replica.is_some() && node.is_up())
+        others.filter(|node| node.serves())
     }
 
     /// The highest entry of a replica that any other replica holds, of those that run.

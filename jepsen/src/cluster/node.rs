@@ -273,6 +273,12 @@ impl Node {
         !self.paused && self.is_running()
     }
 
+    /// Whether a member's process runs there.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        self.role == Role::Replica && !self.left && self.replica.is_some() && self.is_up()
+    }
+
     /// Whether its process is there.
     #[must_use]
     pub fn is_running(&self) -> bool {

@@ -31,7 +31,7 @@ pub(super) struct Revoked {
     time: u64,
     /// A token that it had issued before.
     token: String,
-    /// When all have heard of it, unless another fault kept them.
+    /// When all have heard of it.
     due: Instant,
 }
 
@@ -40,7 +40,15 @@ impl Nemesis<'_> {
     pub(super) fn revocation(&mut self) -> Result<Option<Planned>> {
         let mut sites = self.cluster()?.spec().sites.clone();
         shuffle(&mut sites, &mut self.rng);
-        let [home, by, alone, ..] = sites.as_slice() else { return Ok(None) };
+        // It is revoked where a replica runs that no other fault hits.
+        let hit: Vec<usize> = self.open.iter().flat_map(|open| open.nodes.clone()).collect();
+        let nodes = self.cluster()?.nodes.iter().enumerate().filter(|(at, node)| !hit.contains(at) && node.serves());
+        let sound: Vec<&str> = nodes.map(|(_, node)| node.site.as_str()).collect();
+        sites.sort_by_key(|site| !sound.contains(&site.as_str()));
+        let [by, home, alone, ..] = sites.as_slice() else { return Ok(None) };
+        if !sound.contains(&by.as_str()) {
+            return Ok(None);
+        }
         let others: Vec<String> = sites.iter().filter(|site| *site != alone).cloned().collect();
         let detail = format!("{alone} is cut off, and the certificate of a further replica of {home} revoked at {by}");
         let cut = links::both(std::slice::from_ref(alone), &others);
@@ -61,18 +69,16 @@ impl Nemesis<'_> {
         cluster.net.say(&format!("isolate {alone}"))?;
         asker.post(&format!("/luc/v1/replicas/{replica}/revoke"), &json!({}))?;
         let time = self.around.recorder.now();
-        // From when the cut is healed, which comes later.
+        // From when the last fault is over, which comes later.
         self.revoked.push(Revoked { node, by: by.to_owned(), time, token, due: Instant::now() });
         Ok((vec![node], Undo::Revoked))
     }
 
-    /// The cut is healed: from now on all hear of it.
-    pub(super) fn after_revocation(&mut self, nodes: &[usize]) -> Result<()> {
-        self.cluster()?.net.say("heal")?;
+    /// A fault has ended: if none begins, from now on all hear of it.
+    pub(super) fn note_quiet(&mut self) {
         // A second more: the fault ends only when this has.
         let due = Instant::now() + REVOKED + Duration::from_secs(1);
-        self.revoked.iter_mut().filter(|one| nodes.contains(&one.node)).for_each(|one| one.due = due);
-        Ok(())
+        self.revoked.iter_mut().for_each(|one| one.due = due);
     }
 
     /// Whether a node's certificate was revoked: no other fault hits it.
@@ -88,7 +94,6 @@ impl Nemesis<'_> {
         {
             let one = self.revoked.swap_remove(at);
             std::thread::sleep(one.due.saturating_duration_since(Instant::now()));
-            // While it was waited for, another fault may have begun: then this says nothing.
             self.look_at(&one)?;
             self.farewell(one.node)?;
         }

@@ -231,12 +231,15 @@ impl<'a> Nemesis<'a> {
             }
             let cut = self.open.iter().any(|open| !open.fault.cut.is_empty());
             self.undo_where(|open| Instant::now() >= open.until && !(cut && open.undo.needs_others()))?;
-            if !self.open.iter().any(|open| !open.fault.cut.is_empty()) {
+            // Whether a certificate still works tells something only where no fault has been at work for a while.
+            let revoking = self.open.iter().any(|open| matches!(open.undo, Undo::Revoked));
+            let waits = !revoking && !self.revoked.is_empty();
+            if waits && self.open.is_empty() {
                 self.look_at_revoked(false)?;
             }
             // None begins that would be over before it has shown anything.
             let left = end.saturating_duration_since(Instant::now());
-            if faults && Instant::now() >= next && left > plan.every / 2 && self.open.len() < plan.overlap {
+            if faults && !waits && Instant::now() >= next && left > plan.every / 2 && self.open.len() < plan.overlap {
                 next = Instant::now() + Duration::from_millis(self.rng.between(half, half * 3));
                 self.one(plan)?;
             }
@@ -376,6 +379,7 @@ impl<'a> Nemesis<'a> {
             let mut fault = Fault { excused: Vec::new(), ..open.fault };
             record(self.around.recorder, Kind::Invoke, "stop", value(open.id, &fault), None);
             let undone = self.undo(&open.undo, &open.nodes, &mut fault);
+            self.note_quiet();
             self.complete("stop", open.id, &fault, undone.as_ref().err());
             let undone = undone.with_context(|| format!("the fault {:?} could not be undone", fault.name));
             first = first.or(undone.err());
@@ -412,7 +416,7 @@ impl<'a> Nemesis<'a> {
             }
             Undo::Clock => self.each(nodes, |node| node.skew("+0")),
             Undo::Newcomer => nodes.iter().try_for_each(|at| self.farewell(*at)),
-            Undo::Revoked => self.after_revocation(nodes),
+            Undo::Revoked => self.cluster()?.net.say("heal").map(drop),
             Undo::Revive => self.each(nodes, |node| node.hypervisor.as_mut().map_or(Ok(()), Hypervisor::revive)),
             Undo::Resize => nodes.iter().try_for_each(|at| self.resize(*at, 1_000).map(drop)),
             Undo::Command => self.command("stop"),

@@ -247,7 +247,7 @@ impl World {
         for peer in (0..self.nodes.len()).filter(|peer| (to >> (peer % 64)) & 1 == 1) {
             if self.net.connection(at, peer).is_some() && self.net.is_cut(at, peer).is_none() && !self.is_liar(peer) {
                 let delay = self.net.delay(at, peer);
-                let message = Msg::Entries { entries: vec![entry.bytes().to_vec()], more: false };
+                let message = Msg::Entries { entries: vec![entry.shared_bytes()], more: false };
                 self.at(delay, Event::Heard { from: at, to: peer, message });
             }
         }

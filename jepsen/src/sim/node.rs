@@ -2,6 +2,7 @@
 //! under way; all of them are made durable in one commit; and only then does anything leave.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use luc_engine::agent::{FromAgent, HostFacts, SignedTip};
 use luc_engine::entry::{Entry, Frontier, Member, MemberOp};
@@ -14,7 +15,7 @@ use luc_engine::tx::{Fence, Refusal};
 use luc_engine::view::View;
 use luc_sync::agents::{self, Met};
 use luc_sync::join::admit_replica;
-use luc_sync::node::read_entries;
+use luc_sync::node::{LogPart, read_entries};
 use luc_sync::proto::{Input, Output, Proto, waits_for};
 use luc_sync::rpc::{GRANT_LOG, grant, lacking};
 use luc_sync::waiting::Waiting;
@@ -142,7 +143,7 @@ pub(super) enum Job {
     Op(Asked),
     Receive {
         peer: ReplicaId,
-        entries: Vec<Vec<u8>>,
+        entries: Vec<Arc<[u8]>>,
         answer: bool,
     },
     ReadLog {
@@ -160,7 +161,7 @@ pub(super) enum Job {
     Take {
         ask: u64,
         turn: u64,
-        entries: Vec<Vec<u8>>,
+        entries: Vec<Arc<[u8]>>,
         granted: Amount,
     },
     Hello {
@@ -540,7 +541,7 @@ impl World {
     }
 
     /// Takes entries. Says whether some wait for what is not held, and which logs must be sent again.
-    fn receive(&mut self, at: usize, entries: Vec<Vec<u8>>) -> (bool, Vec<EntryId>) {
+    fn receive(&mut self, at: usize, entries: Vec<Arc<[u8]>>) -> (bool, Vec<EntryId>) {
         let mut all = Vec::new();
         for bytes in entries {
             let Some(process) = self.process(at) else { break };
@@ -729,13 +730,10 @@ impl World {
             After::Op(asked, done) => self.answered(at, asked, done),
             After::Received { peer, answer, again } => self.core(at, Input::Received { peer, answer, again }),
             After::ReadLog { peer, from } => {
-                let entries = self.read(at, &from, LOG_BATCH);
-                let luc_sync::node::LogPart { entries, more, dropped } = entries.unwrap_or_default();
+                let LogPart { entries, more, dropped } = self.read(at, &from, LOG_BATCH).unwrap_or_default();
                 if more {
                     self.sometimes.saw(State::CaughtUp);
                 }
-                let entries = entries.into_iter().map(|entry| (entry.held_as(), entry.tip(), entry.bytes().to_vec()));
-                let entries = entries.collect();
                 self.core(at, Input::LogRead { peer, entries, more, dropped });
             }
             After::Granted { ask, turn, to, granted, frontier } => {
@@ -744,7 +742,7 @@ impl World {
                 let from =
                     if granted.is_zero() { Vec::new() } else { lacking(process.view.frontier(), &frontier, asker) };
                 let entries = self.read(at, &from, GRANT_LOG).unwrap_or_default().entries;
-                let entries: Vec<Vec<u8>> = entries.iter().map(|entry| entry.bytes().to_vec()).collect();
+                let entries: Vec<Arc<[u8]>> = entries.iter().map(|entry| entry.shared_bytes()).collect();
                 if entries.len() > 1 {
                     self.sometimes.saw(State::AnswerWithPast);
                 }
@@ -764,7 +762,7 @@ impl World {
         }
     }
 
-    fn read(&mut self, at: usize, from: &[EntryId], limit: usize) -> Option<luc_sync::node::LogPart> {
+    fn read(&mut self, at: usize, from: &[EntryId], limit: usize) -> Option<LogPart> {
         let replica = &self.process(at)?.replica;
         let reader = replica.reader().ok()?;
         read_entries(&*reader, replica.view().branches(), from, limit).ok()

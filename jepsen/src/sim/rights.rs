@@ -1,6 +1,8 @@
 //! Asking others for rights, as `sync/src/rpc.rs` does it: the richest holder that is connected, then the next, each for
 //! a bounded time, until what is missing has come.
 
+use std::sync::Arc;
+
 use luc_engine::entry::Frontier;
 use luc_engine::id::PoolId;
 use luc_engine::ledger::Amount;
@@ -34,7 +36,7 @@ pub(super) struct Ask {
 #[derive(Debug)]
 pub(super) enum Rights {
     Request { ask: u64, turn: u64, from: usize, to: usize, pool: PoolId, amount: Amount, frontier: Frontier },
-    Answer { ask: u64, turn: u64, from: usize, granted: Amount, entries: Vec<Vec<u8>> },
+    Answer { ask: u64, turn: u64, from: usize, granted: Amount, entries: Vec<Arc<[u8]>> },
     Limit { ask: u64, turn: u64 },
     Again { node: usize, asked: Asked },
 }

@@ -312,7 +312,7 @@ impl World {
         let part = luc_sync::node::read_entries(&*reader, founder.view().branches(), &[first], 1 << 20);
         let part = part.map_err(|e| e.to_string())?;
         for entry in part.entries {
-            let checked = self.rules.applied(0, &std::sync::Arc::new(entry));
+            let checked = self.rules.applied(0, &entry);
             self.check(checked);
         }
         for site in 1..sites {
