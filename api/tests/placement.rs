@@ -107,7 +107,63 @@ async fn server_groups_are_limited_by_the_quota() {
     assert_eq!(create().await.status, 403);
     assert_eq!(cloud.get(GROUPS).await.body["server_groups"].as_array().map(Vec::len), Some(2));
     assert_eq!(set(json!({"server_groups": -1})).await.status, 400);
-    assert_eq!(set(json!({"server_group_members": 5})).await.status, 400, "not limited, and so said");
+    assert_eq!(set(json!({"injected_files": 5})).await.status, 400, "not limited, and so said");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_of_a_server_group_are_limited_where_they_are_created() {
+    let cloud = Cloud::start().await;
+    let quotas = format!("/compute/v2.1/os-quota-sets/{}", cloud.project);
+    let limits = async || cloud.get("/compute/v2.1/limits").await.body["limits"]["absolute"].clone();
+    assert_eq!(limits().await["maxServerGroupMembers"], 10);
+    let set = json!({"quota_set": {"server_group_members": 2}});
+    let set = cloud.request(Method::PUT, &quotas, Some(&set)).await;
+    assert_eq!(set.body["quota_set"]["server_group_members"], 2, "{set:?}");
+    assert_eq!(limits().await["maxServerGroupMembers"], 2);
+    let soft = json!({"server_group": {"name": "g", "policy": "soft-anti-affinity"}});
+    let group = cloud.post(GROUPS, &soft).await.body["server_group"]["id"].clone();
+    let image = cloud.image().await;
+    let create = async |count: u64| {
+        let server = json!({"name": "s", "flavorRef": "42", "imageRef": image, "networks": "none", "min_count": count});
+        cloud.post("/compute/v2.1/servers", &json!({"server": server, "os:scheduler_hints": {"group": group}})).await
+    };
+    let refused = create(3).await;
+    assert_eq!(refused.status, 403);
+    assert!(message(&refused).contains("Quota exceeded, too many servers in group"), "{refused:?}");
+    let first = create(1).await.body["server"]["id"].as_str().unwrap().to_owned();
+    assert_eq!(create(1).await.status, 202);
+    assert_eq!(create(1).await.status, 403);
+    // A server that is in no group is not one of them, and what is deleted makes room.
+    let alone = json!({"server": {"name": "s", "flavorRef": "42", "imageRef": image, "networks": "none"}});
+    assert_eq!(cloud.post("/compute/v2.1/servers", &alone).await.status, 202);
+    assert_eq!(cloud.request(Method::DELETE, &format!("/compute/v2.1/servers/{first}"), None).await.status, 204);
+    assert_eq!(create(1).await.status, 202);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn key_pairs_are_limited_where_they_are_created() {
+    let cloud = Cloud::start().await;
+    let quotas = format!("/compute/v2.1/os-quota-sets/{}", cloud.project);
+    assert_eq!(cloud.get(&quotas).await.body["quota_set"]["key_pairs"], 100);
+    let set = async |n: u64| cloud.request(Method::PUT, &quotas, Some(&json!({"quota_set": {"key_pairs": n}}))).await;
+    assert_eq!(set(2).await.body["quota_set"]["key_pairs"], 2);
+    assert_eq!(cloud.get("/compute/v2.1/limits").await.body["limits"]["absolute"]["maxTotalKeypairs"], 2);
+    let keys = "/compute/v2.1/os-keypairs";
+    let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f x";
+    let create = async |name: &str| cloud.post(keys, &json!({"keypair": {"name": name, "public_key": key}})).await;
+    assert!(create("one").await.status.is_success() && create("two").await.status.is_success());
+    let refused = create("three").await;
+    assert_eq!(refused.status, 403);
+    assert!(message(&refused).contains("Quota exceeded, too many key pairs."), "{refused:?}");
+    let one = format!("{keys}/one");
+    assert!(cloud.request(Method::DELETE, &one, None).await.status.is_success());
+    assert!(create("three").await.status.is_success());
+    // A lower limit takes nothing away.
+    set(0).await;
+    assert_eq!(cloud.get(keys).await.body["keypairs"].as_array().map(Vec::len), Some(2));
+    assert_eq!(create("four").await.status, 403);
+    assert_eq!(cloud.request(Method::DELETE, &quotas, None).await.status, 202);
+    assert_eq!(cloud.get(&quotas).await.body["quota_set"]["key_pairs"], 100);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@ use luc_sync::node::now;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::quotas::{Quota, metadata_items, parse_project};
+use super::quotas::{Limit, Quota, parse_project};
 use super::render::{HostState, host_state};
 use super::status::server_of;
 use super::{parse_stamp, stamp};
@@ -397,8 +397,10 @@ pub(super) async fn limits(
     let Quota { wanted, used, .. } = Quota::of(&view, project);
     let mut absolute = json!({
         "maxTotalInstances": wanted.get(Dimension::Instances), "maxTotalCores": wanted.get(Dimension::Vcpus),
-        "maxTotalRAMSize": wanted.get(Dimension::MemoryMib), "maxTotalKeypairs": -1, "maxServerMeta": metadata_items(&view, project),
-        "maxServerGroups": wanted.get(Dimension::ServerGroups), "maxServerGroupMembers": -1, "totalInstancesUsed": used.get(Dimension::Instances),
+        "maxTotalRAMSize": wanted.get(Dimension::MemoryMib), "maxTotalKeypairs": Limit::KeyPairs.of(&view, project),
+        "maxServerMeta": Limit::MetadataItems.of(&view, project),
+        "maxServerGroups": wanted.get(Dimension::ServerGroups), "maxServerGroupMembers": Limit::ServerGroupMembers.of(&view, project),
+        "totalInstancesUsed": used.get(Dimension::Instances),
         "totalCoresUsed": used.get(Dimension::Vcpus), "totalRAMUsed": used.get(Dimension::MemoryMib),
         "totalServerGroupsUsed": used.get(Dimension::ServerGroups),
     });

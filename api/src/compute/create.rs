@@ -24,8 +24,9 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::placement::{self, Hints};
-use super::quotas::{Quota, metadata_items};
+use super::quotas::{Limit, Quota};
 use super::render::{links, quota_of};
+use super::server_groups::members;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::discovery::base;
@@ -181,6 +182,10 @@ fn create_one(
     if let Some(group) = server.group.filter(|group| tx.view().get::<ServerGroup>(*group).is_none()) {
         return Err(Unplaced::Fault(placement::no_group(group)));
     }
+    let members = server.group.map_or(0, |group| members(tx.view(), group).count());
+    if server.group.is_some() && !Limit::ServerGroupMembers.allows_more(tx.view(), server.project, members) {
+        return Err(Unplaced::Fault(Fault::forbidden("Quota exceeded, too many servers in group")));
+    }
     let home = tx.site().to_string();
     let choice = choose(tx.view(), tx.me(), &home, request, &|host| usable.contains(&host), random);
     let choice = choice.map_err(Unplaced::NoHost)?;
@@ -266,7 +271,7 @@ fn parse(
         if version.0 >= 19 { given.text("description")?.unwrap_or_default().to_owned() } else { name.clone() };
     let hostname = super::servers::given_hostname(given, version)?.unwrap_or_else(|| host_name(&name));
     let metadata = given.strings("metadata")?.unwrap_or_default();
-    super::servers::checked(&metadata, metadata_items(&view, project))?;
+    super::servers::checked(&metadata, Limit::MetadataItems.of(&view, project))?;
     let action = ServerAction { action: "create".into(), user: caller.user, start: now };
     let server = Server {
         project,

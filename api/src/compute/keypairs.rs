@@ -13,6 +13,7 @@ use md5::{Digest, Md5};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::quotas::Limit;
 use super::stamp;
 use crate::app::App;
 use crate::auth::Caller;
@@ -109,9 +110,13 @@ pub(super) async fn create(
         .ok_or_else(|| Fault::bad("Keypair data is invalid: failed to generate fingerprint"))?;
     let keypair =
         Keypair { user, name, key_type: "ssh".into(), public_key, fingerprint, created_at: luc_sync::node::now() };
-    let (record, random) = (keypair.clone(), Uuid::new_v4());
+    let (record, random, project) = (keypair.clone(), Uuid::new_v4(), caller.project);
     app.transact(move |tx| {
         let name = record.name.clone();
+        let held = tx.view().children(Kind::Keypair, user).count();
+        if project.is_some_and(|project| !Limit::KeyPairs.allows_more(tx.view(), project, held)) {
+            return Err(Fault::forbidden("Quota exceeded, too many key pairs."));
+        }
         let keypair = tx.create(tx.fresh(Kind::Keypair, random), record, &[])?;
         tx.bind(user, &name, keypair).map_err(|_| Fault::conflict(format!("Key pair '{name}' already exists.")))
     })

@@ -30,9 +30,8 @@ use crate::policy::{self, Action};
 /// How often what is pending is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// The quotas that Nova's clients expect and LUC does not limit: unlimited, which is the truth. Keypairs are a user's, not a
-/// project's; members of a group are servers, which are limited as such.
-const UNLIMITED: [&str; 3] = ["key_pairs", "server_group_members", "injected_files"];
+/// The quotas that Nova's clients expect and LUC does not limit: unlimited, which is the truth.
+const UNLIMITED: [&str; 3] = ["injected_files", "injected_file_content_bytes", "injected_file_path_bytes"];
 /// What is used up, and counted: pools.
 const COUNTED: [(&str, Dimension); 4] = [
     ("instances", Dimension::Instances),
@@ -40,10 +39,61 @@ const COUNTED: [(&str, Dimension); 4] = [
     ("ram", Dimension::MemoryMib),
     ("server_groups", Dimension::ServerGroups),
 ];
-/// What is not used up, but how much each server may have: a wish alone, looked at where metadata is written.
-const METADATA_ITEMS: &str = "metadata_items";
-/// As in Nova, if nobody has said otherwise; and the most that can be said.
-const METADATA: (u64, u64) = (128, 1_024);
+
+/// What is not used up, but how many each thing may have: a wish alone, looked at where one more is written. It is a limit for what
+/// is known there: sites that are cut off from each other may go beyond it together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Limit {
+    /// Of a server.
+    MetadataItems,
+    /// Of a user, who works in the project.
+    KeyPairs,
+    /// Servers of a server group.
+    ServerGroupMembers,
+}
+
+impl Limit {
+    const ALL: [Self; 3] = [Self::MetadataItems, Self::KeyPairs, Self::ServerGroupMembers];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::MetadataItems => "metadata_items",
+            Self::KeyPairs => "key_pairs",
+            Self::ServerGroupMembers => "server_group_members",
+        }
+    }
+
+    /// As in Nova, if nobody has said otherwise.
+    fn default(self) -> u64 {
+        match self {
+            Self::MetadataItems => 128,
+            Self::KeyPairs => 100,
+            Self::ServerGroupMembers => 10,
+        }
+    }
+
+    /// The most that can be said.
+    fn most(self) -> u64 {
+        match self {
+            Self::MetadataItems => 1_024,
+            Self::KeyPairs | Self::ServerGroupMembers => MOST,
+        }
+    }
+
+    /// How many a project allows.
+    pub(crate) fn of(self, view: &View, project: Uuid) -> u64 {
+        let said = view.get::<Project>(project).and_then(|project| project.quota.get(self.name()));
+        said.copied().unwrap_or(self.default())
+    }
+
+    /// Whether a project allows one more than there are.
+    pub(crate) fn allows_more(self, view: &View, project: Uuid, there_are: usize) -> bool {
+        u64::try_from(there_are).is_ok_and(|there_are| there_are < self.of(view, project))
+    }
+}
+
+/// The most that any quota can be.
+const MOST: u64 = 1 << 40;
 
 /// A project's quota as it is wanted and as it is.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -97,11 +147,6 @@ impl Quota {
     }
 }
 
-/// How many metadata items each server of a project may have.
-pub(crate) fn metadata_items(view: &View, project: Uuid) -> u64 {
-    view.get::<Project>(project).and_then(|project| project.quota.get(METADATA_ITEMS)).copied().unwrap_or(METADATA.0)
-}
-
 /// The project that a path names; 400 if it is none, as Nova says.
 pub(super) fn parse_project(app: &App, caller: &Caller, id: &str) -> Result<Uuid, Fault> {
     let id = Uuid::parse_str(id).map_err(|_| Fault::bad(format!("Project ID {id} is not a valid project.")))?;
@@ -114,7 +159,7 @@ pub(super) fn parse_project(app: &App, caller: &Caller, id: &str) -> Result<Uuid
 
 fn render_quota(
     project: Option<Uuid>,
-    (capacity, metadata): (&Amount, u64),
+    (capacity, limit): (&Amount, impl Fn(Limit) -> u64),
     version: Microversion,
     detail: Option<&Amount>,
 ) -> Value {
@@ -130,12 +175,11 @@ fn render_quota(
         let used = detail.map_or(0, |used| used.get(dimension));
         map.insert(name.into(), value(json!(capacity.get(dimension)), used));
     }
-    map.insert(METADATA_ITEMS.into(), value(json!(metadata), 0));
-    for name in UNLIMITED.iter().filter(|name| **name != "injected_files" || version.0 < 57) {
-        map.insert((*name).into(), value(json!(-1), 0));
+    for of in Limit::ALL {
+        map.insert(of.name().into(), value(json!(limit(of)), 0));
     }
     if version.0 < 57 {
-        for name in ["injected_file_content_bytes", "injected_file_path_bytes"] {
+        for name in UNLIMITED {
             map.insert(name.into(), value(json!(-1), 0));
         }
     }
@@ -155,7 +199,7 @@ pub(super) async fn quota(
 ) -> Reply {
     let project = parse_project(&app, &caller, &project)?;
     let view = app.view();
-    let limits = (&Quota::of(&view, project).wanted, metadata_items(&view, project));
+    let limits = (&Quota::of(&view, project).wanted, |limit: Limit| limit.of(&view, project));
     ok(&render_quota(Some(project), limits, version, None))
 }
 
@@ -169,7 +213,7 @@ pub(super) async fn quota_detail(
     let view = app.view();
     let Quota { wanted, used, .. } = Quota::of(&view, project);
     let used = if on(SiteMutant::UsageOfOwn) { of_own(&view, project, app.node().me()) } else { used };
-    ok(&render_quota(Some(project), (&wanted, metadata_items(&view, project)), version, Some(&used)))
+    ok(&render_quota(Some(project), (&wanted, |limit: Limit| limit.of(&view, project)), version, Some(&used)))
 }
 
 /// What one replica has claimed of a project's quota.
@@ -190,7 +234,7 @@ pub(super) async fn default_quota(
     Path(project): Path<String>,
 ) -> Reply {
     let id = Uuid::parse_str(&project).ok();
-    ok(&render_quota(id, (&app.settings().default_quota, METADATA.0), version, None))
+    ok(&render_quota(id, (&app.settings().default_quota, Limit::default), version, None))
 }
 
 /// The only class of quotas is what new projects get; it is set in the configuration of each site.
@@ -201,7 +245,7 @@ pub(super) async fn quota_class(
     Path(class): Path<String>,
 ) -> Reply {
     policy::check(&caller, Action::Administer, None)?;
-    let mut value = render_quota(None, (&app.settings().default_quota, METADATA.0), version, None);
+    let mut value = render_quota(None, (&app.settings().default_quota, Limit::default), version, None);
     let mut set = value["quota_set"].take();
     set["id"] = json!(class);
     ok(&json!({"quota_class_set": set}))
@@ -219,23 +263,19 @@ pub(super) async fn set_quota(
     let given = body.inner("quota_set")?;
     let mut wanted = BTreeMap::new();
     for key in given.0.keys().filter(|key| !matches!(key.as_str(), "force" | "tenant_id" | "id")) {
-        let most = match key.as_str() {
-            METADATA_ITEMS => METADATA.1,
-            counted if COUNTED.iter().any(|(name, _)| *name == counted) => 1 << 40,
-            other => {
-                let limited = COUNTED.map(|(name, _)| name).join(", ");
-                return Err(Fault::bad(format!(
-                    "LUC does not limit {other:?}; it limits {limited} and {METADATA_ITEMS}."
-                )));
-            }
-        };
+        let counted = COUNTED.iter().map(|(name, _)| (*name, MOST));
+        let mut all = counted.chain(Limit::ALL.map(|limit| (limit.name(), limit.most())));
+        let most = all.clone().find(|(name, _)| name == key).map(|(_, most)| most).ok_or_else(|| {
+            let limited: Vec<&str> = all.by_ref().map(|(name, _)| name).collect();
+            Fault::bad(format!("LUC does not limit {key:?}; it limits {}.", limited.join(", ")))
+        })?;
         let n = given.number(key)?.filter(|n| *n <= most);
         let n = n.ok_or_else(|| Fault::bad(format!("{key:?} must be a number from 0 to {most}.")))?;
         wanted.insert(key.clone(), n);
     }
     change_quota(&app, project, wanted).await?;
     let view = app.view();
-    let limits = (&Quota::of(&view, project).wanted, metadata_items(&view, project));
+    let limits = (&Quota::of(&view, project).wanted, |limit: Limit| limit.of(&view, project));
     let mut value = render_quota(None, limits, version, None);
     if let Some(set) = value["quota_set"].as_object_mut() {
         set.remove("id");
@@ -248,7 +288,7 @@ pub(super) async fn reset_quota(State(app): State<App>, caller: Caller, Path(pro
     let project = parse_project(&app, &caller, &project)?;
     let default = &app.settings().default_quota;
     let mut wanted: BTreeMap<String, u64> = COUNTED.iter().map(|(name, d)| ((*name).into(), default.get(*d))).collect();
-    wanted.insert(METADATA_ITEMS.into(), METADATA.0);
+    wanted.extend(Limit::ALL.map(|limit| (limit.name().into(), limit.default())));
     change_quota(&app, project, wanted).await?;
     empty(axum::http::StatusCode::ACCEPTED)
 }

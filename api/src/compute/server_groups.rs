@@ -122,13 +122,13 @@ fn find<'a>(view: &'a View, caller: &Caller, id: &str, action: Action) -> Result
 }
 
 /// The servers of a group that are not being deleted.
-fn members(view: &View, group: Uuid) -> Vec<String> {
-    let all = view.children(Kind::Server, group);
-    all.filter(|id| view.get::<Server>(*id).is_some()).map(|id| id.to_string()).collect()
+pub(super) fn members(view: &View, group: Uuid) -> impl Iterator<Item = Uuid> {
+    view.children(Kind::Server, group).filter(|id| view.get::<Server>(*id).is_some())
 }
 
 fn render(view: &View, version: Microversion, id: Uuid, group: &ServerGroup) -> Value {
-    let mut value = json!({"id": id.to_string(), "name": group.name, "members": members(view, id)});
+    let members: Vec<String> = members(view, id).map(|id| id.to_string()).collect();
+    let mut value = json!({"id": id.to_string(), "name": group.name, "members": members});
     if version.0 >= 13 {
         value["project_id"] = json!(group.project.simple().to_string());
         value["user_id"] = json!(group.user.simple().to_string());

@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::quotas::metadata_items;
+use super::quotas::Limit;
 use super::render::{Fields, HostState, Renderer, host_state, lost, seen};
 use super::status::{server_of, status};
 use super::{find_server, live, parse_stamp, stamp};
@@ -390,7 +390,7 @@ async fn edit_metadata(
         change(&mut server.metadata)?;
         // A limit that was lowered takes nothing away, and does not keep anybody from tidying up.
         let grew = server.metadata.len() > before;
-        if grew { checked(&server.metadata, metadata_items(&view, server.project)) } else { Ok(()) }
+        if grew { checked(&server.metadata, Limit::MetadataItems.of(&view, server.project)) } else { Ok(()) }
     })
     .await
 }
