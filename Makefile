@@ -34,6 +34,7 @@ test: ## Install what is missing and run all tests
 	@# From 100 seeds of 1,000 operations on every hard state must have been met.
 	@$(MAKE) --no-print-directory sim SEEDS=1000 OPS=2000
 	@$(MAKE) --no-print-directory sim SEEDS=300 OPS=1000 FAULTS=cut,slow,liar
+	@$(MAKE) --no-print-directory sim SEEDS=200 OPS=1000 FAULTS=cut,slow,logs,liar
 	@$(MAKE) --no-print-directory mutants
 
 # Every test binary with properties in it, wherever that is.

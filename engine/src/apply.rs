@@ -233,6 +233,10 @@ pub(crate) fn apply_member(view: &mut View, author: Author<'_>, op: &MemberOp) -
             let asked = check_fork(view, author, fork)?;
             view.set_retirement(author.entry, Row::Request(asked));
         }
+        MemberOp::Branched { retiree } => {
+            let asked = check_branched(view, author, *retiree)?;
+            view.set_retirement(author.entry, Row::Request(asked));
+        }
         MemberOp::Seal { set } => {
             check_seal(view, author, set)?;
             let mut frontier = author.frontier.clone();
@@ -359,6 +363,19 @@ fn check_fork(view: &View, author: Author<'_>, fork: &Fork) -> Result<Asked, Inv
         return Err(Invalid::BadRetirement("it proves no fork of a member"));
     }
     let request = Request { set: vec![Retiree { replica, heir: fork.heir }], force: false };
+    Ok(Asked { is_fork: true, ..check_request(view, author, &request)? })
+}
+
+/// Whoever holds two branches of a log has seen that it forked, and so has everybody who holds what that one holds.
+fn check_branched(view: &View, author: Author<'_>, retiree: Retiree) -> Result<Asked, Invalid> {
+    let branches = &view.branches;
+    let held = |log: &ReplicaId| *log != retiree.replica && branches.first(*log) <= author.frontier.number(*log);
+    let held: Vec<ReplicaId> = branches.logs(retiree.replica).filter(held).collect();
+    let parts = |one: &ReplicaId| held.iter().any(|other| branches.part(*one, *other).is_some());
+    if !held.iter().any(parts) {
+        return Err(Invalid::BadRetirement("its author holds no two branches"));
+    }
+    let request = Request { set: vec![retiree], force: false };
     Ok(Asked { is_fork: true, ..check_request(view, author, &request)? })
 }
 

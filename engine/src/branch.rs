@@ -64,6 +64,17 @@ impl Branches {
         self.of.contains_key(&author)
     }
 
+    /// Whether a branch leaves this log.
+    #[must_use]
+    pub fn is_parent(&self, log: ReplicaId) -> bool {
+        self.branches.values().any(|branch| branch.parent == log)
+    }
+
+    /// Everybody of whom two entries with one number are held.
+    pub fn forked(&self) -> impl Iterator<Item = ReplicaId> + '_ {
+        self.of.keys().copied()
+    }
+
     /// The logs of an author: one, or that before the fork and its branches.
     pub fn logs(&self, author: ReplicaId) -> impl Iterator<Item = ReplicaId> + '_ {
         std::iter::once(author).chain(self.of.get(&author).into_iter().flatten().copied())

@@ -19,11 +19,11 @@ use crate::id::{ClaimId, CloudId, EntryId, HostId, Millis, PoolId, ReplicaId, Si
 use crate::ledger::Amount;
 use crate::mutant::{Mutant, on};
 use crate::record::{Kind, RecordId};
-use crate::retire::Request;
+use crate::retire::{Request, Retiree};
 use crate::tips::Tips;
 
 /// Version of the entry format; the first byte of every encoded entry.
-pub const FORMAT: u8 = 7;
+pub const FORMAT: u8 = 8;
 /// Largest encoded entry, header and content together: a hostile one costs no more memory than this.
 pub const MAX_ENTRY: usize = 4 << 20;
 /// Largest encoded header: the two of a fork must fit into one entry.
@@ -348,6 +348,12 @@ pub enum MemberOp {
     Retire(Request),
     /// The proof that a replica forked, which starts its retirement as a request would (M3). Any member.
     Fork(Fork),
+    /// As a proof of a fork, where no two headers with one number are left: the author holds two branches of that replica's log, which
+    /// its frontier names. Any member.
+    Branched {
+        /// Who forked, and who inherits from it.
+        retiree: Retiree,
+    },
     /// The author seals these replicas: of them it holds what this entry's frontier says, and takes no more than another
     /// survivor has.
     Seal {

@@ -17,8 +17,8 @@ use crate::id::{EntryId, PoolId, ReplicaId};
 use crate::ledger::{Amount, BadLedgerOp};
 use crate::mutant::{Mutant, on};
 use crate::record::RecordId;
-use crate::replica::fold::{Kept, Recent};
-use crate::replica::{Chain, Received, Rejection, Replica, Saved, log_key};
+use crate::replica::fold::{Kept, Left, Recent};
+use crate::replica::{Chain, Received, Rejection, Replica, Saved};
 use crate::stage::Lack;
 use crate::store::{StoreError, Table};
 use crate::tx::Fence;
@@ -108,7 +108,8 @@ impl Replica {
         if self.quarantine().contains_key(&id.author) {
             return Err(Rejection::Quarantined(id.author));
         }
-        let Some(lack) = lack else { return Ok(Received::Waiting(id)) };
+        // What is at the bottom of what is staged is asked for: of a log that parts below, it is what parts.
+        let Some(lack) = self.stage.lack(&hash).or(lack) else { return Ok(Received::Waiting(id)) };
         let mut from = self.first_missing(&lack);
         if !self.comes_later(&lack) {
             // Another form of what is held: where it begins to differ is not known.
@@ -159,6 +160,17 @@ impl Replica {
         let known = self.view.retirements.named(self.view.frontier());
         self.proofs.retain(|author, _| !known.contains(author));
         self.proofs.first_key_value().map(|(author, proof)| (*author, proof.clone()))
+    }
+
+    /// A member of whom two branches are held, though no two entries with one number are at hand: of one branch they are in the log no
+    /// more.
+    pub(crate) fn unspoken_branches(&self) -> Option<ReplicaId> {
+        let view = &self.view;
+        if view.branches.is_empty() {
+            return None;
+        }
+        let known = view.retirements.named(view.frontier());
+        view.branches.forked().find(|author| !known.contains(author))
     }
 
     /// Whether entries of an author are taken only with others that rest on them.
@@ -552,7 +564,7 @@ impl Replica {
                 _ => false,
             };
             if follows {
-                let is_followed = branches.logs(author).any(|id| branches.get(id).is_some_and(|b| b.parent == log));
+                let is_followed = branches.is_parent(log);
                 return Ok(if before == last && !is_followed { Place::Next(log) } else { Place::Fork(log) });
             }
         }
@@ -605,13 +617,17 @@ impl Replica {
                 _ => Ok(None),
             };
         }
-        for log in branches.logs(branches.author(replica)) {
-            let named = EntryId { author: log, number: tip.number };
-            if self.spans(log, tip.number) && self.is_held_as(named, tip.hash)? {
-                return Ok(Some(log));
+        let mut folded = None;
+        for author in branches.logs(branches.author(replica)).filter(|log| self.spans(*log, tip.number)) {
+            let named = EntryId { author, number: tip.number };
+            // Of one that nobody can name any more the hash is not kept: another branch's may be what is meant.
+            match self.short_hash(named)? {
+                Some(hash) if hash == tip.hash => return Ok(Some(author)),
+                None if self.is_held_as(named, tip.hash)? => folded = folded.or(Some(author)),
+                _ => {}
             }
         }
-        Ok(None)
+        Ok(folded)
     }
 
     /// Takes up a tip, and of a branch what it continues.
@@ -630,7 +646,11 @@ impl Replica {
         if self.view.frontier().number(author) == number {
             return Ok(self.chains.get(&author).map(|chain| chain.last));
         }
-        Ok(self.entry_at(EntryId { author, number })?.map(|entry| entry.hash()))
+        let id = EntryId { author, number };
+        match self.entry_at(id)? {
+            Some(entry) => Ok(Some(entry.hash())),
+            None => Ok(self.left_of(id)?.map(|left| left.hash)),
+        }
     }
 
     pub(crate) fn entry_at(&self, id: EntryId) -> Result<Option<Arc<Entry>>, StoreError> {
@@ -642,10 +662,7 @@ impl Replica {
 
     /// An entry of the log, or one that was moved there since the last flush.
     pub(crate) fn logged(&self, id: EntryId) -> Result<Option<Vec<u8>>, StoreError> {
-        match self.pending.moved.get(&id) {
-            Some(moved) => Ok(moved.clone()),
-            None => self.pending.reader.get(Table::Log, &log_key(id)),
-        }
+        self.pending.row_of(Table::Log, id)
     }
 }
 
@@ -655,7 +672,7 @@ impl Replica {
     fn split(&mut self, log: ReplicaId, entry: &Entry) -> Result<ReplicaId, Rejection> {
         let EntryId { author, number: first } = entry.id();
         let frontier = Arc::new(self.frontier_at(log, first - 1)?);
-        let kept = Kept::after(first - 1, std::iter::empty());
+        let kept = Kept::default().from(first, std::iter::empty());
         let chain = Chain { last: entry.header.previous, frontier, kept, ..Chain::default() };
         let branch = Branch { author, parent: log, first };
         if self.view.frontier().number(log) >= first {
@@ -668,7 +685,7 @@ impl Replica {
             let moved = self.chains.get(&to).map(|chain| chain.kept).unwrap_or_default();
             if let Some(rest) = self.chains.get_mut(&log) {
                 (rest.last, rest.frontier) = (chain.last, chain.frontier.clone());
-                rest.kept = rest.kept.without(&moved);
+                rest.kept = rest.kept.before(first, &moved);
                 rest.recent = Recent::default();
             }
         }
@@ -686,14 +703,20 @@ impl Replica {
             let end = if part == log { number } else { self.view.frontier().number(part) };
             let chain = self.chains.get(&part).cloned().unwrap_or_default();
             frontier.0.extend(&chain.floor.0);
-            for number in self.view.branches.first(part).max(chain.kept.dropped() + 1)..=end {
-                let Some(entry) = self.entry_at(EntryId { author: part, number })? else { continue };
-                for (replica, tip) in &entry.header.seen {
-                    if let Some(of) = self.resolve(*replica, *tip)? {
-                        self.include(&mut frontier, of, *tip);
+            for number in self.view.branches.first(part).max(chain.kept.folded() + 1)..=end {
+                let id = EntryId { author: part, number };
+                let left = if number <= chain.kept.dropped() {
+                    self.left_of(id)?
+                } else {
+                    self.entry_at(id)?.map(|entry| Left::of(&entry))
+                };
+                let Some(Left { hash, seen }) = left else { continue };
+                for (replica, tip) in seen {
+                    if let Some(of) = self.resolve(replica, tip)? {
+                        self.include(&mut frontier, of, tip);
                     }
                 }
-                self.include(&mut frontier, part, entry.tip());
+                self.include(&mut frontier, part, Tip { number, hash: hash.short() });
             }
         }
         Ok(frontier)
@@ -703,10 +726,15 @@ impl Replica {
         let mut entries = Vec::new();
         for number in by.first..=self.view.frontier().number(by.log) {
             let (from, to) = (EntryId { author: by.log, number }, EntryId { author: by.to, number });
-            let Some(entry) = self.entry_at(from)? else { continue };
+            let Some(entry) = self.entry_at(from)? else {
+                let left = self.pending.row_of(Table::Dropped, from)?;
+                self.pending.moved.insert((Table::Dropped, from), None);
+                self.pending.moved.insert((Table::Dropped, to), left);
+                continue;
+            };
             if !self.pending.entries.iter().any(|entry| entry.held_as() == from) {
-                self.pending.moved.insert(from, None);
-                self.pending.moved.insert(to, Some(entry.bytes().to_vec()));
+                self.pending.moved.insert((Table::Log, from), None);
+                self.pending.moved.insert((Table::Log, to), Some(entry.bytes().to_vec()));
             }
             entries.push(entry);
         }
@@ -723,7 +751,7 @@ impl Replica {
         });
         self.chains = chains.collect();
         if let Some(chain) = self.chains.get(&by.log).cloned() {
-            let kept = Kept::after(by.first - 1, entries.iter().map(|entry| entry.bytes()));
+            let kept = chain.kept.from(by.first, entries.iter().map(|entry| entry.bytes()));
             self.chains.insert(by.to, Chain { kept, floor: Arc::default(), ..chain });
         }
         let owner = branches.author(by.to);

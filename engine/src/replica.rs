@@ -23,7 +23,7 @@ use crate::id::{ClaimId, CloudId, EntryId, HostId, Millis, PoolId, ReplicaId};
 use crate::ledger::{Amount, Dimension, Pool, Waiting};
 use crate::mutant::{Mutant, on};
 use crate::record::{Kind, RecordId};
-use crate::retire::VOTES;
+use crate::retire::{Retiree, VOTES};
 use crate::stage::Stage;
 use crate::store::{Batch, FORMAT, Reader, Store, StoreError, Table};
 use crate::tx::{Fence, Refusal, Tx};
@@ -171,7 +171,7 @@ pub(crate) struct Chain {
     pub(crate) frontier: Arc<Frontier>,
     /// What is left of it.
     pub(crate) kept: fold::Kept,
-    /// The full frontier of the last entry that is there no more.
+    /// The full frontier of the entry before which none can be named any more.
     pub(crate) floor: Arc<Frontier>,
     pub(crate) recent: fold::Recent,
 }
@@ -224,6 +224,9 @@ pub struct Replica {
     replaying: bool,
 }
 
+/// See [`Pending::moved`].
+pub(crate) type Moved = BTreeMap<(Table, EntryId), Option<Vec<u8>>>;
+
 /// What the next flush writes, besides the view's dirty rows; and how documents are read meanwhile.
 pub(crate) struct Pending {
     pub(crate) reader: Box<dyn Reader>,
@@ -231,13 +234,21 @@ pub(crate) struct Pending {
     pub(crate) entries: Vec<Arc<Entry>>,
     /// Entries that had to be replayed on a snapshot, and need not any more.
     replayed: Vec<EntryId>,
-    /// Entries of logs that forked: gone from where they were, or put where they belong.
-    pub(crate) moved: BTreeMap<EntryId, Option<Vec<u8>>>,
+    /// Rows of logs that forked, of [`Table::Log`] and [`Table::Dropped`]: gone from where they were, or put where they belong.
+    pub(crate) moved: Moved,
     /// A fork has become known: every row is written anew, since what is named by entries has other names.
     pub(crate) rewrite: bool,
 }
 
 impl Pending {
+    /// A row of a log, as it will be.
+    pub(crate) fn row_of(&self, table: Table, id: EntryId) -> Result<Option<Vec<u8>>, StoreError> {
+        match self.moved.get(&(table, id)) {
+            Some(moved) => Ok(moved.clone()),
+            None => self.reader.get(table, &log_key(id)),
+        }
+    }
+
     fn over(reader: Box<dyn Reader>) -> Self {
         Self {
             reader,
@@ -256,7 +267,7 @@ pub(crate) struct Saved {
     pub(crate) chains: imbl::OrdMap<ReplicaId, Chain>,
     pub(crate) entries: Vec<Arc<Entry>>,
     pub(crate) documents: BTreeMap<RecordId, Option<Vec<u8>>>,
-    pub(crate) moved: BTreeMap<EntryId, Option<Vec<u8>>>,
+    pub(crate) moved: Moved,
     pub(crate) rewrite: bool,
 }
 
@@ -518,12 +529,20 @@ impl Replica {
     /// Writes down the proof that a member forked, which asks all to retire it (M3). Its heir is a replica of its site, since its
     /// hosts are there, or else this one; where this one is being retired itself, the first that stays.
     fn tell_of_fork(&mut self, now: Millis) -> Result<bool, Refusal> {
-        let proof = self.unspoken_proof().filter(|_| !on(Mutant::ForkUntold));
-        let Some((author, (one, other))) = proof else { return Ok(false) };
+        if on(Mutant::ForkUntold) {
+            return Ok(false);
+        }
+        let proof = self.unspoken_proof();
+        let Some(author) = proof.as_ref().map(|(author, _)| *author).or_else(|| self.unspoken_branches()) else {
+            return Ok(false);
+        };
         let Some(heir) = self.heir_of_fork(author) else { return Ok(false) };
-        let fork = Fork { one, other, heir };
         self.proofs.remove(&author);
-        self.transact::<_, Refusal>(now, |tx| tx.membership(MemberOp::Fork(fork)))?;
+        let said = match proof {
+            Some((_, (one, other))) => MemberOp::Fork(Fork { one, other, heir }),
+            None => MemberOp::Branched { retiree: Retiree { replica: author, heir } },
+        };
+        self.transact::<_, Refusal>(now, |tx| tx.membership(said))?;
         Ok(true)
     }
 
@@ -870,8 +889,8 @@ impl Replica {
         // Once for each log, however many entries of it there are: each row names all logs.
         let logs: BTreeSet<ReplicaId> = self.pending.entries.iter().map(|entry| entry.log).collect();
         logs.into_iter().for_each(|log| self.put_chain(&mut batch, log));
-        for (id, moved) in &self.pending.moved {
-            put_or_delete(&mut batch, Table::Log, log_key(*id), moved.clone());
+        for ((table, id), moved) in &self.pending.moved {
+            put_or_delete(&mut batch, *table, log_key(*id), moved.clone());
         }
         for entry in &self.pending.replayed {
             batch.delete(Table::Replay, log_key(*entry));

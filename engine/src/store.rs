@@ -15,7 +15,7 @@ use crate::site_mutant::{SiteMutant, on};
 use redb::{ReadableDatabase, TableDefinition};
 
 /// Version of the store's format, written in [`Table::Meta`].
-pub const FORMAT: u64 = 10;
+pub const FORMAT: u64 = 11;
 
 /// The tables. Each has its own key and value encoding, see [`crate::replica`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -42,7 +42,8 @@ pub enum Table {
     Claim,
     /// Requests to retire replicas, seals, and assents.
     Retirement,
-    /// Of entries that are in the log no more: the first bytes of their hashes, while an entry that comes may name them.
+    /// Of entries that are in the log no more: their hashes and what they had seen, while an entry that comes may name them, or
+    /// leave their author's log there.
     Dropped,
     /// Entries that a snapshot lacked and that are to be replayed on it. Never part of a snapshot.
     Replay,

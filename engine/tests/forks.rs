@@ -11,12 +11,12 @@ use std::collections::BTreeSet;
 
 use common::snapshot;
 use common::world::{World, amount, id};
-use luc_engine::entry::{Frontier, Subject, Tip};
+use luc_engine::entry::{Frontier, MemberOp, Subject, Tip};
 use luc_engine::id::{ClaimId, EntryId, PoolId};
 use luc_engine::interval::{Interval, Intervals};
 use luc_engine::ledger::Dimension;
 use luc_engine::record::{AddressPool, Kind, Project, RecordId};
-use luc_engine::replica::{Received, Rejection, Replica};
+use luc_engine::replica::{Received, Rejection, ReplaceError, Replica};
 use luc_engine::store::{MemoryStore, Store};
 use luc_engine::tx::Refusal;
 use proptest::prelude::*;
@@ -372,6 +372,126 @@ fn what_changed_before_a_fork_shows_is_told_all_the_same() {
     let flushed = world.replica(0).flush().unwrap();
     assert!(world.replica(0).view().branches().is_forked(id(liar)));
     assert!(flushed.records.contains(&RecordId { kind: Kind::Project, id: PROJECT }), "{:?}", flushed.records);
+}
+
+/// The larger part has heard one branch of 4's log and dropped it for want of room, while 3, away, rests on the other one.
+fn dropped_branch() -> (World, u8) {
+    let (mut world, liar, twin) = with_twin(4);
+    let all = [0, 1, 2, 3];
+    for n in all {
+        world.replica(n).transact::<_, Refusal>(3, |tx| tx.membership(MemberOp::Held)).unwrap();
+        world.tend(n);
+    }
+    world.settle(&all);
+    for _ in 0..3 {
+        world.claim(liar).unwrap();
+        world.claim(twin).unwrap();
+    }
+    world.claim(liar).unwrap();
+    world.send(liar, 0);
+    world.send(twin, 3);
+    (0..4).for_each(|_| world.claim(3).unwrap());
+    for n in 0..3 {
+        world.settle(&all[..3]);
+        world.claim(n).unwrap();
+    }
+    world.settle(&all[..3]);
+    for n in 0..3 {
+        world.replica(n).limit_log(500);
+        while world.replica(n).fold().unwrap() > 0 {}
+        let log = world.cloud.in_log(n.into());
+        assert_eq!(log.keys().filter(|entry| entry.author == id(liar)).count(), 1, "the newest alone is in the log");
+    }
+    (world, liar)
+}
+
+/// What is in one's log reaches another.
+fn send_log(world: &mut World, from: u8, to: u8) {
+    let log = world.cloud.in_log(from.into());
+    world.deliver(to, log.into_values().collect());
+}
+
+/// Puts what one holds in place of another's state.
+fn replace(world: &mut World, at: u8, from: u8) -> Result<(), ReplaceError> {
+    let mut store = MemoryStore::default();
+    store.commit(&snapshot(world.replica(from))).unwrap();
+    let reader = store.reader().unwrap();
+    let replaced = world.replica(at).replace(&*reader);
+    world.tend(at);
+    replaced
+}
+
+/// *Breaks otherwise:* nobody in the larger part can tell where the other branch leaves the log, nor anybody in the smaller one
+/// get the first: they never take each other's entries again, and what 3 has acknowledged is lost.
+#[test]
+fn a_log_is_split_where_it_was_dropped_for_want_of_room() {
+    let (mut world, liar) = dropped_branch();
+    let before = world.replica(3).view().frontier().clone();
+    // A state that does not know of the fork is no place for what 3 has on the other branch.
+    let refused = replace(&mut world, 3, 0);
+    assert!(matches!(&refused, Err(ReplaceError::Fork(entry)) if entry.author == id(liar)), "{refused:?}");
+    assert_eq!(world.replica(3).view().frontier(), &before);
+    (0..3).for_each(|n| send_log(&mut world, 3, n));
+    for n in 0..3 {
+        assert!(world.replica(n).view().branches().is_forked(id(liar)), "{n}");
+        assert!(
+            world.replica(n).view().frontier().holds(EntryId { author: id(3), number: before.number(id(3)) }),
+            "{n}"
+        );
+    }
+    send_log(&mut world, 0, 3);
+    assert!(!world.replica(3).view().branches().is_forked(id(liar)), "the branch is in nobody's log");
+    replace(&mut world, 3, 0).unwrap();
+    let honest = [0, 1, 2, 3];
+    world.settle(&honest);
+    world.assert_equal(&honest);
+    for n in honest {
+        acknowledged_are_live(&world, n, &honest);
+        assert!(world.is_retired(n, liar), "{n}");
+        assert!(world.replica(n).view().ledger().is_conserved());
+        world.cloud.restart(usize::from(n));
+    }
+    world.assert_equal(&honest);
+}
+
+/// *Breaks otherwise:* the hash of the longer branch's first entry is forgotten, since nobody can name that any more, and any entry
+/// with its number is taken for it: so the newcomer, which names the other branch too, has another past here than there.
+#[test]
+fn what_names_a_short_branch_is_not_taken_for_a_folded_entry_of_a_long_one() {
+    // Branches are looked through in the order of their names, which are hashes.
+    (0..8).for_each(|n| name_both_branches(100 * n));
+}
+
+fn name_both_branches(first: u128) {
+    let (mut world, liar, twin) = with_twin(3);
+    world.next = first;
+    for _ in 0..4 {
+        world.claim(liar).unwrap();
+    }
+    world.claim(twin).unwrap();
+    world.send(liar, 0);
+    world.send(twin, 1);
+    let honest = [0, 1, 2];
+    (0..2).for_each(|n| world.claim(n).unwrap());
+    world.settle(&honest);
+    for n in honest {
+        assert!(world.is_retired(n, liar));
+        world.replica(n).transact::<_, Refusal>(3, |tx| tx.membership(MemberOp::Held)).unwrap();
+        world.tend(n);
+    }
+    world.settle(&honest);
+    while world.replica(0).fold().unwrap() > 0 {}
+    // The last hashes are remembered, though, while a replica runs.
+    world.cloud.restart(0);
+    world.cloud.join(5);
+    world.replica(5).transact::<_, Refusal>(3, |tx| tx.membership(MemberOp::Held)).unwrap();
+    world.tend(5);
+    world.send(5, 0);
+    let view = world.replica(0).view().clone();
+    let stable = world.replica(0).stable();
+    for branch in view.branches().logs(id(liar)) {
+        assert_eq!(stable[&branch], view.frontier().number(branch), "all have named the last of {branch}");
+    }
 }
 
 /// Members of [`sealed_twice`]: 0 to 2 are honest, one lies, and one is to be retired, though it is not dead.

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 
 use common::world::{World, amount, id};
 use common::{Rogue, snapshot};
-use luc_engine::entry::{Entry, Frontier, MemberOp, Subject};
+use luc_engine::entry::{Entry, Frontier, Header, MemberOp, Subject};
 use luc_engine::id::{EntryId, ReplicaId};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::{Kind, RecordId, Server};
@@ -555,6 +555,21 @@ fn malformed_requests_are_refused() {
     }
     world.retire(0, &[(1, 0)], false).unwrap();
     assert!(world.retire(0, &[(2, 1)], false).is_err(), "an heir that is going itself");
+}
+
+#[test]
+fn nobody_is_retired_for_branches_that_there_are_not() {
+    let mut world = World::new(3);
+    let liar = world.rogue(0, 3);
+    let header = |replica| {
+        let retiree = Retiree { replica, heir: id(0) };
+        Header { members: vec![MemberOp::Branched { retiree }], ..liar.header(&Frontier::default()) }
+    };
+    for of in [id(1), id(3), id(9)] {
+        let received = world.replica(0).receive(liar.sign(header(of), vec![]).bytes());
+        assert!(matches!(received, Received::Refused(_)), "{received:?}");
+        assert!(world.replica(0).view().retirements().is_empty());
+    }
 }
 
 /// One row is kept of each entry: what shared it would be forgotten at the next start.

@@ -7,12 +7,15 @@
 //! entry of its own ([`MemberOp::Held`]). One that says that it holds more than it does hurts only itself.
 //!
 //! **Beyond a size** the log is dropped though members lack it, those first who lack most, as long as those who are left
-//! have more than half of the votes (or half, with the founder): so of two halves of a split at most one drops what the
-//! other lacks, and whoever then takes a snapshot has all of its own log to replay on it ([`Replica::replace`]).
+//! have half of the votes and the founder, or more than half without one of them: so of two halves of a split at most one drops what the
+//! other lacks, though a member that forks says to both that it holds what they have; and whoever then takes a snapshot has all of
+//! its own log to replay on it ([`Replica::replace`]). *Else:* 0, 1, X and 2, 3, X of five, where X has forked: both drop what the
+//! others lack, and neither can take the other's state.
 //!
-//! What is dropped leaves the first bytes of its hash behind, until no entry to come can name it: a frontier never
-//! falls, so that is when everybody who may still write has named a later one. Each author's newest entry stays whole:
-//! it is what a replica is shown that has lost it (M4).
+//! What is dropped leaves its hash and what it had seen behind, until no entry to come can name it: a frontier never
+//! falls, so that is when everybody who may still write has named a later one. So if its author has forked there, and one who was
+//! away rests on the other branch, the log can be split still. Each author's newest entry stays whole: it is what a replica is
+//! shown that has lost it (M4).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -59,15 +62,37 @@ impl Kept {
         self.bytes += u64::try_from(entry.bytes().len()).unwrap_or(0);
     }
 
-    /// Of a branch that begins after this entry, with these in its log.
-    pub(crate) fn after<'a>(number: u64, entries: impl Iterator<Item = &'a [u8]>) -> Self {
+    /// Of a branch of this log that begins with this entry, and has these in its log.
+    pub(crate) fn from<'a>(&self, first: u64, entries: impl Iterator<Item = &'a [u8]>) -> Self {
         let bytes = entries.map(|entry| u64::try_from(entry.len()).unwrap_or(0)).sum();
-        Self { dropped: number, bytes, ..Self::default() }
+        Self { dropped: self.dropped.max(first - 1), bytes, ..Self::default() }
     }
 
-    /// What is left when a branch has these entries.
-    pub(crate) fn without(&self, branch: &Self) -> Self {
-        Self { bytes: self.bytes.saturating_sub(branch.bytes), ..*self }
+    /// What is left of this log where a branch begins with this entry.
+    pub(crate) fn before(&self, first: u64, branch: &Self) -> Self {
+        Self { dropped: self.dropped.min(first - 1), bytes: self.bytes.saturating_sub(branch.bytes), ..*self }
+    }
+
+    /// No entry to come names an entry before this one.
+    pub(crate) fn folded(&self) -> u64 {
+        self.folded
+    }
+
+    /// The first bytes of the hash of an entry that is or was in this log, of whose rows it has these.
+    pub(super) fn short_hash(
+        &self,
+        id: EntryId,
+        row: impl Fn(Table) -> Result<Option<Vec<u8>>, StoreError>,
+    ) -> Result<Option<u64>, StoreError> {
+        if id.number == self.folded {
+            return Ok(Some(self.folded_hash));
+        }
+        let hash = if id.number <= self.dropped {
+            row(Table::Dropped)?.and_then(|row| Left::read(&row)).map(|left| left.hash)
+        } else {
+            row(Table::Log)?.and_then(|bytes| Entry::hash_of(&bytes).ok())
+        };
+        Ok(hash.map(|hash| hash.short()))
     }
 
     /// The last entry that is in the log no more.
@@ -78,6 +103,23 @@ impl Kept {
     /// Whether every entry behind this number is in the log.
     pub(super) fn reaches(&self, number: u64) -> bool {
         self.dropped <= number
+    }
+}
+
+/// What an entry leaves behind that is in the log no more.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Left {
+    pub(crate) hash: Hash,
+    pub(crate) seen: Vec<(ReplicaId, Tip)>,
+}
+
+impl Left {
+    pub(crate) fn of(entry: &Entry) -> Self {
+        Self { hash: entry.hash(), seen: entry.header.seen.clone() }
+    }
+
+    fn read(row: &[u8]) -> Option<Self> {
+        rmp_serde::from_slice(row).ok()
     }
 }
 
@@ -227,9 +269,9 @@ impl Replica {
             return Ok(0);
         }
         for (author, kept) in kept {
-            let moved = self.chains.get(&author).is_some_and(|chain| chain.kept.dropped < kept.dropped);
+            let moved = self.chains.get(&author).is_some_and(|chain| chain.kept.folded < kept.folded);
             // Read while its entries are still there.
-            let floor = if moved { Some(self.frontier_at(author, kept.dropped)?) } else { None };
+            let floor = if moved { Some(self.frontier_at(author, kept.folded)?) } else { None };
             if let Some(chain) = self.chains.get_mut(&author) {
                 chain.kept = kept;
                 chain.floor = floor.map_or_else(|| chain.floor.clone(), Arc::new);
@@ -300,16 +342,12 @@ impl Replica {
         if let Some(entry) = self.pending.entries.iter().find(|entry| entry.held_as() == id) {
             return Ok(Some(entry.hash().short()));
         }
-        let kept = chain.map(|chain| chain.kept).unwrap_or_default();
-        if id.number == kept.folded {
-            return Ok(Some(kept.folded_hash));
-        }
-        if id.number <= kept.dropped {
-            let bytes = self.pending.reader.get(Table::Dropped, &log_key(id))?;
-            return Ok(bytes.and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes));
-        }
-        let bytes = self.logged(id)?;
-        Ok(bytes.and_then(|bytes| Entry::hash_of(&bytes).ok()).map(|hash| hash.short()))
+        chain.map(|chain| chain.kept).unwrap_or_default().short_hash(id, |table| self.pending.row_of(table, id))
+    }
+
+    /// What is left of an entry that is in the log no more, if it can be named still.
+    pub(crate) fn left_of(&self, id: EntryId) -> Result<Option<Left>, StoreError> {
+        Ok(self.pending.row_of(Table::Dropped, id)?.and_then(|row| Left::read(&row)))
     }
 
     /// Everybody whose entries may still come.
@@ -348,12 +386,18 @@ impl Replica {
         members.iter().copied().filter(|member| *member != self.me).max_by_key(behind)
     }
 
-    /// Whether no others can be as many: two such sets of members have one in common.
+    /// Whether no others can be as many, though one of these tells others that it holds what they have: half of the votes with the
+    /// founder, or its heir, or more than half without the largest of the others.
     fn is_majority(&self, members: &BTreeSet<ReplicaId>) -> bool {
-        let votes: u64 = members.iter().map(|member| self.votes(*member)).sum();
+        let votes = |member: &ReplicaId| self.votes(*member);
+        let all: u64 = members.iter().map(votes).sum();
         let founder = self.view.ledger().votes().map(|(id, _)| id.entry.author);
-        let has_founder = founder.is_some_and(|founder| members.contains(&founder));
-        votes > VOTES / 2 || (votes == VOTES / 2 && has_founder)
+        let root = founder.map(|founder| self.view.retired().heir(founder).unwrap_or(founder));
+        if root.is_some_and(|root| members.contains(&root)) {
+            return all >= VOTES / 2;
+        }
+        let largest = members.iter().filter(|member| **member != self.me).map(votes).max().unwrap_or(0);
+        all - largest > VOTES / 2
     }
 }
 
@@ -396,9 +440,9 @@ impl Dropping<'_> {
             *count += 1;
             batch.delete(Table::Log, key.to_vec());
             if kept.dropped > nameable
-                && let Ok(hash) = Entry::hash_of(value)
+                && let Ok(entry) = Entry::decode_shared(value)
             {
-                batch.put(Table::Dropped, key.to_vec(), hash.short().to_be_bytes().to_vec());
+                batch.put(Table::Dropped, key.to_vec(), encode(&Left::of(&entry)));
             }
             true
         })

@@ -59,7 +59,7 @@ impl Replica {
         self.check_promise(&view)?;
         let flushed = self.flush()?;
         let before = self.all_changed(flushed, Flushed::default());
-        let rest = self.lacking(&view, &chains)?;
+        let rest = self.lacking(snapshot, &view, &chains)?;
         let mut batch = Batch::default();
         let old = self.store.reader()?;
         for table in Table::in_snapshot() {
@@ -150,7 +150,9 @@ impl Replica {
         view: &View,
         chains: &imbl::OrdMap<ReplicaId, Chain>,
     ) -> Result<(), ReplaceError> {
-        for (log, tip) in &view.frontier.0 {
+        // Where a log has forked its branches end it, and what that rests on may be dropped.
+        let ends = |log: &ReplicaId| !view.branches.is_parent(*log);
+        for (log, tip) in view.frontier.0.iter().filter(|(log, _)| ends(log)) {
             let id = EntryId { author: *log, number: tip.number };
             let bytes = snapshot.get(Table::Log, &log_key(id))?;
             let author = view.branches.author(*log);
@@ -183,11 +185,24 @@ impl Replica {
     }
 
     /// The entries that a snapshot lacks.
-    fn lacking(&self, view: &View, chains: &imbl::OrdMap<ReplicaId, Chain>) -> Result<Logged, ReplaceError> {
+    fn lacking(
+        &self,
+        snapshot: &dyn Reader,
+        view: &View,
+        chains: &imbl::OrdMap<ReplicaId, Chain>,
+    ) -> Result<Logged, ReplaceError> {
         let mut all = Vec::new();
         for (author, tip) in &self.view.frontier.0 {
             let there = view.frontier.0.get(author).copied();
             let from = there.map_or(0, |tip| tip.number);
+            // What is built here on another branch could not be replayed, where nobody has heard of that yet.
+            let id = EntryId { author: *author, number: tip.number };
+            if let Some(chain) = chains.get(author).filter(|_| from > tip.number)
+                && let Some(known) = chain.kept.short_hash(id, |table| snapshot.get(table, &log_key(id)))?
+                && known != tip.hash
+            {
+                return Err(ReplaceError::Fork(id));
+            }
             if let Some(there) = there.filter(|there| there.number <= tip.number) {
                 let named = EntryId { author: *author, number: there.number };
                 if !self.is_held_as(named, there.hash)? {

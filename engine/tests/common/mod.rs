@@ -7,7 +7,9 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use ed25519_dalek::SigningKey;
-use luc_engine::entry::{Content, ContentOp, Entry, Frontier, Hash, Header, HostIdentity, Member, MemberOp, Scope};
+use luc_engine::entry::{
+    Content, ContentOp, Entry, Frontier, Hash, Header, HostIdentity, Member, MemberOp, Scope, Tip,
+};
 use luc_engine::id::{CloudId, EntryId, ReplicaId, SiteName};
 use luc_engine::replica::{Identity, Received, Replica, founded_by, read_log};
 use luc_engine::store::{Batch, MemoryStore, Store, Table};
@@ -117,20 +119,27 @@ impl Cloud {
 
     /// Every entry that one replica holds on its disk, by author and number, whether it is in its log or folded.
     pub fn log(&self, at: usize) -> BTreeMap<EntryId, Vec<u8>> {
-        let reader = self.disks[at].reader().unwrap();
         let mut archive = self.archive.borrow_mut();
+        archive.extend(self.in_log(at));
+        let view = self.replicas[at].view();
+        let held = |(log, tip): (&ReplicaId, &Tip)| {
+            let entry = |number| EntryId { author: *log, number };
+            archive.range(entry(view.branches().first(*log))..=entry(tip.number))
+        };
+        view.frontier().0.iter().flat_map(held).map(|(id, bytes)| (*id, bytes.clone())).collect()
+    }
+
+    /// Those that are in its log.
+    pub fn in_log(&self, at: usize) -> BTreeMap<EntryId, Vec<u8>> {
+        let reader = self.disks[at].reader().unwrap();
         let mut entries = BTreeMap::new();
-        let logs = self.replicas[at].view().frontier().0.keys().copied();
-        for author in logs {
-            let first = self.replicas[at].view().branches().first(author);
-            let mut next = EntryId { author, number: first };
+        for log in self.replicas[at].view().frontier().0.keys() {
+            let mut next = EntryId { author: *log, number: self.replicas[at].view().branches().first(*log) };
             while let Some(bytes) = read_log(&*reader, next, 1, 1).unwrap().pop() {
                 next.number = Entry::decode(&bytes).unwrap().header.number;
-                archive.insert(next, bytes);
+                entries.insert(next, bytes);
                 next.number += 1;
             }
-            let held = archive.range(EntryId { author, number: first }..next);
-            entries.extend(held.map(|(id, bytes)| (*id, bytes.clone())));
         }
         entries
     }

@@ -20,6 +20,7 @@ pub(super) fn entry(at: usize, header: &Header) -> String {
         MemberOp::Readdress { .. } => "has moved".into(),
         MemberOp::Revoke { replica } => format!("revokes {}", short(replica)),
         MemberOp::Retire(request) => format!("retires {} replicas", request.set.len()),
+        MemberOp::Branched { retiree } => format!("holds two branches of {}", short(&retiree.replica)),
         MemberOp::Fork(fork) => format!("shows that {} forked", fork.author().map_or("nobody".into(), |id| short(&id))),
         MemberOp::Seal { set } => format!("seals {} replicas", set.len()),
         MemberOp::Assent { set } => format!("assents to the end of {} replicas", set.len()),
