@@ -20,14 +20,15 @@
         :when (some #(and (= :read (:f %)) (= :ok (:type %))) final)]
   (said (str "set, at " site " in the end") (checker/check (checker/set) {} (h/history final) {})))
 
-;; Causal consistency. Elle looks for nothing where it is asked for `:causal`; these are what comes nearest, without an order of
-;; values and with the one that each session sees.
-(def promised {:consistency-models [:strong-session-read-committed :causal-cerone] :anomalies [:G-single-process]})
+;; Causal consistency. Elle looks for nothing where it is asked for `:causal`; these are what comes nearest: with no other order of
+;; values than that what was there first comes first, and with the order that each session sees. Where two sites write apart, that
+;; order is no cause, and a read that misses one of the two (`:G-single-process`) breaks nothing.
+(def promised {:consistency-models [:strong-session-read-committed :causal-cerone]})
 (doseq [[workload session] [["register" luc/process] ["causal" luc/causal-session]]
-        [order keys] [["" {}] [", values in the order of sessions" {:sequential-keys? true}]]
+        [order more] [["" {:anomalies [:G-single-process]}] [", values in the order of sessions" {:sequential-keys? true}]]
         :let [txns (vec (luc/single (luc/txns workload ops session)))]
         :when (seq txns)]
-  (said (str "rw-register, " workload order) (rw/check (merge promised keys) (h/history txns {:dense-indices? true}))))
+  (said (str "rw-register, " workload order) (rw/check (merge promised more) (h/history txns {:dense-indices? true}))))
 
 (shutdown-agents)
 (System/exit (if (zero? @broken) 0 1))

@@ -40,18 +40,32 @@
          (assoc op :value (name-of op))
          (assoc op :f :read :value (when (= :ok (:type op)) (shown (:value op)))))))))
 
+;; ---- disks that were lost or rolled back: from when only that disk held what was acknowledged there until its replica has been retired
+;; and another has joined, nobody promised anything there (`PROTOCOL.md`, M4). The nemesis says so, with whose clients those were.
+(defn excuses [ops]
+  (let [ends (into {} (for [op ops :when (and (= :nemesis (:process op)) (= :stop (:f op)) (= :info (:type op)))]
+                        [(:id (:value op)) (:time op)]))]
+    (for [op ops :when (and (= :nemesis (:process op)) (= :start (:f op)) (= :info (:type op)))
+          {:keys [processes after]} (:excused (:value op))]
+      {:processes (set processes) :from after :to (get ends (:id (:value op)) Long/MAX_VALUE)})))
+
+(defn excused? [excuses op]
+  (some (fn [{:keys [processes from to]}] (and (processes (:process op)) (<= from (:time op) to))) excuses))
+
 ;; ---- registers: one answer = one transaction of reads; a write = a transaction of one write. "0" is the initial state, which
 ;; Elle calls nil. A final read is several answers, one per server: so many transactions, one after the other.
 (defn server [register] (first (str/split register #"/")))
 
 (defn txns [workload ops session]
-  (let [ops (of workload ops)
+  (let [excuses (excuses ops)
+        ops (of workload ops)
         inv (invocations ops)
         mop (fn [[k v]] [:r k (when (not= "0" v) v)])]
     (->> ops
          (mapcat (fn [op]
                    (let [i   (or (inv (:index op)) op)
-                         ok? (= :ok (:type op))
+                         ok? (and (= :ok (:type op)) (not (excused? excuses op)))
+                         op  (if (and (= :ok (:type op)) (not ok?)) (assoc op :type :info) op)
                          op  (assoc op :f :txn :process (session i) :was (:index op))
                          txn (fn [mops] (assoc op :value (vec mops)))]
                      (case (:f i)
