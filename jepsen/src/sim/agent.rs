@@ -312,11 +312,11 @@ impl World {
         agents.map(|(at, agent)| (at, agent.session)).collect()
     }
 
-    /// Whether a replica runs that has not heard that it is retired, if it is.
+    /// Whether a replica that an operator has called stopped, or whose retirement has taken effect, runs and has not heard of that.
     fn runs_unaware(&self, replica: ReplicaId) -> bool {
-        let node = self.by_replica.get(&replica).and_then(|at| self.nodes.get(*at));
-        let process = node.and_then(|node| node.process.as_ref());
-        process.is_some_and(|process| !process.view.retired().contains(replica))
+        let Some(node) = self.by_replica.get(&replica).and_then(|at| self.nodes.get(*at)) else { return false };
+        let heard = |process: &super::node::Process| process.view.retired().contains(replica);
+        (node.stopped || self.rules.is_cut(replica)) && node.process.as_ref().is_some_and(|process| !heard(process))
     }
 
     pub(super) fn tell_agent(&mut self, agent: usize, session: u64, talk: Talk) {

@@ -709,7 +709,12 @@ impl Rules {
         self.capacities.insert(host, vector(capacity));
     }
 
-    /// A domain was started. `unaware`: the claim's holder is retired, runs on, and has not heard of it.
+    /// Whether a replica's retirement has taken effect anywhere.
+    pub(super) fn is_cut(&self, replica: ReplicaId) -> bool {
+        self.cuts.contains_key(&replica)
+    }
+
+    /// A domain was started. `unaware`: the claim's holder was called stopped, runs on, and has not heard of it.
     ///
     /// # Errors
     /// [`Broken`].
@@ -727,7 +732,7 @@ impl Rules {
         match self.claims.get(&claim) {
             _ if self.is_unreckoned(claim) => {}
             // An operator has said that it is stopped. It stands by its claims until it hears of that; nobody else rests on them.
-            _ if unaware && self.cuts.contains_key(&claim.entry.author) => {}
+            _ if unaware => {}
             None => return broken(format!("server {server} is started for claim {claim}, which is on no disk")),
             Some(_) if self.refused.contains(&(host, claim)) => {
                 return broken(format!(
