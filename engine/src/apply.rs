@@ -369,7 +369,7 @@ fn check_fork(view: &View, author: Author<'_>, fork: &Fork) -> Result<Asked, Inv
 /// Whoever holds two branches of a log has seen that it forked, and so has everybody who holds what that one holds.
 fn check_branched(view: &View, author: Author<'_>, retiree: Retiree) -> Result<Asked, Invalid> {
     let branches = &view.branches;
-    let held = |log: &ReplicaId| *log != retiree.replica && branches.first(*log) <= author.frontier.number(*log);
+    let held = |log: &ReplicaId| branches.first(*log) <= author.frontier.number(*log);
     let held: Vec<ReplicaId> = branches.logs(retiree.replica).filter(held).collect();
     let parts = |one: &ReplicaId| held.iter().any(|other| branches.part(*one, *other).is_some());
     if !held.iter().any(parts) {

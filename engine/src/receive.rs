@@ -623,7 +623,7 @@ impl Replica {
             // Of one that nobody can name any more the hash is not kept: another branch's may be what is meant.
             match self.short_hash(named)? {
                 Some(hash) if hash == tip.hash => return Ok(Some(author)),
-                None if self.is_held_as(named, tip.hash)? => folded = folded.or(Some(author)),
+                None if self.is_folded(named) => folded = folded.or(Some(author)),
                 _ => {}
             }
         }

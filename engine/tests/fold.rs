@@ -10,7 +10,7 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{Cloud, Rogue, cloud, key, member, snapshot};
+use common::{Cloud, Rogue, as_store, cloud, key, member};
 use luc_engine::entry::{Frontier, MemberOp, Tip};
 use luc_engine::id::EntryId;
 use luc_engine::record::{Kind, Project, RecordId};
@@ -59,12 +59,6 @@ fn in_log(cloud: &Cloud, at: usize, author: usize) -> Vec<u64> {
         next.number += 1;
     }
     numbers
-}
-
-fn as_store(replica: &Replica) -> MemoryStore {
-    let mut store = MemoryStore::default();
-    store.commit(&snapshot(replica)).unwrap();
-    store
 }
 
 fn digest(cloud: &Cloud, at: usize) -> Digest {

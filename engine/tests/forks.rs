@@ -9,8 +9,8 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::snapshot;
 use common::world::{World, amount, id};
+use common::{as_store, snapshot};
 use luc_engine::entry::{Frontier, MemberOp, Subject, Tip};
 use luc_engine::id::{ClaimId, EntryId, PoolId};
 use luc_engine::interval::{Interval, Intervals};
@@ -413,10 +413,8 @@ fn send_log(world: &mut World, from: u8, to: u8) {
 
 /// Puts what one holds in place of another's state.
 fn replace(world: &mut World, at: u8, from: u8) -> Result<(), ReplaceError> {
-    let mut store = MemoryStore::default();
-    store.commit(&snapshot(world.replica(from))).unwrap();
-    let reader = store.reader().unwrap();
-    let replaced = world.replica(at).replace(&*reader);
+    let state = as_store(world.replica(from));
+    let replaced = world.replica(at).replace(&*state.reader().unwrap());
     world.tend(at);
     replaced
 }

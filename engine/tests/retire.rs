@@ -10,14 +10,14 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::world::{World, amount, id};
-use common::{Rogue, snapshot};
+use common::{Rogue, as_store};
 use luc_engine::entry::{Entry, Frontier, Header, MemberOp, Subject};
 use luc_engine::id::{EntryId, ReplicaId};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::{Kind, RecordId, Server};
 use luc_engine::replica::{Received, ReplaceError};
 use luc_engine::retire::{Request, Retiree};
-use luc_engine::store::{MemoryStore, Store};
+use luc_engine::store::Store;
 use luc_engine::tx::{Fence, Refusal};
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -439,10 +439,8 @@ fn nor_does_a_snapshot_lead_beyond_a_promise() {
     world.claim(3).unwrap();
     world.send(0, 3);
     let give = |world: &mut World, from: u8| {
-        let mut store = MemoryStore::default();
-        store.commit(&snapshot(world.replica(from))).unwrap();
-        let reader = store.reader().unwrap();
-        let taken = world.replica(0).replace(&*reader);
+        let state = as_store(world.replica(from));
+        let taken = world.replica(0).replace(&*state.reader().unwrap());
         (taken, world.replica(0).view().frontier().number(id(3)))
     };
     let (taken, now) = give(&mut world, 3);

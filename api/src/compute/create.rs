@@ -179,12 +179,14 @@ fn create_one(
     let quota = quota_of(&server);
     let record = RecordId { kind: Kind::Server, id };
     let owner = RecordId { kind: Kind::Project, id: server.project };
-    if let Some(group) = server.group.filter(|group| tx.view().get::<ServerGroup>(*group).is_none()) {
-        return Err(Unplaced::Fault(placement::no_group(group)));
-    }
-    let members = server.group.map_or(0, |group| members(tx.view(), group).count());
-    if server.group.is_some() && !Limit::ServerGroupMembers.allows_more(tx.view(), server.project, members) {
-        return Err(Unplaced::Fault(Fault::forbidden("Quota exceeded, too many servers in group")));
+    if let Some(group) = server.group {
+        if tx.view().get::<ServerGroup>(group).is_none() {
+            return Err(Unplaced::Fault(placement::no_group(group)));
+        }
+        let there_are = members(tx.view(), group).count();
+        if !Limit::ServerGroupMembers.allows_more(tx.view(), server.project, there_are) {
+            return Err(Unplaced::Fault(Fault::forbidden("Quota exceeded, too many servers in group")));
+        }
     }
     let home = tx.site().to_string();
     let choice = choose(tx.view(), tx.me(), &home, request, &|host| usable.contains(&host), random);

@@ -264,9 +264,9 @@ pub(super) async fn set_quota(
     let mut wanted = BTreeMap::new();
     for key in given.0.keys().filter(|key| !matches!(key.as_str(), "force" | "tenant_id" | "id")) {
         let counted = COUNTED.iter().map(|(name, _)| (*name, MOST));
-        let mut all = counted.chain(Limit::ALL.map(|limit| (limit.name(), limit.most())));
+        let all = counted.chain(Limit::ALL.map(|limit| (limit.name(), limit.most())));
         let most = all.clone().find(|(name, _)| name == key).map(|(_, most)| most).ok_or_else(|| {
-            let limited: Vec<&str> = all.by_ref().map(|(name, _)| name).collect();
+            let limited: Vec<&str> = all.map(|(name, _)| name).collect();
             Fault::bad(format!("LUC does not limit {key:?}; it limits {}.", limited.join(", ")))
         })?;
         let n = given.number(key)?.filter(|n| *n <= most);

@@ -326,8 +326,12 @@ impl Replica {
     /// Whether the entry that is held here by this number has this hash. Of one that no honest author can name any more
     /// the answer is yes.
     pub(crate) fn is_held_as(&self, id: EntryId, hash: u64) -> Result<bool, StoreError> {
-        let is_folded = || self.chains.get(&id.author).is_some_and(|chain| id.number < chain.kept.folded);
-        Ok(self.short_hash(id)?.map_or_else(is_folded, |held| held == hash || on(Mutant::HashIgnored)))
+        Ok(self.short_hash(id)?.map_or_else(|| self.is_folded(id), |held| held == hash || on(Mutant::HashIgnored)))
+    }
+
+    /// Whether no honest author can name an entry any more.
+    pub(crate) fn is_folded(&self, id: EntryId) -> bool {
+        self.chains.get(&id.author).is_some_and(|chain| id.number < chain.kept.folded)
     }
 
     /// The first bytes of the hash of an entry that is held, as far as that is kept.
@@ -392,8 +396,8 @@ impl Replica {
         let votes = |member: &ReplicaId| self.votes(*member);
         let all: u64 = members.iter().map(votes).sum();
         let founder = self.view.ledger().votes().map(|(id, _)| id.entry.author);
-        let root = founder.map(|founder| self.view.retired().heir(founder).unwrap_or(founder));
-        if root.is_some_and(|root| members.contains(&root)) {
+        let is_root = |member: &ReplicaId| founder.is_some_and(|of| self.view.retired().acts_for(*member, of));
+        if members.iter().any(is_root) {
             return all >= VOTES / 2;
         }
         let largest = members.iter().filter(|member| **member != self.me).map(votes).max().unwrap_or(0);

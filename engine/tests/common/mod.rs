@@ -203,6 +203,13 @@ impl Rogue {
     }
 }
 
+/// A store that holds a snapshot.
+pub fn as_store(replica: &Replica) -> MemoryStore {
+    let mut store = MemoryStore::default();
+    store.commit(&snapshot(replica)).unwrap();
+    store
+}
+
 /// The rows of a snapshot.
 pub fn snapshot(replica: &Replica) -> Batch {
     let reader = replica.reader().unwrap();
