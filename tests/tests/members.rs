@@ -156,8 +156,11 @@ fn a_further_host_is_a_witness_of_a_disk_that_was_rolled_back() {
     let (data, before) = (cloud.dir().join("lyon/data"), cloud.dir().join("before"));
     copy(&data, &before);
     cloud.sites[1].start().unwrap();
-    let user = |name: &str| serde_json::json!({"user": {"name": name}});
-    cloud.login(1).unwrap().post("/identity/v3/users", &user("eve")).unwrap();
+    let client = cloud.login(1).unwrap();
+    let image = client.upload("tiny", &[1; 16]).unwrap();
+    let lost = client.create("lost", "lyon:second", &image).unwrap();
+    // It was told what its order rests on, and keeps that. What orders nothing it is told, too, but nobody waits for that.
+    client.becomes(&lost, "ACTIVE", LONG).unwrap();
     cloud.sites[1].kill();
     for part in ["store.redb", "agent/agent.redb"] {
         // In place: the files stay the same ones.
@@ -165,7 +168,7 @@ fn a_further_host_is_a_witness_of_a_disk_that_was_rolled_back() {
     }
     cloud.sites[1].start().unwrap();
     eventually(LONG, "it to notice", || Ok(cloud.sites[1].log().contains("the store is an old copy"))).unwrap();
-    let refused = cloud.login(1).unwrap().post("/identity/v3/users", &user("bob")).unwrap_err().to_string();
+    let refused = cloud.login(1).unwrap().upload("more", &[1; 16]).unwrap_err().to_string();
     assert!(refused.contains("503") && refused.contains("old copy"), "{refused}");
 }
 

@@ -10,6 +10,8 @@ use crate::run::{Fault, Run, Sample, Tip};
 /// How long after the end of all faults every site may lack what any site had, nanoseconds. The protocol needs a second and the
 /// transfer; a machine that is shared by all sites needs more.
 const LIMIT: u64 = 10_000_000_000;
+/// What the protocol needs, and the transfer besides, nanoseconds.
+const SECOND: u64 = 1_000_000_000;
 
 fn answered(run: &Run) -> impl Iterator<Item = &Sample> {
     run.samples.iter().filter(|sample| sample.digest.is_some() && !sample.frontier.is_empty())
@@ -165,7 +167,7 @@ pub(crate) fn healings(run: &Run) -> Vec<(u64, u64, Times<'_>)> {
 }
 
 pub(super) fn convergence(run: &Run) -> Finding {
-    let (mut worst, mut judged, mut busy, mut cases) = (0, 0_u64, 0_u64, Vec::new());
+    let (mut all, mut judged, mut busy, mut cases) = (Vec::new(), 0_u64, 0_u64, Vec::new());
     for (from, until) in calm(run) {
         let Some((took, times)) = took(run, from, until) else { continue };
         // A fault that came too soon says nothing, unless all was done before it.
@@ -181,7 +183,7 @@ pub(super) fn convergence(run: &Run) -> Finding {
             let late: Vec<_> = times.into_iter().filter(|(_, took)| took.is_none_or(|took| took > LIMIT)).collect();
             cases.push(json!({"healed": seconds(from), "late": late}));
         } else {
-            worst = worst.max(took);
+            all.push(took);
         }
     }
     let differ = differ_in_the_end(run);
@@ -202,9 +204,19 @@ pub(super) fn convergence(run: &Run) -> Finding {
     if judged == 0 && (busy > 0 || run.converged.is_none()) {
         return Finding::unknown(format!("No fault was healed for long enough to see the sites agree.{told}"));
     }
-    let worst = worst.max(run.converged.unwrap_or(0));
-    let summary = format!("{judged} healings, of which the longest took {}.{told}", seconds(worst));
-    Finding::held(summary, json!({"healings": judged, "not judged": busy, "longest_ns": worst}))
+    all.extend(run.converged);
+    all.sort_unstable();
+    let (worst, median) = (all.last().copied().unwrap_or(0), all.get(all.len() / 2).copied().unwrap_or(0));
+    let within = all.iter().filter(|took| **took <= SECOND).count();
+    let summary = format!(
+        "{judged} healings, of which the longest took {}, {} in the median; {within} of {} within a second.{told}",
+        seconds(worst),
+        seconds(median),
+        all.len(),
+    );
+    let evidence =
+        json!({"healings": judged, "not judged": busy, "longest_ns": worst, "median_ns": median, "took_ns": all});
+    Finding::held(summary, evidence)
 }
 
 /// The digests that the sites last told, if they are not all equal though the run waited for them.

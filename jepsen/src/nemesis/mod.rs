@@ -378,13 +378,22 @@ impl<'a> Nemesis<'a> {
             // What its beginning excused is told there.
             let mut fault = Fault { excused: Vec::new(), ..open.fault };
             record(self.around.recorder, Kind::Invoke, "stop", value(open.id, &fault), None);
+            self.note_healing();
             let undone = self.undo(&open.undo, &open.nodes, &mut fault);
+            self.note_healing();
             self.note_quiet();
             self.complete("stop", open.id, &fault, undone.as_ref().err());
             let undone = undone.with_context(|| format!("the fault {:?} could not be undone", fault.name));
             first = first.or(undone.err());
         }
         first.map_or(Ok(()), Err)
+    }
+
+    /// If no fault is under way any more, how the cloud heals is looked at closely.
+    fn note_healing(&self) {
+        if self.open.is_empty() {
+            self.around.seen.note_healing(self.around.recorder.now());
+        }
     }
 
     fn undo(&mut self, undo: &Undo, nodes: &[usize], fault: &mut Fault) -> Result<()> {

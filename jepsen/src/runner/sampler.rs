@@ -2,9 +2,9 @@
 //! Each is asked by a thread of its own, so that a silent one delays no other.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde_json::Value;
@@ -17,8 +17,12 @@ use crate::workload::Cloud;
 
 /// Between two questions to one endpoint.
 const EVERY: Duration = Duration::from_millis(500);
-/// Rights are asked for every so many times: the answer is long.
-const RIGHTS: u64 = 10;
+/// While a cloud heals, that is how long its sites lack what others have: a second, if all is as it should be.
+const CLOSE: Duration = Duration::from_millis(50);
+/// How long a healing is looked at closely, nanoseconds.
+const HEALING: u64 = 3_000_000_000;
+/// Rights are asked for so seldom: the answer is long.
+const RIGHTS: Duration = Duration::from_secs(5);
 /// Between two questions to one hypervisor.
 const HYPERVISOR: Duration = Duration::from_secs(2);
 /// How long an endpoint may take.
@@ -41,9 +45,20 @@ pub struct Seen {
     samples: Mutex<Vec<(usize, Sample)>>,
     domains: Mutex<Vec<Domains>>,
     paces: Mutex<Vec<Pace>>,
+    /// Until when sites are looked at closely.
+    close: AtomicU64,
 }
 
 impl Seen {
+    /// The last fault that was under way ends now.
+    pub fn note_healing(&self, now: u64) {
+        self.close.store(now + HEALING, Ordering::Relaxed);
+    }
+
+    fn is_close(&self, now: u64) -> bool {
+        now < self.close.load(Ordering::Relaxed)
+    }
+
     /// What all endpoints said, by time.
     #[must_use]
     pub fn samples(&self) -> Vec<Sample> {
@@ -97,16 +112,31 @@ impl Seen {
 pub fn endpoint(cloud: &Cloud, at: usize, recorder: &Recorder, seen: &Seen, stop: &AtomicBool) {
     let Some(endpoint) = cloud.endpoints.get(at) else { return };
     let client = Client::admin(endpoint, &cloud.password).patient(TIMEOUT);
-    let mut turn = 0;
+    let mut rights = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         let time = recorder.now();
-        let sample = sample(&client, turn % RIGHTS == 0).unwrap_or_default();
+        let close = seen.is_close(time);
+        let with_rights = !close && rights <= Instant::now();
+        if with_rights {
+            rights = Instant::now() + RIGHTS;
+        }
+        let sample = if close { held(&client) } else { sample(&client, with_rights) }.unwrap_or_default();
         let answered = recorder.now();
         let (site, base) = (endpoint.site.clone(), endpoint.base.clone());
         seen.add(at, Sample { time, answered, site, base, ..sample });
-        turn += 1;
-        sleep(EVERY, stop);
+        let asked = Instant::now();
+        let is_due = || asked.elapsed() >= if seen.is_close(recorder.now()) { CLOSE } else { EVERY };
+        while !stop.load(Ordering::Relaxed) && !is_due() {
+            std::thread::sleep(CLOSE / 5);
+        }
     }
+}
+
+/// What an endpoint holds now.
+fn held(client: &Client) -> Result<Sample> {
+    let digest = client.get("/luc/v1/digest")?;
+    let frontier = serde_json::from_value(digest["frontier"].clone())?;
+    Ok(Sample { digest: digest["digest"].as_str().map(str::to_owned), frontier, ..Sample::default() })
 }
 
 /// What an endpoint says of itself now.
@@ -114,17 +144,15 @@ pub fn endpoint(cloud: &Cloud, at: usize, recorder: &Recorder, seen: &Seen, stop
 /// # Errors
 /// If it does not answer.
 pub fn sample(client: &Client, rights: bool) -> Result<Sample> {
-    let digest = client.get("/luc/v1/digest")?;
+    let held = held(client)?;
     let replicas = client.get("/luc/v1/replicas")?;
     let pools = if rights { client.get("/luc/v1/pools")? } else { Value::Null };
-    let frontier = serde_json::from_value(digest["frontier"].clone())?;
     let mut lag = BTreeMap::new();
     for replica in replicas["replicas"].as_array().into_iter().flatten().filter(|one| one["local"] != true) {
         let behind: &mut u64 = lag.entry(replica["site"].as_str().unwrap_or_default().to_owned()).or_default();
         *behind = (*behind).max(replica["lag"].as_u64().unwrap_or(0));
     }
-    let digest = digest["digest"].as_str().map(str::to_owned);
-    Ok(Sample { digest, frontier, lag, pools, ..Sample::default() })
+    Ok(Sample { lag, pools, ..held })
 }
 
 /// Asks one hypervisor again and again until it is told to stop.
