@@ -1,6 +1,7 @@
 //! Machines that fail, and what operators do about it (`PROTOCOL.md`, S5): the host is declared dead by a replica of its
 //! site, its servers are placed anew by whoever holds their claims, and the machine comes back once that was taken back
-//! and its site knows. An operator looks first: a host that runs is not declared dead.
+//! and its site knows. An operator looks first: a host that runs is not declared dead, nor one whose agent alone can tell a
+//! replica that it is on an old disk.
 
 use std::collections::BTreeSet;
 
@@ -37,6 +38,8 @@ pub(super) enum Wish {
 impl World {
     /// A machine goes off. If it is to be declared dead, that is done soon; else it goes on again by itself.
     pub(super) fn kill_host(&mut self, agent: usize, declared: bool, down: Micros) {
+        let Some(site) = self.agents.get(agent).map(|of| of.site) else { return };
+        let declared = declared && !self.awaits_agent(site);
         let Some(of) = self.agents.get_mut(agent).filter(|of| of.on && of.pool().is_some()) else { return };
         of.condemned = declared;
         self.power_off(agent);

@@ -63,6 +63,15 @@ impl World {
         self.agents.iter().any(knows)
     }
 
+    /// Whether a replica of a site is on an old disk, and nobody but its site's agent can tell it so. It writes nothing before it has
+    /// heard: it declares no host dead and takes nothing back, and seals nobody, so that no retirement takes effect meanwhile.
+    pub(super) fn awaits_agent(&self, site: usize) -> bool {
+        let is_told_by_it = |old: Old| old.agent && !old.others;
+        let waits =
+            |node: &Node| node.site == site && !node.gone && !node.stopped && node.old.is_some_and(is_told_by_it);
+        self.nodes.iter().any(waits)
+    }
+
     /// A node on an old disk waits until it has heard those who can tell.
     pub(super) fn witnesses(&mut self, at: usize, life: u64) {
         let waits = |node: &&Node| node.life == life && node.process.as_ref().is_some_and(|process| !process.met);
