@@ -174,7 +174,7 @@ pub struct Sample {
     /// Entries that it holds and each other site has not confirmed.
     #[serde(default)]
     pub lag: BTreeMap<String, u64>,
-    /// The answer to `/luc/v1/pools`; null if that was not asked.
+    /// The answer to `/luc/v1/pools`, with the rights of the site itself alone: others tell theirs. Null if that was not asked.
     #[serde(default)]
     pub pools: Value,
 }

@@ -31,6 +31,13 @@ impl Cluster {
     /// What `luc` says.
     pub fn replace(&mut self, at: usize) -> Result<()> {
         self.join_as(at, &["--replace"])?;
+        // What `luc` has put aside is a retired replica's: an operator makes room.
+        let disk = self.nodes.get(at).context("no such node")?.disk.path();
+        for entry in std::fs::read_dir(disk)?.flatten() {
+            if entry.file_name().to_string_lossy().starts_with("data.was-") {
+                std::fs::remove_dir_all(entry.path())?;
+            }
+        }
         self.begin(at)
     }
 

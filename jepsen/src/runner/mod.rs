@@ -205,6 +205,7 @@ fn work(
         }
     }
     let history = recorder.history();
+    let (samples, domains, paces) = seen.into_parts();
     let run = Run {
         seed: plan.seed,
         command: plan.command.clone(),
@@ -218,9 +219,9 @@ fn work(
         faults: crate::run::faults(&history),
         history,
         verdicts: Vec::new(),
-        samples: seen.samples(),
-        domains: seen.domains(),
-        paces: seen.paces(),
+        samples,
+        domains,
+        paces,
         logs: Vec::new(),
     };
     if let Some(error) = nemesis_error {

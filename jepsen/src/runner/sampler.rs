@@ -59,27 +59,15 @@ impl Seen {
         now < self.close.load(Ordering::Relaxed)
     }
 
-    /// What all endpoints said, by time.
+    /// What all endpoints said, what all hypervisors said, and what the probe saw of the machine: each by time. It is a lot.
     #[must_use]
-    pub fn samples(&self) -> Vec<Sample> {
-        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut samples: Vec<Sample> = samples.iter().map(|(_, sample)| sample.clone()).collect();
+    pub fn into_parts(self) -> (Vec<Sample>, Vec<Domains>, Vec<Pace>) {
+        let samples = self.samples.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut samples: Vec<Sample> = samples.into_iter().map(|(_, sample)| sample).collect();
         samples.sort_by_key(|sample| sample.time);
-        samples
-    }
-
-    /// What all hypervisors said, by time.
-    #[must_use]
-    pub fn domains(&self) -> Vec<Domains> {
-        let mut domains = self.domains.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut domains = self.domains.into_inner().unwrap_or_else(PoisonError::into_inner);
         domains.sort_by_key(|domains| domains.time);
-        domains
-    }
-
-    /// What the probe saw of the machine, by time.
-    #[must_use]
-    pub fn paces(&self) -> Vec<Pace> {
-        self.paces.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        (samples, domains, self.paces.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Writes down what the probe saw.
@@ -146,7 +134,12 @@ fn held(client: &Client) -> Result<Sample> {
 pub fn sample(client: &Client, rights: bool) -> Result<Sample> {
     let held = held(client)?;
     let replicas = client.get("/luc/v1/replicas")?;
-    let pools = if rights { client.get("/luc/v1/pools")? } else { Value::Null };
+    let mut pools = if rights { client.get("/luc/v1/pools")? } else { Value::Null };
+    for pool in pools.get_mut("pools").and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Some(rights) = pool.get_mut("rights").and_then(Value::as_array_mut) {
+            rights.retain(|right| right["site"] == client.site.as_str());
+        }
+    }
     let mut lag = BTreeMap::new();
     for replica in replicas["replicas"].as_array().into_iter().flatten().filter(|one| one["local"] != true) {
         let behind: &mut u64 = lag.entry(replica["site"].as_str().unwrap_or_default().to_owned()).or_default();
