@@ -376,6 +376,11 @@ fn what_changed_before_a_fork_shows_is_told_all_the_same() {
 
 /// The larger part has heard one branch of 4's log and dropped it for want of room, while 3, away, rests on the other one.
 fn dropped_branch() -> (World, u8) {
+    dropped_branch_of(3, 4)
+}
+
+/// The same, where the other branch has so many entries, and so many of 3 rest on it.
+fn dropped_branch_of(entries: usize, rests: usize) -> (World, u8) {
     let (mut world, liar, twin) = with_twin(4);
     let all = [0, 1, 2, 3];
     for n in all {
@@ -383,14 +388,15 @@ fn dropped_branch() -> (World, u8) {
         world.tend(n);
     }
     world.settle(&all);
-    for _ in 0..3 {
+    for _ in 0..4 {
         world.claim(liar).unwrap();
+    }
+    for _ in 0..entries {
         world.claim(twin).unwrap();
     }
-    world.claim(liar).unwrap();
     world.send(liar, 0);
     world.send(twin, 3);
-    (0..4).for_each(|_| world.claim(3).unwrap());
+    (0..rests).for_each(|_| world.claim(3).unwrap());
     for n in 0..3 {
         world.settle(&all[..3]);
         world.claim(n).unwrap();
@@ -450,6 +456,35 @@ fn a_log_is_split_where_it_was_dropped_for_want_of_room() {
         world.cloud.restart(usize::from(n));
     }
     world.assert_equal(&honest);
+}
+
+/// *Breaks otherwise:* the larger part has the proof of the fork before anything that rests on the other branch, and has that branch
+/// from nobody; 3 lacks what was dropped, and takes no state that has another form of what it holds: for ever.
+#[test]
+fn a_state_that_knows_of_a_fork_takes_the_place_of_another_branch() {
+    for rests in [true, false] {
+        let (mut world, liar) = dropped_branch_of(4, if rests { 4 } else { 0 });
+        let before = world.replica(3).view().frontier().number(id(3));
+        // Nothing but the last of the other branch, which shows that there is one.
+        let log = world.cloud.in_log(3);
+        let last = log.iter().filter(|(entry, _)| entry.author == id(liar)).map(|(_, bytes)| bytes.clone()).last();
+        world.deliver(0, last.into_iter().collect());
+        world.tend(0);
+        world.settle(&[0, 1, 2]);
+        assert!(!world.replica(0).view().branches().is_forked(id(liar)), "its branch is known to 3 alone");
+        replace(&mut world, 3, 0).unwrap();
+        world.cloud.restart(3);
+        let honest = [0, 1, 2, 3];
+        world.settle(&honest);
+        world.assert_equal(&honest);
+        for n in honest {
+            assert!(world.replica(n).view().frontier().number(id(3)) >= before, "what 3 has written is held by {n}");
+            assert_eq!(world.replica(n).view().branches().is_forked(id(liar)), rests, "{n}");
+            acknowledged_are_live(&world, n, &honest);
+            assert!(world.is_retired(n, liar), "{n}");
+            assert!(world.replica(n).view().ledger().is_conserved());
+        }
+    }
 }
 
 /// *Breaks otherwise:* the hash of the longer branch's first entry is forgotten, since nobody can name that any more, and any entry

@@ -94,10 +94,15 @@ impl Replica {
         self.replaying = true;
         loop {
             let before = rest.len();
-            let done = &mut Vec::new();
+            let (done, mut alone) = (&mut Vec::new(), Vec::new());
             rest.retain(|(id, bytes)| match self.receive(bytes) {
                 // A replica that was retired meanwhile takes nothing; what it held stays on its disk.
                 Received::Waiting(_) | Received::Refused(Rejection::Fenced(_) | Rejection::Store(_)) => true,
+                // Of one that forked: what rests on it may come later.
+                Received::Refused(Rejection::Fork { .. } | Rejection::Quarantined(_)) => {
+                    alone.push(*id);
+                    true
+                }
                 // What is refused otherwise is void by now: its author was retired meanwhile.
                 Received::Applied | Received::Known | Received::Refused(_) => {
                     done.push(*id);
@@ -106,6 +111,10 @@ impl Replica {
             });
             self.pending.replayed.append(done);
             if rest.len() == before {
+                // Nothing rests on these.
+                if alone.len() == before {
+                    self.pending.replayed.append(&mut alone);
+                }
                 break;
             }
         }
@@ -184,7 +193,8 @@ impl Replica {
         Ok(())
     }
 
-    /// The entries that a snapshot lacks.
+    /// The entries that a snapshot lacks. Where it has another branch of a log than is held here, and knows that this has forked,
+    /// these are all from there on: they are in the new state where somebody rests on them.
     fn lacking(
         &self,
         snapshot: &dyn Reader,
@@ -194,34 +204,41 @@ impl Replica {
         let mut all = Vec::new();
         for (author, tip) in &self.view.frontier.0 {
             let there = view.frontier.0.get(author).copied();
-            let from = there.map_or(0, |tip| tip.number);
-            // What is built here on another branch could not be replayed, where nobody has heard of that yet.
-            let id = EntryId { author: *author, number: tip.number };
-            if let Some(chain) = chains.get(author).filter(|_| from > tip.number)
-                && let Some(known) = chain.kept.short_hash(id, |table| snapshot.get(table, &log_key(id)))?
-                && known != tip.hash
-            {
-                return Err(ReplaceError::Fork(id));
-            }
-            if let Some(there) = there.filter(|there| there.number <= tip.number) {
-                let named = EntryId { author: *author, number: there.number };
-                if !self.is_held_as(named, there.hash)? {
-                    return Err(ReplaceError::Fork(named));
+            let mut from = there.map_or(0, |tip| tip.number);
+            let mut last = Some(chains.get(author).map(|chain| chain.last).unwrap_or_default());
+            let chain = chains.get(author).cloned().unwrap_or_default();
+            let both = EntryId { author: *author, number: from.min(tip.number) };
+            let is_alike = |named: EntryId| {
+                let known = match there.filter(|there| there.number == named.number) {
+                    Some(there) => Some(there.hash),
+                    None => chain.kept.short_hash(named, |table| snapshot.get(table, &log_key(named)))?,
+                };
+                known.map_or(Ok(true), |hash| self.is_held_as(named, hash))
+            };
+            if !is_alike(both)? {
+                // What is built here on another branch could not be replayed where nobody has heard of that yet.
+                if *author == self.me || !view.retirements.is_forked(*author, view.frontier()) {
+                    return Err(ReplaceError::Fork(both));
                 }
-            } else if *author == self.me && there.is_some() {
+                from = both.number;
+                while from > 0 && !is_alike(EntryId { author: *author, number: from })? {
+                    from -= 1;
+                }
+                // What its first follows, the log here says.
+                last = None;
+            } else if *author == self.me && from > tip.number {
                 return Err(ReplaceError::Fork(EntryId { author: *author, number: from }));
             }
             let is_whole = self.chains.get(author).is_some_and(|chain| chain.kept.reaches(from));
             if from < tip.number && !is_whole {
                 return Err(ReplaceError::Dropped(*author));
             }
-            let mut last = chains.get(author).map(|chain| chain.last).unwrap_or_default();
             for number in from + 1..=tip.number {
                 let id = EntryId { author: *author, number };
                 let bytes = read_log(&*self.pending.reader, id, 1, 1)?.pop().ok_or(ReplaceError::Dropped(*author))?;
-                let entry =
-                    Entry::decode(&bytes).ok().filter(|entry| entry.id() == id && entry.header.previous == last);
-                last = entry.ok_or(ReplaceError::Fork(id))?.hash();
+                let follows = |entry: &Entry| last.is_none_or(|last| entry.header.previous == last);
+                let entry = Entry::decode(&bytes).ok().filter(|entry| entry.id() == id && follows(entry));
+                last = Some(entry.ok_or(ReplaceError::Fork(id))?.hash());
                 all.push((id, bytes));
             }
         }
