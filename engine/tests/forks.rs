@@ -467,7 +467,7 @@ fn a_state_that_knows_of_a_fork_takes_the_place_of_another_branch() {
         let before = world.replica(3).view().frontier().number(id(3));
         // Nothing but the last of the other branch, which shows that there is one.
         let log = world.cloud.in_log(3);
-        let last = log.iter().filter(|(entry, _)| entry.author == id(liar)).map(|(_, bytes)| bytes.clone()).last();
+        let last = log.iter().rfind(|(entry, _)| entry.author == id(liar)).map(|(_, bytes)| bytes.clone());
         world.deliver(0, last.into_iter().collect());
         world.tend(0);
         world.settle(&[0, 1, 2]);
