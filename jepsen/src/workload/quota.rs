@@ -150,8 +150,9 @@ impl Quota {
             let before = client.frontier()?;
             let used = client.get(&path)?["quota_set"]["instances"]["in_use"].clone();
             let seen = servers(client)?;
-            // Deletions go on: what was asked for one after the other must be of one state.
-            if client.frontier()? != before {
+            // Deletions go on: what was asked for one after the other must be of one state, and what was deleted just before
+            // the end is to be gone.
+            if client.frontier()? != before || seen["deleting"] != 0 {
                 return Err(Trouble::Unsent("it changed meanwhile".into()));
             }
             Ok(json!({"used": used, "servers": seen["servers"]}))
@@ -160,10 +161,11 @@ impl Quota {
 }
 
 fn servers(client: &Client) -> Result<Value, Trouble> {
-    let (failed, live): (Vec<_>, Vec<_>) =
-        client.servers()?.into_iter().partition(|server| server["status"] == "ERROR");
+    let all = client.servers()?;
+    let deleting = all.iter().filter(|server| server["OS-EXT-STS:task_state"] == "deleting").count();
+    let (failed, live): (Vec<_>, Vec<_>) = all.into_iter().partition(|server| server["status"] == "ERROR");
     let ids = |servers: Vec<Value>| servers.iter().map(|server| server["id"].clone()).collect::<Vec<_>>();
-    Ok(json!({"servers": ids(live), "failed": ids(failed)}))
+    Ok(json!({"servers": ids(live), "failed": ids(failed), "deleting": deleting}))
 }
 
 /// From which index on which quota is the highest that may be in force, and what says so.
