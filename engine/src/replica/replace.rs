@@ -205,8 +205,8 @@ impl Replica {
         for (author, tip) in &self.view.frontier.0 {
             let there = view.frontier.0.get(author).copied();
             let mut from = there.map_or(0, |tip| tip.number);
-            let mut last = Some(chains.get(author).map(|chain| chain.last).unwrap_or_default());
             let chain = chains.get(author).cloned().unwrap_or_default();
+            let mut last = Some(chain.last);
             let both = EntryId { author: *author, number: from.min(tip.number) };
             let is_alike = |named: EntryId| {
                 let known = match there.filter(|there| there.number == named.number) {
