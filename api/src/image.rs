@@ -4,6 +4,7 @@
 //! before the image becomes active: a qcow2 from a user is hostile input.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -50,7 +51,7 @@ pub(crate) fn routes() -> Router<App> {
 }
 
 /// How long, and how far, a refused upload is read on.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(60);
 const PATIENCE_BYTES: u64 = 4 << 30;
 const FORMATS: [&str; 2] = ["qcow2", "raw"];
 const VISIBILITIES: [&str; 4] = ["public", "private", "shared", "community"];
@@ -453,18 +454,30 @@ pub(crate) async fn remove(app: &App, caller: &Caller, id: &str) -> Result<(), F
     Ok(())
 }
 
-/// Removes the data if no image and no server needs it. Other sites keep what they have cached until they need room.
+/// How long data that nothing needs stay. Who fetches or uploads some says what for only afterwards.
+pub const IDLE: Duration = Duration::from_secs(3_600);
+
+/// Removes the data here if no image and no server needs it, and nobody is at work with it. Other sites, and what was left now,
+/// see [`sweep`].
 async fn drop_unused(app: &App, blob: &str) {
-    let view = app.view();
-    let by_image = view.all::<Image>().any(|(_, image)| image.data.as_ref().is_some_and(|data| data.blob == blob));
-    let by_server =
-        view.all::<Server>().any(|(_, server)| server.image.as_ref().is_some_and(|image| image.data.blob == blob));
-    if !by_image
-        && !by_server
-        && let Err(error) = app.net().blobs().remove(blob).await
-    {
+    if let Err(error) = app.net().blobs().remove_unless(blob, |blob| is_needed(&app.view(), blob)).await {
         tracing::warn!(%error, "an image's data could not be removed");
     }
+}
+
+/// Removes all data here that no image and no server has needed for so long: of images that were deleted at other sites, and what
+/// uploads and fetches that broke off have left. Says how many.
+///
+/// # Errors
+/// [`BlobError`]; the rest is for the next time.
+pub async fn sweep(app: &App, idle: Duration) -> Result<usize, BlobError> {
+    app.net().blobs().remove_idle(idle, |blob| is_needed(&app.view(), blob)).await
+}
+
+fn is_needed(view: &View, blob: &str) -> bool {
+    let mut images = view.all::<Image>().filter_map(|(_, image)| image.data.as_ref());
+    let mut servers = view.all::<Server>().filter_map(|(_, server)| Some(&server.image.as_ref()?.data));
+    images.any(|data| data.blob == blob) || servers.any(|data| data.blob == blob)
 }
 
 impl From<BlobError> for Fault {
@@ -497,7 +510,7 @@ async fn upload(State(app): State<App>, caller: Caller, Path(id): Path<String>, 
     let blobs = app.net().blobs();
     let stream = request.into_body().into_data_stream().map_err(std::io::Error::other);
     let mut reader = StreamReader::new(stream);
-    let stored = match blobs.put(&mut reader, limit, rand::random()).await {
+    let (stored, turn) = match blobs.put(&mut reader, limit, rand::random()).await {
         Ok(stored) => stored,
         Err(error) => {
             // A client that is still sending hears the answer only once it is done: read on, for a while.
@@ -511,10 +524,12 @@ async fn upload(State(app): State<App>, caller: Caller, Path(id): Path<String>, 
     let virtual_size = match checked {
         Ok(checked) => checked.virtual_size,
         Err(error) if error.may_pass_later() => {
+            drop(turn);
             drop_unused(&app, &stored.blob).await;
             return Err(Fault::unavailable(format!("The data cannot be checked at this site now: {error}")));
         }
         Err(error) => {
+            drop(turn);
             drop_unused(&app, &stored.blob).await;
             return Err(Fault::bad(format!("The data is no {format} image that LUC takes: {error}")));
         }

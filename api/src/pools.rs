@@ -109,6 +109,7 @@ fn render(view: &View, holders: &Holders, id: PoolId, pool: &Pool, claims: &Clai
             "replica": replica.to_string(), "site": holders.site(replica), "free": amount(&pool.free(replica)),
             "unconfirmed": amount(&pool.unconfirmed(replica)),
             "reachable": holders.is_reachable(replica), "age_ms": age, "retiring": holders.is_retiring(replica),
+            "retired": view.retired().contains(replica),
         }));
     }
     // What has paths of its own is named by what those take; the others by the entry that minted them.

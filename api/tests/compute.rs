@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use axum::http::{Method, StatusCode};
 use serde_json::{Value, json};
 use support::Cloud;
@@ -293,6 +295,26 @@ async fn image_data_comes_whole_or_in_parts() {
     }
     assert_eq!(ask("bytes=6-").await.status, StatusCode::RANGE_NOT_SATISFIABLE);
     assert_eq!(ask("bytes=0-1,3-4").await.status, StatusCode::OK, "several ranges are answered whole");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn image_data_go_with_the_last_that_needs_them() {
+    let cloud = Cloud::start().await;
+    let blobs = cloud.app.net().blobs();
+    let image = cloud.image().await;
+    let blob = {
+        let view = cloud.app.view();
+        let data = view.all::<luc_engine::record::Image>().find_map(|(_, image)| image.data.clone());
+        data.unwrap().blob
+    };
+    // As if it had been fetched, and its image deleted at another site.
+    let (other, turn) = blobs.put(&b"of an image that was deleted elsewhere"[..], 100, 1).await.unwrap();
+    drop(turn);
+    assert_eq!(luc_api::image::sweep(&cloud.app, luc_api::image::IDLE).await.unwrap(), 0, "it has just come");
+    assert_eq!(luc_api::image::sweep(&cloud.app, Duration::ZERO).await.unwrap(), 1);
+    assert!(blobs.path(&other.blob).is_none() && blobs.path(&blob).is_some());
+    assert_eq!(cloud.request(Method::DELETE, &format!("/image/v2/images/{image}"), None).await.status, 204);
+    assert!(blobs.path(&blob).is_none(), "where an image is deleted its data go at once");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,8 @@
 //! A branch that was judged where it was written is always within that bound, since what it spent it had at the fork, or
 //! got from others; one beyond it is not taken, and waits, with whatever rests on it.
 
+use std::collections::BTreeSet;
+
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use serde::{Deserialize, Serialize};
@@ -24,6 +26,7 @@ use crate::id::{EntryId, PoolId, ReplicaId};
 use crate::interval::Intervals;
 use crate::ledger::{BadLedgerOp, MAX_FREE_INTERVALS};
 use crate::mutant::{Mutant, on};
+use crate::retire::Retired;
 use crate::site_mutant::{self, SiteMutant};
 
 /// What can run out.
@@ -70,6 +73,9 @@ struct Account {
     /// What is owed more than once.
     #[serde(default)]
     owed_again: Again,
+    /// What has been taken of it in parts, and by whom: votes of an owner who is retired.
+    #[serde(default)]
+    taken: Vec<(ReplicaId, Amount)>,
 }
 
 /// What an account owes.
@@ -191,7 +197,22 @@ impl Account {
 
     /// All that is here, were nothing owed.
     fn gross(&self) -> Amount {
-        sum(self.free.clone(), self.incoming.iter())
+        sum(self.free.clone(), self.incoming.iter()).saturating_sub(&self.parted())
+    }
+
+    /// All that was taken in parts.
+    fn parted(&self) -> Amount {
+        self.taken.iter().fold(Amount::default(), |sum, (_, part)| sum.saturating_add(part))
+    }
+
+    /// What one has taken of it.
+    fn taken(&self, by: ReplicaId) -> Amount {
+        self.taken.iter().find(|(who, _)| *who == by).map(|(_, part)| part.clone()).unwrap_or_default()
+    }
+
+    /// What its owner has at `past`, or had before any of it was taken in parts.
+    fn held(&self, past: &Frontier) -> Amount {
+        sum(self.free.clone(), self.incoming.iter().filter(|grant| grant.counts_at(past))).saturating_sub(&self.debt)
     }
 
     /// In how many pieces its free addresses are.
@@ -210,13 +231,18 @@ impl Account {
     }
 
     fn spendable(&self) -> Amount {
-        sum(self.free.clone(), self.incoming.iter().filter(|grant| !grant.is_waiting())).saturating_sub(&self.debt)
+        let counts = self.incoming.iter().filter(|grant| !grant.is_waiting());
+        sum(self.free.clone(), counts).saturating_sub(&self.debt).saturating_sub(&self.parted())
     }
 }
 
 /// Whether an operation leaves its author's free addresses in too many pieces: none that leaves no more than before.
 fn check_pieces(pool: PoolId, before: usize, after: usize) -> Result<(), BadLedgerOp> {
     if after > MAX_FREE_INTERVALS && after > before { Err(BadLedgerOp::Fragmented(pool)) } else { Ok(()) }
+}
+
+fn equal_part(account: &Account, stayed: &BTreeSet<ReplicaId>, past: &Frontier) -> Amount {
+    account.held(past).divided_by(u64::try_from(stayed.len()).unwrap_or(u64::MAX))
 }
 
 fn sum<'a>(free: Amount, grants: impl Iterator<Item = &'a Incoming>) -> Amount {
@@ -295,9 +321,37 @@ impl Pool {
 
     /// What one replica can spend at `past`.
     pub(crate) fn held(&self, replica: ReplicaId, past: &Frontier) -> Amount {
-        let Some(account) = self.accounts.get(&replica) else { return Amount::default() };
-        sum(account.free.clone(), account.incoming.iter().filter(|grant| grant.counts_at(past)))
-            .saturating_sub(&account.debt)
+        self.accounts.get(&replica).map(|account| account.held(past)).unwrap_or_default()
+    }
+
+    /// Of the rights of a retired replica, in a pool that falls to all who stayed in equal parts, the part of one of them that it has
+    /// not taken at `past`. What was taken changes no part: so it does not matter whose taking is held here.
+    pub(crate) fn part(&self, of: ReplicaId, from: ReplicaId, retired: &Retired, past: &Frontier) -> Amount {
+        let stayed = retired.stayed(from).filter(|stayed| stayed.contains(&of));
+        let (Some(account), Some(stayed)) = (self.accounts.get(&from), stayed) else { return Amount::default() };
+        equal_part(account, stayed, past).saturating_sub(&account.taken(of))
+    }
+
+    /// What is nobody's of the rights of a retired replica at `past`: all but what was taken, and the parts of those who live.
+    pub(crate) fn left(&self, from: ReplicaId, retired: &Retired, past: &Frontier) -> Amount {
+        let (Some(account), Some(stayed)) = (self.accounts.get(&from), retired.stayed(from)) else {
+            return Amount::default();
+        };
+        let part = equal_part(account, stayed, past);
+        let theirs = stayed.iter().map(|of| if retired.contains(*of) { account.taken(*of) } else { part.clone() });
+        theirs.fold(account.held(past), |left, theirs| left.saturating_sub(&theirs))
+    }
+
+    /// Takes one's part of the rights of a retired replica out of its account, and says how much that is.
+    pub(crate) fn take_part(&mut self, by: ReplicaId, from: ReplicaId, retired: &Retired, past: &Frontier) -> Amount {
+        let part = self.part(by, from, retired, past);
+        if let Some(account) = self.accounts.get_mut(&from).filter(|_| !part.is_zero()) {
+            let all = account.taken(by).saturating_add(&part);
+            account.taken.retain(|(who, _)| *who != by);
+            account.taken.push((by, all));
+            account.taken.sort_unstable_by_key(|(who, _)| *who);
+        }
+        part
     }
 
     /// What was spent twice by replicas that forked, and is not paid yet (M3).

@@ -241,9 +241,9 @@ pub(crate) fn apply_member(view: &mut View, author: Author<'_>, op: &MemberOp) -
             check_seal(view, author, set)?;
             let mut frontier = author.frontier.clone();
             frontier.set(author.entry.author, Tip { number: author.entry.number, hash: 0 });
-            let held = view.ledger.votes().map(|(_, pool)| pool.held(author.replica(), &frontier));
-            let votes = held.unwrap_or_default().get(Dimension::Votes);
-            view.set_retirement(author.entry, Row::Seal(Sealed { set: set.clone(), frontier, votes }));
+            let votes = view.ledger.votes_of(author.replica(), author.retired, &frontier);
+            let of = view.ledger.votes_left(author.retired, &frontier);
+            view.set_retirement(author.entry, Row::Seal(Sealed { set: set.clone(), frontier, votes, of }));
         }
         MemberOp::Assent { set } => {
             check_assent(view, author, set)?;

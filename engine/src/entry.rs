@@ -23,7 +23,7 @@ use crate::retire::{Request, Retiree};
 use crate::tips::Tips;
 
 /// Version of the entry format; the first byte of every encoded entry.
-pub const FORMAT: u8 = 8;
+pub const FORMAT: u8 = 9;
 /// Largest encoded entry, header and content together: a hostile one costs no more memory than this.
 pub const MAX_ENTRY: usize = 4 << 20;
 /// Largest encoded header: the two of a fork must fit into one entry.
@@ -320,7 +320,7 @@ pub enum LedgerOp {
         /// Which of its ledger operations.
         index: u32,
     },
-    /// Takes over the free rights of a retired replica. Its heir only.
+    /// Takes over the free rights of a retired replica: its heir only. Of votes, one's own part of them: whoever stayed.
     Inherit {
         /// The pool.
         pool: PoolId,

@@ -21,6 +21,7 @@ use imbl::{OrdMap, OrdSet, Vector};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::account::Debt;
 pub use crate::account::{Pool, Waiting};
 pub use crate::amount::{Amount, BadAmount, Dimension};
 use crate::branch::{Rename, Renaming};
@@ -29,7 +30,7 @@ use crate::hosts::Death;
 use crate::id::{ClaimId, EntryId, HostId, PoolId, ReplicaId};
 use crate::mutant::{Mutant, on};
 use crate::record::{Kind, RecordId};
-use crate::retire::Retired;
+use crate::retire::{Retired, VOTES};
 
 /// A right that has been spent on one record.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -217,6 +218,21 @@ impl Ledger {
     /// All live claims.
     pub fn claims(&self) -> impl Iterator<Item = (&ClaimId, &Claim)> {
         self.claims.iter().map(|(id, claim)| (id, &**claim))
+    }
+
+    /// The votes of one that is not retired at `past`, with its parts of those of the retired, taken or not.
+    pub(crate) fn votes_of(&self, replica: ReplicaId, retired: &Retired, past: &Frontier) -> u64 {
+        let Some((_, pool)) = self.votes() else { return 0 };
+        let parts = retired.replicas().map(|from| pool.part(replica, from, retired, past));
+        let parts = parts.fold(Amount::default(), |sum, part| sum.saturating_add(&part));
+        pool.held(replica, past).saturating_add(&parts).get(Dimension::Votes)
+    }
+
+    /// How many votes count at `past`: all but what is left of those of the retired, which is no less in a larger past.
+    pub(crate) fn votes_left(&self, retired: &Retired, past: &Frontier) -> u64 {
+        let Some((_, pool)) = self.votes() else { return 0 };
+        let left = retired.replicas().map(|from| pool.left(from, retired, past).get(Dimension::Votes));
+        VOTES.saturating_sub(left.sum())
     }
 
     /// The pool of votes on retirements.
@@ -539,11 +555,21 @@ impl Ledger {
     /// retirement, so all judges move the same. What is granted to it later waits for the next time.
     fn inherit(&mut self, judged: Judged<'_>, id: PoolId, from: ReplicaId) -> Result<(), BadLedgerOp> {
         let author = judged.author;
-        if judged.retired.heir(from) != Some(author) {
+        let is_votes = self.votes == Some(id);
+        let is_heir = if is_votes {
+            judged.retired.stayed(from).is_some_and(|stayed| stayed.contains(&author))
+        } else {
+            judged.retired.heir(from) == Some(author)
+        };
+        if !is_heir {
             return Err(BadLedgerOp::NotHeir { pool: id, from });
         }
         let pool = self.pool_mut(judged, id)?;
-        let (amount, debt) = pool.take_all(from, judged.frontier);
+        let (amount, debt) = if is_votes {
+            (pool.take_part(author, from, judged.retired, judged.frontier), Debt::default())
+        } else {
+            pool.take_all(from, judged.frontier)
+        };
         if amount.is_zero() && debt.is_zero() && !judged.is_forked {
             return Err(BadLedgerOp::Nothing(id));
         }

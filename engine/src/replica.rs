@@ -23,7 +23,7 @@ use crate::id::{ClaimId, CloudId, EntryId, HostId, Millis, PoolId, ReplicaId};
 use crate::ledger::{Amount, Dimension, Pool, Waiting};
 use crate::mutant::{Mutant, on};
 use crate::record::{Kind, RecordId};
-use crate::retire::{Retiree, VOTES};
+use crate::retire::{Retiree, VOTES, is_majority};
 use crate::stage::Stage;
 use crate::store::{Batch, FORMAT, Reader, Store, StoreError, Table};
 use crate::tx::{Fence, Refusal, Tx};
@@ -509,8 +509,7 @@ impl Replica {
         }
         self.fold_now_and_then(flushed)?;
         let members = flushed.is_none_or(|flushed| flushed.members);
-        // What a retired replica held and was owed: all of it once it is retired, then what changes. Before anything else
-        // is sealed, since what is inherited counts.
+        // What a retired replica held and was owed: all of it once it is retired, then what changes.
         let inherited = !self.view.retired().is_empty()
             && self.inherit(now, flushed.filter(|flushed| !flushed.members).map(|flushed| flushed.pools.as_slice()))?;
         let votes = self.view.ledger().votes().map(|(id, _)| id);
@@ -644,7 +643,7 @@ impl Replica {
             let with: BTreeSet<_> = set.iter().copied().chain(request.set.iter().map(|one| one.replica)).collect();
             let stay = view.living().map(|(id, _)| *id).filter(|id| !with.contains(id));
             let votes: u64 = stay.map(|id| self.votes(id)).sum();
-            if !with.contains(&self.me) && (request.force || votes > VOTES / 2) {
+            if !with.contains(&self.me) && (request.force || is_majority(votes, self.votes_left())) {
                 set = with;
             }
         }
@@ -668,8 +667,11 @@ impl Replica {
     }
 
     fn votes(&self, replica: ReplicaId) -> u64 {
-        let pool = self.view.ledger().votes();
-        pool.map_or(0, |(_, pool)| pool.free(replica).get(Dimension::Votes))
+        self.view.ledger().votes_of(replica, self.view.retired(), &self.view.frontier)
+    }
+
+    fn votes_left(&self) -> u64 {
+        self.view.ledger().votes_left(self.view.retired(), &self.view.frontier)
     }
 
     /// Hands votes to members that have less than an equal share, from what is held here above one. A minority that
@@ -683,8 +685,10 @@ impl Replica {
             return Ok(false);
         }
         let living: Vec<ReplicaId> = view.living().map(|(id, _)| *id).collect();
-        let equal = VOTES / u64::try_from(living.len()).unwrap_or(u64::MAX).max(1);
-        let mut spare = self.votes(self.me).saturating_sub(equal);
+        let equal = self.votes_left() / u64::try_from(living.len()).unwrap_or(u64::MAX).max(1);
+        // Of what it has taken: a part that is not taken yet moves no further.
+        let held = view.ledger().pool(pool).map_or(0, |votes| votes.free(self.me).get(Dimension::Votes));
+        let mut spare = self.votes(self.me).saturating_sub(equal).min(held);
         let mut shares = Vec::new();
         let root = view.retired().heir(pool.entry.author).unwrap_or(pool.entry.author);
         let is_known = |id: &ReplicaId| {
@@ -716,7 +720,10 @@ impl Replica {
         let ledger = self.view.ledger();
         let mut left = Vec::new();
         let mut look = |id: PoolId, pool: &Pool| {
-            if !self.view.is_closed(pool) {
+            if pool.subject == Subject::Votes {
+                let part = |from: &ReplicaId| pool.part(self.me, *from, retired, &self.view.frontier);
+                left.extend(retired.replicas().filter(|from| !part(from).is_zero()).map(|from| (id, from)));
+            } else if !self.view.is_closed(pool) {
                 left.extend(from.iter().filter(|id| pool.is_left(**id)).map(|from| (id, *from)));
             }
         };

@@ -3,15 +3,18 @@
 //! A **request** is an operator's word that some replicas are stopped. A **seal** of a set says: of everybody in it I hold
 //! what my frontier says, and I take no more than what another survivor names. An **assent** to a set says: these are the
 //! seals of it that I hold, everybody's who must seal. A **round**, all seals of one and the same set, takes effect where
-//! every member outside it has sealed it, those hold more than half of all votes, and every one of them has assented to
+//! every member outside it has sealed it, those hold more than half of the votes, and every one of them has assented to
 //! these very seals. Then the **cut** of each is the highest seal: what it wrote up to there stays, what it wrote after that
 //! is void, and its rights and claims are its heir's.
 //!
 //! Why a set and not each replica by itself: a survivor whose seal is awaited may be retired next, while somebody has its
 //! seal and others have not. Those who stay then seal the larger set anew, and decide both together. Why equal sets: a
 //! sealer's sets only grow, so of two rounds that share one, one contains the other. Why votes and not heads: whoever
-//! admits members makes heads. **Votes** are rights like all others: minted once, by the founder's first entry, moved by
-//! their holder alone, inherited. So two disjoint sets of survivors cannot both have more than half.
+//! admits members makes heads. **Votes** are rights like others: minted once, by the founder's first entry, moved by
+//! their holder alone. So two disjoint sets of survivors cannot both have more than half. A retired member's votes fall not
+//! to its heir, who may be lost as well before it has taken them, but in equal parts to all who stayed; a part counts whether or
+//! not it is taken. What is nobody's, as the part of one that died before it took that, counts no more: a round
+//! needs more than half of the rest.
 //!
 //! Why assents (R11): a survivor that lies may fork its log, and seal one and the same set twice: low for A, high for B. Seals
 //! alone would take effect at both, with two cuts, and no later entry could mend that. An honest survivor assents to a set
@@ -37,6 +40,11 @@ use crate::view::MemberState;
 
 /// All votes on retirements.
 pub const VOTES: u64 = 1 << 32;
+
+/// Whether so many votes are more than half of those that count.
+pub(crate) fn is_majority(votes: u64, of: u64) -> bool {
+    votes > of / 2
+}
 
 /// One replica that is to be retired.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -75,8 +83,10 @@ pub(crate) struct Sealed {
     pub(crate) set: BTreeSet<ReplicaId>,
     /// What its author held.
     pub(crate) frontier: Frontier,
-    /// The votes of its author, of [`VOTES`] in all.
+    /// The votes of its author.
     pub(crate) votes: u64,
+    /// Of how many: of [`VOTES`] those that are somebody's who is not retired.
+    pub(crate) of: u64,
 }
 
 /// An assent, with what its own past says about it.
@@ -125,6 +135,8 @@ struct Grave {
     cuts: BTreeMap<ReplicaId, Tip>,
     heir: ReplicaId,
     base: BTreeSet<ReplicaId>,
+    /// Who has a part of its votes: of the base those who stayed.
+    stayed: BTreeSet<ReplicaId>,
 }
 
 impl Retired {
@@ -165,6 +177,11 @@ impl Retired {
             at = grave.heir;
         }
         Some(at)
+    }
+
+    /// Everybody who has a part of the votes of a retired replica.
+    pub(crate) fn stayed(&self, replica: ReplicaId) -> Option<&BTreeSet<ReplicaId>> {
+        Some(&self.replicas.get(&replica)?.stayed)
     }
 
     /// Whether `replica` acts for whoever wrote the log `owner`: it is that, or its heir.
@@ -255,8 +272,8 @@ impl Retirements {
             let mut logs = set.iter().flat_map(|id| retired.branches.logs(*id));
             logs.all(|log| past.number(log) <= highest(log, sealers))
         };
-        let is_whole = closed.any(|(sealers, votes)| {
-            sealers.contains(&me) && round.is_enough(votes, retired) && holds_no_more(&sealers)
+        let is_whole = closed.any(|closed| {
+            closed.sealers.contains(&me) && round.is_enough(&closed, retired) && holds_no_more(&closed.sealers)
         });
         is_whole.then(|| set.clone())
     }
@@ -428,6 +445,15 @@ struct Round<'a> {
     members: &'a OrdMap<ReplicaId, MemberState>,
 }
 
+/// Everybody who must seal a set, and has.
+struct Closed {
+    sealers: BTreeSet<ReplicaId>,
+    /// Their votes, each at its own seal.
+    votes: u64,
+    /// Of how many. Whom one of them knows to be retired they have all sealed, so the fewest that one knows of count.
+    of: u64,
+}
+
 /// By which seals a round takes effect, and whose they are.
 struct Made<'a> {
     choice: Choice<'a>,
@@ -467,7 +493,7 @@ impl<'a> Round<'a> {
             let may = |by: ReplicaId| self.assents.contains_key(&by) || on(Mutant::AssentIgnored);
             let firsts = choice.keys().copied().filter(|first| may(*first));
             let closed = firsts.filter_map(|first| self.closure(&choice, first, may));
-            let closed = closed.filter(|(_, votes)| self.is_enough(*votes, retired)).map(|(sealers, _)| sealers);
+            let closed = closed.filter(|closed| self.is_enough(closed, retired)).map(|closed| closed.sealers);
             let mut distinct: Vec<_> = closed.collect::<BTreeSet<_>>().into_iter().collect();
             distinct.sort_by_key(BTreeSet::len);
             let made = distinct.into_iter().find(|sealers| self.is_assented(&choice, sealers));
@@ -497,28 +523,26 @@ impl<'a> Round<'a> {
         choices.into_values().collect()
     }
 
-    fn is_enough(&self, votes: u64, retired: &Retired) -> bool {
+    fn is_enough(&self, closed: &Closed, retired: &Retired) -> bool {
         let forced = self.asked.iter().filter(|asked| asked.request.force).flat_map(|asked| asked.set());
         let forced: BTreeSet<ReplicaId> = forced.chain(retired.replicas()).collect();
-        votes > VOTES / 2 || forced.is_superset(self.set)
+        is_majority(closed.votes, closed.of) || forced.is_superset(self.set)
     }
 
-    /// Everybody who must seal the set, as one sealer and those it leads to know, and their votes; none if a seal is missing,
-    /// or one of them will not do.
-    fn closure(
-        &self,
-        choice: &Choice<'a>,
-        first: ReplicaId,
-        does: impl Fn(ReplicaId) -> bool,
-    ) -> Option<(BTreeSet<ReplicaId>, u64)> {
-        let (mut known, mut missing, mut votes) = (BTreeSet::from([first]), vec![first], 0_u64);
+    /// Everybody who must seal the set, as one sealer and those it leads to know; none if a seal is missing, or one of them
+    /// will not do.
+    fn closure(&self, choice: &Choice<'a>, first: ReplicaId, does: impl Fn(ReplicaId) -> bool) -> Option<Closed> {
+        let mut closed = Closed { sealers: BTreeSet::from([first]), votes: 0, of: VOTES };
+        let mut missing = vec![first];
         while let Some(member) = missing.pop() {
             let (_, seal) = choice.get(&member).filter(|_| does(member))?;
-            votes = votes.saturating_add(seal.votes);
+            closed.votes = closed.votes.saturating_add(seal.votes);
+            closed.of = closed.of.min(seal.of);
             let members = self.members.iter().filter(|(_, state)| state.admitted(&seal.frontier).is_some());
-            missing.extend(members.map(|(id, _)| *id).filter(|id| !self.set.contains(id) && known.insert(*id)));
+            let others = members.map(|(id, _)| *id).filter(|id| !self.set.contains(id));
+            missing.extend(others.filter(|id| closed.sealers.insert(*id)));
         }
-        Some((known, votes))
+        Some(closed)
     }
 
     /// Whether each of these has assented to just these seals of theirs. Who held two of one author has assented to neither.
@@ -550,6 +574,9 @@ impl<'a> Round<'a> {
             let retiree = asked.request.set.iter().find(|retiree| retiree.replica == replica)?;
             Some((retiree.heir, asked.base.clone()))
         });
-        first.map(|(heir, base)| Grave { cuts, heir, base })
+        first.map(|(heir, base)| {
+            let stayed = base.difference(self.set).copied().collect();
+            Grave { cuts, heir, base, stayed }
+        })
     }
 }

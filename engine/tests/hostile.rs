@@ -307,7 +307,7 @@ fn the_format_of_entries_does_not_change_unnoticed() {
     let again = Entry::decode(entry.bytes()).unwrap();
     assert_eq!((again.header, again.content), (entry.header, entry.content));
 }
-const PINNED: &str = "c1de7de38b96ca2a4cd4214ca3c9faff88cd5e904980cb224a1cfa424abeac88";
+const PINNED: &str = "3292bf605c8bef71b8f544ac34f04994441d4c08ca669527d57e04e915598edc";
 
 proptest! {
     #[test]

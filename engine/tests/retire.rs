@@ -242,6 +242,80 @@ fn votes_are_made_once_and_do_not_move_while_they_count() {
 }
 
 #[test]
+fn the_votes_of_the_retired_wait_for_no_heir() {
+    // Of six, 1 is to inherit from 4 and 5. It seals and assents, and dies before it hears that all others have.
+    let mut world = World::new(5);
+    world.retire(0, &[(4, 1), (5, 1)], false).unwrap();
+    world.settle(&[0, 2, 3]);
+    world.send(0, 1);
+    world.send(1, 0);
+    world.settle(&[0, 2, 3]);
+    assert!(world.is_retired(0, 4) && world.is_retired(3, 5) && !world.is_retired(1, 4), "1 had to be needed");
+    // Three of the six are left, and more than half of the votes of those four that were.
+    world.retire(0, &[(1, 2)], false).unwrap();
+    world.settle(&[0, 2, 3]);
+    assert!([0, 2, 3].iter().all(|n| world.is_retired(*n, 1)), "no majority");
+    assert_eq!(world.free(0, 2), 10 + 10 + 10 + 10, "what 1 was to inherit is its heir's");
+    // And so on, to the last but one.
+    world.retire(0, &[(3, 0)], false).unwrap();
+    world.settle(&[0, 2]);
+    assert!(world.is_retired(0, 3) && world.is_retired(2, 3));
+    world.retire(2, &[(0, 2)], false).unwrap();
+    world.settle(&[2]);
+    assert!(!world.is_retired(2, 0), "one of two is no majority");
+    world.settle(&[0, 2]);
+    world.assert_equal(&[0, 2]);
+    world.assert_sound(&[0, 2]);
+}
+
+#[test]
+fn the_votes_of_the_retired_fall_to_all_who_stayed_in_equal_parts() {
+    let mut world = World::new(4);
+    world.retire(0, &[(4, 0)], false).unwrap();
+    world.settle(&[0, 1, 2, 3]);
+    let (votes, pool) = world.replica(0).view().ledger().votes().unwrap();
+    let held: Vec<u64> = (0..5).map(|n| pool.free(id(n)).get(Dimension::Votes)).collect();
+    let fifth = luc_engine::retire::VOTES / 5;
+    let quarter = fifth + fifth / 4;
+    assert_eq!(held[1..], [quarter, quarter, quarter, fifth % 4], "what cannot be divided is left");
+    // Each once, and nobody who came later.
+    world.cloud.join(5);
+    for n in [0, 5] {
+        let taken = world.replica(n).transact::<_, Refusal>(9, |tx| tx.inherit(votes, id(4)));
+        assert!(matches!(taken.map(|_| ()), Err(Refusal::Invalid(_))), "{n} took more");
+    }
+    world.assert_sound(&[0, 1, 2, 3]);
+}
+
+#[test]
+fn votes_do_not_run_out() {
+    // Again and again one of five is retired, and another dies that had to agree, before it takes its part of the votes.
+    let mut world = World::new(4);
+    for round in 1..=6 {
+        let (first, then) = (2 * round + 1, 2 * round + 2);
+        world.retire(0, &[(first, then)], false).unwrap();
+        world.settle(&[0, 1, 2]);
+        world.send(0, then);
+        world.send(then, 0);
+        world.settle(&[0, 1, 2]);
+        world.retire(0, &[(then, 0)], false).unwrap();
+        world.settle(&[0, 1, 2]);
+        assert!(world.is_retired(2, first) && world.is_retired(2, then), "after {round} rounds");
+        let newcomers = [first + 2, then + 2];
+        newcomers.iter().for_each(|n| world.cloud.join(*n));
+        world.settle(&[0, 1, 2, newcomers[0], newcomers[1]]);
+        world.replica(0).tend(5, None).unwrap();
+        world.tend(0);
+        world.settle(&[0, 1, 2, newcomers[0], newcomers[1]]);
+    }
+    let (_, pool) = world.replica(1).view().ledger().votes().unwrap();
+    let votes = |n| pool.free(id(n)).get(Dimension::Votes);
+    assert!(votes(16) > 0 && votes(16).abs_diff(votes(0)) < votes(0) / 8, "newcomers have as many as others");
+    world.assert_equal(&[0, 1, 2]);
+    world.assert_sound(&[0, 1, 2]);
+}
+
+#[test]
 fn force_may_follow_a_request_without_it() {
     let mut world = World::new(3);
     world.retire(0, &[(2, 0)], false).unwrap();

@@ -163,11 +163,17 @@ impl Blobs {
         path.exists().then_some(path)
     }
 
-    /// Stores what `reader` gives, at most `limit` bytes. `unique` names the upload's temporary file.
+    /// Stores what `reader` gives, at most `limit` bytes. `unique` names the upload's temporary file. Nobody removes the blob
+    /// before the turn is dropped: until then it can be written down what it is for.
     ///
     /// # Errors
     /// [`BlobError`]; nothing is left behind.
-    pub async fn put(&self, mut reader: impl AsyncRead + Unpin, limit: u64, unique: u64) -> Result<Stored, BlobError> {
+    pub async fn put(
+        &self,
+        mut reader: impl AsyncRead + Unpin,
+        limit: u64,
+        unique: u64,
+    ) -> Result<(Stored, Turn), BlobError> {
         let temporary = self.dir.join(format!("upload-{unique:016x}"));
         let stored = self.write(&temporary, &mut reader, limit).await;
         let (manifest, stored) = match stored {
@@ -177,8 +183,9 @@ impl Blobs {
                 return Err(error);
             }
         };
+        let turn = self.turn(&stored.blob).await;
         self.finish(&temporary, &manifest).await?;
-        Ok(stored)
+        Ok((stored, turn))
     }
 
     async fn write(
@@ -251,12 +258,45 @@ impl Blobs {
         Ok(file)
     }
 
-    /// Removes a blob. No error if it is not held.
+    /// Removes a blob that nothing `needs`, whole or in part, unless somebody fetches it or has just stored it. No error if it is
+    /// not held.
     ///
     /// # Errors
     /// [`BlobError::Disk`].
-    pub async fn remove(&self, blob: &str) -> Result<(), BlobError> {
-        for suffix in ["", ".manifest", ".partial"] {
+    pub async fn remove_unless(&self, blob: &str, needs: impl FnOnce(&str) -> bool) -> Result<(), BlobError> {
+        match self.try_turn(blob) {
+            // What it is for is written down before a turn ends: asked under ours, nothing is missed.
+            Some(_turn) if !needs(blob) => self.remove(blob).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the blobs that nothing `needs`, and that were neither stored nor fetched for so long: whoever has just done that
+    /// may be about to use them. Says how many.
+    ///
+    /// # Errors
+    /// [`BlobError::Disk`]; others may have been removed.
+    pub async fn remove_idle(&self, idle: Duration, needs: impl Fn(&str) -> bool) -> Result<usize, BlobError> {
+        let mut changed: BTreeMap<String, bool> = BTreeMap::new();
+        let mut files = tokio::fs::read_dir(&*self.dir).await.map_err(disk("list blobs"))?;
+        while let Some(file) = files.next_entry().await.map_err(disk("list blobs"))? {
+            let name = file.file_name().to_string_lossy().into_owned();
+            let Some(blob) = name.get(..64).filter(|blob| self.file(blob, "").is_ok()) else { continue };
+            // One that cannot be told, or lies ahead of a clock that was set back, is no reason to remove anything.
+            let modified = file.metadata().await.ok().and_then(|known| known.modified().ok());
+            let is_idle = modified.and_then(|at| at.elapsed().ok()).is_some_and(|age| age >= idle);
+            *changed.entry(blob.to_owned()).or_default() |= !is_idle;
+        }
+        let mut removed = 0;
+        for (blob, _) in changed.into_iter().filter(|(blob, changed)| !changed && !needs(blob)) {
+            self.remove_unless(&blob, &needs).await?;
+            removed += usize::from(self.path(&blob).is_none());
+        }
+        Ok(removed)
+    }
+
+    async fn remove(&self, blob: &str) -> Result<(), BlobError> {
+        for suffix in ["", ".manifest", ".manifest.new", ".partial"] {
             match tokio::fs::remove_file(self.file(blob, suffix)?).await {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(disk("remove a blob")(error)),
                 _ => {}
@@ -271,6 +311,14 @@ impl Blobs {
         let lock = self.fetching.lock().entry(blob.to_owned()).or_default().clone();
         turn.guard = Some(lock.lock_owned().await);
         turn
+    }
+
+    /// The same, unless somebody has it.
+    fn try_turn(&self, blob: &str) -> Option<Turn> {
+        let lock = self.fetching.lock().entry(blob.to_owned()).or_default().clone();
+        let mut turn = Turn { fetching: self.fetching.clone(), blob: blob.to_owned(), guard: None };
+        turn.guard = Some(lock.try_lock_owned().ok()?);
+        Some(turn)
     }
 
     /// How many blobs somebody fetches or waits for.

@@ -1,6 +1,8 @@
 //! Image data: verified, resumable, bounded.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use std::time::{Duration, SystemTime};
+
 use luc_sync::blob::{BlobError, Blobs, CHUNK};
 
 fn data(chunks: usize) -> Vec<u8> {
@@ -17,7 +19,7 @@ async fn a_fetch_that_broke_off_goes_on_where_it_stopped() {
     let dir = tempfile::tempdir().unwrap();
     let (from, to) = (store(dir.path(), "from"), store(dir.path(), "to"));
     let data = data(4);
-    let stored = from.put(&data[..], 1 << 30, 1).await.unwrap();
+    let (stored, _) = from.put(&data[..], 1 << 30, 1).await.unwrap();
     let manifest = from.manifest(&stored.blob).await.unwrap();
     let cut = usize::try_from(CHUNK).unwrap() * 2 + 77;
     let broken = to.take(&stored.blob, &manifest, 0, &mut &data[..cut]).await;
@@ -36,7 +38,7 @@ async fn what_is_not_what_its_name_says_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (from, to) = (store(dir.path(), "from"), store(dir.path(), "to"));
     let mut data = data(2);
-    let stored = from.put(&data[..], 1 << 30, 1).await.unwrap();
+    let (stored, _) = from.put(&data[..], 1 << 30, 1).await.unwrap();
     let manifest = from.manifest(&stored.blob).await.unwrap();
     let last = data.len() - 1;
     data[last] ^= 1;
@@ -66,9 +68,10 @@ async fn an_upload_that_fails_leaves_nothing() {
     assert_eq!(std::fs::read_dir(dir.path().join("blobs")).unwrap().count(), 0);
     for name in ["../store.redb", "", "AB", &"g".repeat(64)] {
         assert!(blobs.path(name).is_none(), "{name:?}");
-        assert!(matches!(blobs.remove(name).await, Err(BlobError::Name(_))), "{name:?}");
+        let removed = blobs.remove_unless(name, |_| false).await;
+        assert!(matches!(removed, Err(BlobError::Name(_))), "{name:?}");
     }
-    let stored = blobs.put(&b""[..], 10, 2).await.unwrap();
+    let (stored, _) = blobs.put(&b""[..], 10, 2).await.unwrap();
     assert_eq!((stored.size, stored.md5.as_str()), (0, "d41d8cd98f00b204e9800998ecf8427e"));
 }
 
@@ -77,7 +80,7 @@ async fn data_that_was_whole_when_its_fetch_broke_off_is_not_made_longer() {
     let dir = tempfile::tempdir().unwrap();
     let (from, to) = (store(dir.path(), "from"), store(dir.path(), "to"));
     let data = data(2);
-    let stored = from.put(&data[..], 1 << 30, 1).await.unwrap();
+    let (stored, _) = from.put(&data[..], 1 << 30, 1).await.unwrap();
     let manifest = from.manifest(&stored.blob).await.unwrap();
     // All chunks arrived, the short one too; then the process died.
     std::fs::write(dir.path().join("to").join(format!("{}.partial", stored.blob)), &data).unwrap();
@@ -92,7 +95,7 @@ async fn a_source_that_falls_silent_is_given_up_and_what_it_gave_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let (from, to) = (store(dir.path(), "from"), store(dir.path(), "to"));
     let data = data(2);
-    let stored = from.put(&data[..], 1 << 30, 1).await.unwrap();
+    let (stored, _) = from.put(&data[..], 1 << 30, 1).await.unwrap();
     let manifest = from.manifest(&stored.blob).await.unwrap();
     let (mut source, mut stream) = tokio::io::duplex(4 << 20);
     tokio::io::AsyncWriteExt::write_all(&mut source, &data[..usize::try_from(CHUNK).unwrap() + 5]).await.unwrap();
@@ -118,5 +121,44 @@ async fn turns_are_taken_one_by_one_and_leave_nothing_behind() {
     let other = blobs.turn("c").await;
     assert_eq!(blobs.waited_for(), 1);
     drop(other);
+    assert_eq!(blobs.waited_for(), 0);
+}
+
+#[tokio::test]
+async fn what_nothing_needs_is_removed_once_nobody_has_touched_it_for_long() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = store(dir.path(), "a");
+    let hour = Duration::from_secs(3_600);
+    let age = |blob: &str, by: Duration| {
+        for suffix in ["", ".manifest"] {
+            let file = std::fs::File::open(dir.path().join("a").join(format!("{blob}{suffix}"))).unwrap();
+            file.set_modified(SystemTime::now() - by).unwrap();
+        }
+    };
+    let mut stored = Vec::new();
+    for byte in 0..5 {
+        let (one, turn) = blobs.put(&[byte][..], 10, byte.into()).await.unwrap();
+        blobs.remove_unless(&one.blob, |_| false).await.unwrap();
+        assert!(blobs.path(&one.blob).is_some(), "it is not said yet what it is for");
+        drop(turn);
+        age(&one.blob, hour * 2);
+        stored.push(one.blob);
+    }
+    let [needed, fetched, young, idle, again] = stored.as_slice() else { panic!() };
+    age(young, hour / 2);
+    let turn = blobs.turn(fetched).await;
+    let (_, upload) = blobs.put(&[4][..], 10, 9).await.unwrap();
+    assert_eq!(blobs.remove_idle(hour, |blob| blob == needed).await.unwrap(), 1);
+    let kept = |blob: &String| blobs.path(blob).is_some();
+    assert!([needed, fetched, young, again].into_iter().all(kept) && !kept(idle));
+    assert!(!dir.path().join("a").join(format!("{idle}.manifest")).exists());
+    drop((turn, upload));
+    // A clock that was set back is no reason.
+    let ahead = std::fs::File::open(blobs.path(young).unwrap()).unwrap();
+    ahead.set_modified(SystemTime::now() + hour).unwrap();
+    assert_eq!(blobs.remove_idle(hour, |blob| blob == needed).await.unwrap(), 1);
+    assert!([needed, young, again].into_iter().all(kept) && !kept(fetched));
+    blobs.remove_unless(again, |_| false).await.unwrap();
+    assert!(!kept(again), "asked for, it goes at once");
     assert_eq!(blobs.waited_for(), 0);
 }

@@ -62,7 +62,7 @@ async fn three_sites_agree_and_share_rights_and_images() {
     assert!(paris.node().view().ledger().is_conserved());
 
     let data: Vec<u8> = (0..5_000_000_u32).map(|n| (n % 251) as u8).collect();
-    let stored = rennes.blobs().put(&data[..], 1 << 30, 1).await.unwrap();
+    let (stored, _) = rennes.blobs().put(&data[..], 1 << 30, 1).await.unwrap();
     let path = lyon.fetch_blob(&stored.blob, "rennes").await.unwrap();
     assert!(std::fs::read(path).unwrap() == data);
     assert!(paris.fetch_blob(&"0".repeat(64), "rennes").await.is_err());

@@ -81,10 +81,14 @@ fn dimensions(out: &mut String, pool: &Value) {
 
 fn holders(out: &mut String, pool: &Value) {
     let _ = writeln!(out, "  {:<38}{:<14}{:<10}{:<10}FREE", "HOLDER", "SITE", "REACHED", "AGE");
-    for right in list(&pool["rights"]) {
-        let reached = match (&right["retiring"], &right["reachable"]) {
-            (Value::Bool(true), _) => "retiring",
-            (_, Value::Bool(true)) => "yes",
+    // What is left of the votes of the retired is nobody's, and stays.
+    let is_left = |right: &Value| pool["subject"]["votes"].is_string() && right["retired"] == true;
+    let (left, rights): (Vec<_>, Vec<_>) = list(&pool["rights"]).partition(|right| is_left(right));
+    for right in rights {
+        let reached = match (&right["retired"], &right["retiring"], &right["reachable"]) {
+            (Value::Bool(true), ..) => "retired",
+            (_, Value::Bool(true), _) => "retiring",
+            (.., Value::Bool(true)) => "yes",
             _ => "no",
         };
         let age = right["age_ms"].as_u64().map_or("never".into(), |ms| format!("{}.{} s", ms / 1000, ms % 1000 / 100));
@@ -94,6 +98,10 @@ fn holders(out: &mut String, pool: &Value) {
             let _ = write!(free, " (and not countersigned: {})", self::free(&right["unconfirmed"]));
         }
         let _ = writeln!(out, "  {replica:<38}{site:<14}{reached:<10}{age:<10}{free}");
+    }
+    if !left.is_empty() {
+        let votes: u64 = left.iter().filter_map(|right| right["free"]["Votes"].as_u64()).sum();
+        let _ = writeln!(out, "  {} retired, of whose votes {votes} are nobody's and count no more", left.len());
     }
 }
 
@@ -161,6 +169,23 @@ mod tests {
         assert_eq!(words(4), ["r1", "paris", "yes", "0.0", "s", "7", "instances"]);
         assert_eq!(words(5), ["r2", "lyon", "no", "12.3", "s", "nothing"]);
         assert!(text.ends_with("is BROKEN\n"), "{text}");
+    }
+
+    #[test]
+    fn what_is_left_of_the_votes_of_the_retired_is_told_in_one_line() {
+        let right = |replica: &str, retired: bool, votes: u64| {
+            json!({"replica": replica, "site": "paris", "reachable": !retired, "age_ms": 0, "retiring": retired,
+                "retired": retired, "free": {"Votes": votes}})
+        };
+        let rights = [right("r1", false, 90), right("r2", true, 7), right("r3", true, 3)];
+        let mut pool =
+            json!({"subject": {"votes": "on retirements"}, "claims": 0, "conserved": true, "rights": rights});
+        let text = describe(&json!({"conserved": true, "pools": [pool]}));
+        assert!(text.contains("r1") && !text.contains("r2"), "{text}");
+        assert!(text.contains("2 retired, of whose votes 10 are nobody's"), "{text}");
+        pool["subject"] = json!({"host": "h", "site": "paris"});
+        let text = describe(&json!({"conserved": true, "pools": [pool]}));
+        assert!(text.lines().any(|line| line.contains("r2") && line.contains("retired ")), "{text}");
     }
 
     #[test]

@@ -27,7 +27,7 @@ use crate::branch::Branch;
 use crate::entry::{Entry, Frontier, Hash, MemberOp, Tip, encode};
 use crate::id::{EntryId, Millis, ReplicaId};
 use crate::mutant::{Mutant, on};
-use crate::retire::VOTES;
+use crate::retire::is_majority;
 use crate::store::{Batch, Reader, StoreError, Table};
 use crate::tx::Refusal;
 use crate::view::NameState;
@@ -398,10 +398,10 @@ impl Replica {
         let founder = self.view.ledger().votes().map(|(id, _)| id.entry.author);
         let is_root = |member: &ReplicaId| founder.is_some_and(|of| self.view.retired().acts_for(*member, of));
         if members.iter().any(is_root) {
-            return all >= VOTES / 2;
+            return all >= self.votes_left().div_ceil(2);
         }
         let largest = members.iter().filter(|member| **member != self.me).map(votes).max().unwrap_or(0);
-        all - largest > VOTES / 2
+        is_majority(all - largest, self.votes_left())
     }
 }
 

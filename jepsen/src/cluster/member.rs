@@ -132,6 +132,26 @@ impl Cluster {
         Ok(())
     }
 
+    /// Whether those who stay can still retire somebody (M2) once these nodes are gone for good: they have more than half of the
+    /// votes that somebody has, as far as one of them knows. Who loses more than that has to say `--force`.
+    pub fn can_lose(&self, nodes: &[usize]) -> bool {
+        let stays = |(at, node): &(usize, &Node)| !nodes.contains(at) && node.role == Role::Replica && !node.left;
+        let stay: Vec<&Node> = self.nodes.iter().enumerate().filter(stays).map(|(_, node)| node).collect();
+        let Some(asker) = stay.iter().find(|node| node.serves()) else { return false };
+        let Ok(answer) = self.ask(asker).get("/luc/v1/pools") else { return false };
+        let pools = answer["pools"].as_array().into_iter().flatten();
+        let rights =
+            pools.filter(|pool| pool["subject"]["votes"].is_string()).flat_map(|pool| pool["rights"].as_array());
+        let rights: Vec<&Value> = rights.flatten().filter(|right| right["retired"] == false).collect();
+        let sum = |counts: &dyn Fn(&Value) -> bool| -> u64 {
+            let counted = rights.iter().filter(|right| counts(right));
+            counted.filter_map(|right| right["free"]["Votes"].as_u64()).sum()
+        };
+        let is_there = |id: &str| stay.iter().any(|node| node.replica.as_deref() == Some(id));
+        let stays = |right: &Value| right["retiring"] == false && right["replica"].as_str().is_some_and(is_there);
+        sum(&stays) > sum(&|_| true) / 2
+    }
+
     /// Waits until all retirements that were asked for have taken effect.
     ///
     /// # Errors

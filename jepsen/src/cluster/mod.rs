@@ -137,7 +137,11 @@ impl Cluster {
     #[must_use]
     pub fn cloud(&self) -> Cloud {
         let replicas = self.nodes.iter().filter(|node| node.role == Role::Replica);
-        Cloud { endpoints: replicas.map(|node| self.endpoint(node)).collect(), password: PASSWORD.into() }
+        Cloud {
+            endpoints: replicas.map(|node| self.endpoint(node)).collect(),
+            password: PASSWORD.into(),
+            operations: 0,
+        }
     }
 
     fn endpoint(&self, node: &Node) -> Endpoint {

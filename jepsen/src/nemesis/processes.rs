@@ -34,8 +34,8 @@ impl Nemesis<'_> {
                 let planned = self.some_nodes(&format!("clock set to {by:?} (libfaketime)"));
                 planned.map(|(fault, nodes)| Planned { fault, act: Act::Clock(nodes, by) })
             }
-            Name::Wipe => self.one_replica("disk lost", Act::Wipe),
-            Name::Rollback => self.one_replica("disk rolled back", Act::Rollback),
+            Name::Wipe => self.one_to_lose("disk lost", Act::Wipe),
+            Name::Rollback => self.one_to_lose("disk rolled back", Act::Rollback),
             Name::Full => self.one_replica("disk full; M4 says nothing of it: nothing is lost", Act::Fill),
             Name::Clone if self.rng.chance(500) => {
                 let what = "a copy of the disk in its place; M4: it is a copy, and writes nothing; nothing is lost";
@@ -59,6 +59,17 @@ impl Nemesis<'_> {
                 self.one_replica(&format!("host has {permille} ‰ of its memory"), |at| Act::Resize(at, permille))
             }
         })
+    }
+
+    /// A replica whose disk may be lost: with those that are about to leave, it leaves the others a majority.
+    fn one_to_lose(&mut self, what: &str, act: impl Fn(usize) -> Act) -> Option<Planned> {
+        let at = self.a_replica()?;
+        let cluster = self.around.cluster.as_deref()?;
+        let leaves = |open: &&super::Open| open.undo.needs_others();
+        let leaving = self.open.iter().filter(leaves).flat_map(|open| open.nodes.iter().copied());
+        let revoked = (0..cluster.nodes.len()).filter(|at| self.is_revoked(*at));
+        let gone: Vec<usize> = leaving.chain(revoked).chain([at]).collect();
+        cluster.can_lose(&gone).then(|| Planned { fault: self.hitting(&[at], what), act: act(at) })
     }
 
     fn one_replica(&mut self, what: &str, act: impl Fn(usize) -> Act) -> Option<Planned> {

@@ -247,7 +247,7 @@ fn theirs(args: &RunArgs) -> Result<Target> {
         }
         endpoints.push(Endpoint { site, base, namespace: None });
     }
-    Ok(Target::Theirs { cloud: Cloud { endpoints, password }, fault: args.fault_command.clone() })
+    Ok(Target::Theirs { cloud: Cloud { endpoints, password, operations: 0 }, fault: args.fault_command.clone() })
 }
 
 /// Which site answers at an endpoint.

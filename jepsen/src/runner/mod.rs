@@ -71,13 +71,27 @@ pub struct Plan {
     pub out: PathBuf,
 }
 
+impl Plan {
+    /// How many operations each workload does, about.
+    fn operations(&self) -> u64 {
+        let all = self.rate * self.time.as_secs_f64();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a rate and a time, and no more than about"
+        )]
+        let all = all as u64;
+        all / u64::try_from(self.workloads.len().max(1)).unwrap_or(u64::MAX)
+    }
+}
+
 /// Does a run, and gives what it left. Interrupted, it heals, cleans up and fails.
 ///
 /// # Errors
 /// What kept it from being one: the cloud did not start, a workload could not be set up, it was interrupted.
 pub fn run(plan: &Plan, interrupted: &Arc<AtomicBool>) -> Result<Run> {
     std::fs::create_dir_all(&plan.out).with_context(|| format!("cannot make {}", plan.out.display()))?;
-    let (mut cluster, cloud) = match &plan.target {
+    let (mut cluster, mut cloud) = match &plan.target {
         Target::Own(spec) => {
             say(&format!("starting {} sites …", spec.sites.len()));
             let cluster = Cluster::start(Spec::clone(spec))?;
@@ -86,6 +100,7 @@ pub fn run(plan: &Plan, interrupted: &Arc<AtomicBool>) -> Result<Run> {
         }
         Target::Theirs { cloud, .. } => (None, cloud.clone()),
     };
+    cloud.operations = plan.operations();
     let clients = clients(&cloud)?;
     let theirs = cluster.is_none();
     if theirs {

@@ -4,12 +4,10 @@
 //! for the whole session: it reads its own writes, reads are monotone, its writes are after what it had read and written,
 //! and others see them so. A site that has not caught up says so, and nothing happened.
 
-use std::sync::OnceLock;
-
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 
-use super::register::{make_servers, registers, steps, worth};
+use super::register::{Servers, registers, steps, worth};
 use super::registers::{self, Found, judge};
 use super::stage::{Excused, INSIST, Own, Rule, Stage, client_of, one_of, text};
 use super::story::Story;
@@ -45,7 +43,7 @@ struct Carried {
 #[derive(Default)]
 pub(super) struct Causal {
     stage: Stage,
-    servers: OnceLock<Vec<String>>,
+    servers: Servers,
     carried: Own<Carried>,
 }
 
@@ -55,13 +53,11 @@ impl Workload for Causal {
     }
 
     fn setup(&self, cloud: &Cloud, clients: &[Client]) -> Result<()> {
-        let servers = make_servers(&self.stage, cloud, clients, NAME, SERVERS, &ITEMS)?;
-        let _ = self.servers.set(servers);
-        Ok(())
+        self.servers.make(&self.stage, cloud, clients, NAME, (SERVERS, &ITEMS))
     }
 
     fn next(&self, session: &mut Session) -> Option<Invocation> {
-        let server = one_of(self.servers.get()?, session.rng.bits())?.clone();
+        let server = one_of(self.servers.in_use(self.stage.given())?, session.rng.bits())?.clone();
         let number = self.carried.with(session, |carried| carried.session);
         // The history names the site that is asked.
         session.client = one_of(&session.all, session.rng.bits())?.clone();
@@ -144,7 +140,7 @@ impl Causal {
 
     fn last(&self, client: &Client) -> Result<Value, Trouble> {
         let mut all = Map::new();
-        for server in self.servers.get().into_iter().flatten() {
+        for server in self.servers.all() {
             let shown = client.get(&format!("/compute/v2.1/servers/{server}"))?;
             if let Value::Object(values) = items(server, &shown["server"]) {
                 all.extend(values);

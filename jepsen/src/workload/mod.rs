@@ -54,6 +54,8 @@ pub struct Cloud {
     pub endpoints: Vec<Endpoint>,
     /// The administrator's password.
     pub password: String,
+    /// How many operations each workload will have done in the end, about.
+    pub operations: u64,
 }
 
 /// A client's process: one operation after the other, at one site.

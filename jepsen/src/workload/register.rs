@@ -16,7 +16,7 @@ use crate::client::{Client, Trouble};
 use crate::history::{History, Outcome, Pair};
 
 const NAME: &str = "register";
-/// Servers, each with a name and these items of metadata.
+/// Servers in use at once, each with a name and these items of metadata.
 const SERVERS: usize = 3;
 const ITEMS: [&str; 2] = ["a", "b"];
 
@@ -33,11 +33,50 @@ const LOST: Rule = registers::lost(NAME);
 #[derive(Default)]
 pub(super) struct Register {
     stage: Stage,
-    servers: OnceLock<Vec<String>>,
+    servers: Servers,
 }
 
-/// Makes servers that serve as registers, and waits until all sites know them.
-pub(super) fn make_servers(
+/// Servers that serve as registers, a few at a time. A record keeps the history of its changes, and each costs more for it; what is
+/// looked for is writes that meet, not how long a history may grow.
+#[derive(Default)]
+pub(super) struct Servers(OnceLock<Vec<Vec<String>>>);
+
+/// Changes of one server before others are used.
+const CHANGES: u64 = 400;
+
+impl Servers {
+    /// Makes them, so many for use at once, and waits until all sites know them.
+    pub(super) fn make(
+        &self,
+        stage: &Stage,
+        cloud: &Cloud,
+        clients: &[Client],
+        workload: &str,
+        (at_once, items): (usize, &[&str]),
+    ) -> Result<()> {
+        // Half of the operations write.
+        let sets = cloud.operations / 2 / (CHANGES * u64::try_from(at_once)?);
+        let count = at_once * usize::try_from(sets.max(1))?;
+        let all = make_servers(stage, cloud, clients, workload, count, items)?;
+        let _ = self.0.set(all.chunks(at_once).map(<[String]>::to_vec).collect());
+        Ok(())
+    }
+
+    /// Those in use after so many writes.
+    pub(super) fn in_use(&self, written: u64) -> Option<&[String]> {
+        let sets = self.0.get()?;
+        let changes = CHANGES * u64::try_from(sets.first()?.len()).ok()?;
+        let at = usize::try_from(written / changes).ok()?;
+        sets.get(at).or(sets.last()).map(Vec::as_slice)
+    }
+
+    /// All of them.
+    pub(super) fn all(&self) -> impl Iterator<Item = &String> {
+        self.0.get().into_iter().flatten().flatten()
+    }
+}
+
+fn make_servers(
     stage: &Stage,
     cloud: &Cloud,
     clients: &[Client],
@@ -75,13 +114,11 @@ impl Workload for Register {
     }
 
     fn setup(&self, cloud: &Cloud, clients: &[Client]) -> Result<()> {
-        let servers = make_servers(&self.stage, cloud, clients, NAME, SERVERS, &ITEMS)?;
-        let _ = self.servers.set(servers);
-        Ok(())
+        self.servers.make(&self.stage, cloud, clients, NAME, (SERVERS, &ITEMS))
     }
 
     fn next(&self, session: &mut Session) -> Option<Invocation> {
-        let server = one_of(self.servers.get()?, session.rng.bits())?.clone();
+        let server = one_of(self.servers.in_use(self.stage.given())?, session.rng.bits())?.clone();
         if session.rng.chance(500) {
             return Some(Invocation { f: "read", value: json!({"server": server}) });
         }
@@ -127,7 +164,7 @@ impl Workload for Register {
 impl Register {
     fn read_all(&self, client: &Client) -> Result<Value, Trouble> {
         let mut all = Map::new();
-        for server in self.servers.get().into_iter().flatten() {
+        for server in self.servers.all() {
             if let Value::Object(values) = read(client, server)?["read"].take() {
                 all.extend(values);
             }

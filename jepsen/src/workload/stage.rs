@@ -109,6 +109,11 @@ impl Stage {
         self.count.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// How many such numbers were given.
+    pub(super) fn given(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
     /// A site by chance.
     pub(super) fn any_site(&self, session: &mut Session) -> String {
         let sites = self.ground.get().map(|ground| ground.sites.as_slice()).unwrap_or_default();

@@ -668,16 +668,20 @@ impl Scenario {
             .filter(|r| self.is_honest(*r))
             .all(|r| world.retired(&healed.held[r], r).contains(r));
         let Some(judge) = founder else { return told };
-        let votes = |set: Set| each(set & members).map(|m| world.votes_of(m, &healed.held[judge])).sum::<u16>();
+        let past = &healed.held[judge];
+        let retired = world.retired(past, judge);
+        let votes =
+            |set: Set| each(set & members & !gone).map(|m| world.votes_with_parts(m, past, &retired)).sum::<u16>();
+        let of = world.votes_left(past, &retired);
         // Who is being retired by what may be a majority waits for the word of those that are away.
         let pending = living.iter().map(|r| world.sealed(*r, &healed.held[*r]));
-        let waits = pending.filter(|set| votes(!set) * 2 > votes(!0)).fold(0, |all, set| all | set);
+        let waits = pending.filter(|set| votes(!set) * 2 > of).fold(0, |all, set| all | set);
         let writers: Vec<usize> = living.iter().copied().filter(|q| waits & bit(*q) == 0).collect();
         let heard = living.iter().all(|r| writers.iter().all(|q| covers(&healed.held[*r], &state.held[*q])));
         // A majority of those that are asked decides.
         let named = world.named(&healed.held[judge]);
         let all_there = (members & !named & !gone) & !healed.alive == 0;
-        let undecided = !all_there || self.liar != 0 || votes(!named) * 2 <= votes(!0);
+        let undecided = !all_there || self.liar != 0 || votes(!named) * 2 <= of;
         told && heard && (undecided || named & !gone == 0)
     }
 }

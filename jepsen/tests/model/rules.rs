@@ -161,6 +161,8 @@ pub(crate) struct Retired {
     pub(crate) cut: Past,
     named_heir: [u8; CHAINS],
     first_sealer: [Set; CHAINS],
+    /// Who has a part of its votes.
+    stayed: [Set; CHAINS],
 }
 
 impl Retired {
@@ -427,6 +429,28 @@ impl World<'_> {
         votes.saturating_sub(given)
     }
 
+    /// The votes of a member with its parts of those of the retired, as it knows itself.
+    pub(crate) fn votes_with_parts(&self, chain: usize, past: &Past, retired: &Retired) -> u16 {
+        let parts = each(retired.set).filter(|x| retired.stayed[*x] & bit(chain) != 0);
+        self.votes_of(chain, past) + parts.map(|x| self.part(x, past, retired)).sum::<u16>()
+    }
+
+    /// What each of those who stayed has of the votes of one that is retired.
+    fn part(&self, of: usize, past: &Past, retired: &Retired) -> u16 {
+        let stayed = u16::try_from(retired.stayed[of].count_ones()).unwrap_or(u16::MAX);
+        self.votes_of(of, past).checked_div(stayed).unwrap_or(0)
+    }
+
+    /// All votes that are somebody's who is not retired, as one that holds `past` knows.
+    pub(crate) fn votes_left(&self, past: &Past, retired: &Retired) -> u16 {
+        let all: u16 = self.votes.iter().map(|n| u16::from(*n)).sum();
+        let nobodys = |x: usize| {
+            let living = u16::try_from((retired.stayed[x] & !retired.set).count_ones()).unwrap_or(0);
+            self.votes_of(x, past) - living * self.part(x, past, retired)
+        };
+        all - each(retired.set).map(nobodys).sum::<u16>()
+    }
+
     /// The set that a replica that holds `past` seals: none if it owes nothing.
     pub(crate) fn owed_seal(&self, chain: usize, past: &Past) -> Option<Set> {
         let before = self.sealed(chain, past);
@@ -450,13 +474,13 @@ impl World<'_> {
 
     /// Whether those outside a set have a majority, for all that is known.
     fn may_succeed(&self, set: Set, past: &Past, by: usize) -> bool {
-        let retired = self.retired(past, by).set;
-        let members = self.members(past);
-        let votes = |of: Set| each(of & members).map(|m| self.votes_of(m, past)).sum::<u16>();
+        let retired = self.retired(past, by);
+        let members = self.members(past) & !retired.set;
         if self.rules.conserved_votes {
-            votes(!set & !retired) * 2 > votes(!retired)
+            let votes: u16 = each(members & !set).map(|m| self.votes_with_parts(m, past, &retired)).sum();
+            votes * 2 > self.votes_left(past, &retired)
         } else {
-            (members & !set & !retired).count_ones() * 2 > (members & !retired).count_ones()
+            (members & !set).count_ones() * 2 > members.count_ones()
         }
     }
 
@@ -501,8 +525,9 @@ impl World<'_> {
 
     fn bury(&self, out: &mut Retired, set: Set, sealers: Set, past: &Past, cut: impl Fn(usize) -> u8) {
         for x in each(set & !out.set) {
-            let Some((_, request)) = self.requests(past).find(|(_, r)| r.set & bit(x) != 0) else { continue };
+            let Some((id, request)) = self.requests(past).find(|(_, r)| r.set & bit(x) != 0) else { continue };
             out.set |= bit(x);
+            out.stayed[x] = self.members(&self.entry(id).past) & !set;
             out.cut[x] = cut(x);
             out.named_heir[x] = request.heir;
             out.first_sealer[x] = sealers;
@@ -593,9 +618,7 @@ impl World<'_> {
             }
             let complete = open & !sealers == 0;
             if complete
-                && (set & !forced == 0
-                    || !self.rules.majority
-                    || self.has_majority(sealers, known, choice, past, before))
+                && (set & !forced == 0 || !self.rules.majority || self.has_majority(sealers, known, choice, before))
             {
                 closures.push((sealers.count_ones(), sealers));
             }
@@ -606,25 +629,22 @@ impl World<'_> {
         closures
     }
 
-    fn has_majority(&self, sealers: Set, known: Set, choice: &Choice, past: &Past, before: &Retired) -> bool {
+    fn has_majority(&self, sealers: Set, known: Set, choice: &Choice, before: &Retired) -> bool {
         if !self.rules.conserved_votes {
             return sealers.count_ones() * 2 > (known & !before.set).count_ones();
         }
-        let mine = |m: usize| choice[m].map_or(0, |id| self.votes_of(m, &self.entry(id).past));
-        let all: u16 = self.votes.iter().map(|n| u16::from(*n)).sum();
-        let gone: u16 = each(before.set).map(|x| self.votes_of(x, &at_cut(past, x, before))).sum();
-        each(sealers).map(mine).sum::<u16>() * 2 > all - gone
+        let seals = each(sealers).filter_map(|m| Some((m, self.entry(choice[m]?).past)));
+        let known = seals.map(|(m, past)| {
+            let retired = self.retired(&past, m);
+            (self.votes_with_parts(m, &past, &retired), self.votes_left(&past, &retired))
+        });
+        let (votes, of) = known.fold((0, u16::MAX), |(sum, least), (votes, of)| (sum + votes, least.min(of)));
+        votes * 2 > of
     }
 }
 
 fn holds(past: &Past, (chain, number): Id) -> bool {
     past[usize::from(chain)] >= number
-}
-
-fn at_cut(past: &Past, chain: usize, retired: &Retired) -> Past {
-    let mut past = *past;
-    past[chain] = past[chain].min(retired.cut[chain]);
-    past
 }
 
 fn with(past: &Past, chain: usize, number: u8) -> Past {
