@@ -364,15 +364,17 @@ impl Net {
     fn act(&self, output: Output) -> Option<Input> {
         match output {
             Output::Send(peer, message) => (!self.send(peer, message)).then_some(Input::Dropped(peer)),
-            // What does not fit is dropped: frontiers are told every second, and the peer sends it again.
+            // What does not fit is dropped, and the peer told: it sends that again when it hears what is held here.
             Output::Receive { peer, entries, answer } => {
                 let bytes = weight(&entries);
                 let before = self.inner.arriving.fetch_add(bytes, Ordering::Relaxed);
                 let fits = before == 0 || before + bytes <= ARRIVAL_BYTES;
-                if !fits || self.inner.arrivals.try_send((peer, entries, answer)).is_err() {
+                let taken = fits && self.inner.arrivals.try_send((peer, entries, answer)).is_ok();
+                if !taken {
                     self.inner.arriving.fetch_sub(bytes, Ordering::Relaxed);
+                    tracing::debug!(%peer, bytes, "entries were dropped: more arrive than are dealt with");
                 }
-                None
+                (!taken).then_some(Input::Overrun(peer))
             }
             Output::OldStore(entry) => {
                 if !self.inner.proving.swap(true, Ordering::AcqRel) {

@@ -81,6 +81,8 @@ pub enum Input {
     },
     /// A message to a peer was dropped, since its queue was full.
     Dropped(ReplicaId),
+    /// Entries of a peer were dropped here, since too many had arrived.
+    Overrun(ReplicaId),
     /// Time passed.
     Tick(Status),
 }
@@ -218,12 +220,12 @@ impl Proto {
             }
             Input::Dropped(peer) => {
                 if let Some(state) = self.peers.get_mut(&peer) {
-                    state.ahead.clear();
-                    state.in_vain.clear();
-                    state.catching_up = None;
+                    state.forget_sent();
                     state.said = None;
                 }
             }
+            // Else it would take what was sent again for refused, and be silent for a while.
+            Input::Overrun(peer) => out.push(Output::Send(peer, Msg::Lost)),
             Input::Tick(status) => {
                 if now.abs_diff(self.settling.0) >= HEARTBEAT {
                     let before = std::mem::replace(&mut self.settling, (now, mine.clone()));
@@ -321,6 +323,7 @@ impl Proto {
                     out.push(Output::TakeSnapshot(peer));
                 }
             }
+            Msg::Lost => state.forget_sent(),
             Msg::Entries { entries, more } => out.push(Output::Receive { peer, entries, answer: more }),
             Msg::Yours(tip) => {
                 state.met = true;
@@ -491,6 +494,13 @@ fn differing(mine: &Frontier, theirs: &Frontier) -> Vec<EntryId> {
 }
 
 impl Peer {
+    /// What was sent to it is not with it: what it says next that it holds is what it has.
+    fn forget_sent(&mut self) {
+        self.ahead.clear();
+        self.in_vain.clear();
+        self.catching_up = None;
+    }
+
     /// The last entry of a log that it will hold when it has taken everything that was sent.
     fn sent(&self, log: ReplicaId) -> u64 {
         self.ahead.get(&log).copied().unwrap_or_else(|| self.reported.number(log))

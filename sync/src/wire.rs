@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Version of all frames.
-pub const VERSION: u8 = 6;
+pub const VERSION: u8 = 7;
 /// Largest frame, bytes: one entry at its limit, with room for the rest of its batch.
 pub const MAX_FRAME: usize = 6 << 20;
 
@@ -58,6 +58,8 @@ pub enum Msg {
     },
     /// The receiver lacks this entry, and it is in the sender's log no more.
     Dropped(EntryId),
+    /// Entries of the receiver's were not dealt with, since too many had arrived.
+    Lost,
     /// The sender holds what it said last.
     Unchanged,
     /// The last entry of the receiver's own that the sender holds: said first, so that whoever starts from an old copy of its
@@ -73,7 +75,7 @@ impl Msg {
     pub fn weight(&self) -> usize {
         match self {
             Self::Entries { entries, .. } => entries.iter().map(|entry| entry.len() + 64).sum(),
-            Self::Dropped(_) | Self::Unchanged | Self::Yours(_) => 64,
+            Self::Dropped(_) | Self::Lost | Self::Unchanged | Self::Yours(_) => 64,
             Self::Frontier { held, .. } => held.0.len() * 64 + 64,
             Self::Heartbeat(status) => (status.hosts.len() + status.connected.len()) * 128 + 128,
         }

@@ -485,7 +485,7 @@ impl World {
     fn arrived(&mut self, from: usize, to: usize, message: Msg) {
         let Some(peer) = self.nodes.get(from).map(|node| node.replica) else { return };
         let kind = match &message {
-            Msg::Frontier { .. } | Msg::Dropped(_) | Msg::Unchanged | Msg::Yours(_) => 0,
+            Msg::Frontier { .. } | Msg::Dropped(_) | Msg::Lost | Msg::Unchanged | Msg::Yours(_) => 0,
             Msg::Entries { entries, .. } => u64::try_from(entries.len()).unwrap_or(0),
             Msg::Heartbeat(_) => u64::MAX,
         };
