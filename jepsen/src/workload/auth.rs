@@ -278,7 +278,8 @@ impl<'a> Seen<'a> {
             // A token may be too new for a site, whose user is not known there yet; an ended one never is again.
             let over = self.ends(used.token).any(|end| end.invoke.index < asked.index);
             let Some(index) = used.pair.complete.map(|op| op.index) else { continue };
-            if !used.works && over && self.was_known(used, life) {
+            let is_off = excused.is_off(site, asked.time);
+            if !used.works && over && !is_off && self.was_known(used, life) {
                 refused.insert(life, index);
             } else if let Some(before) = refused.get(&life).filter(|_| used.works) {
                 let what = format!("{site} refused token {}, and takes it again", used.token);
@@ -304,6 +305,9 @@ impl<'a> Seen<'a> {
             // A replica that is gone takes its signature with it.
             let gone = excused.touched(site_of(login), login.invoke.time, used.pair.invoke.time);
             let gone = gone || used.pair.invoke.time.saturating_sub(login.invoke.time) > LIFETIME;
+            // By a clock that was slow it has expired already, and so it has where one is fast.
+            let gone =
+                gone || [login, &used.pair].into_iter().any(|pair| excused.is_off(site_of(pair), pair.invoke.time));
             let mine = (used.token, client_of(used.pair.invoke.process));
             if self.ends(used.token).next().is_none() && !gone && seen.insert(mine) {
                 let what = format!("{} refuses token {}, which nobody has ended", site_of(&used.pair), used.token);
@@ -357,6 +361,18 @@ pub(super) fn seeded() -> Vec<Seeded> {
             "a site forgets a revocation",
             using(using(revoked.clone(), 2, "t", true), 2, "t", false),
             using(using(revoked.clone(), 2, "t", false), 2, "t", true),
+        ),
+        seeded(
+            "works-again",
+            "a site forgets a revocation, though its clock is right",
+            using(using(revoked.clone().clocks(), 2, "t", false).right(), 2, "t", true),
+            using(using(revoked.clone().clocks().right(), 2, "t", false), 2, "t", true),
+        ),
+        seeded(
+            "valid-refused",
+            "a token is refused for ever, though the clock was right where it was made",
+            last(login(revoked.clone().clocks(), 1, "v").right(), 2, &[("t", false), ("v", false)]),
+            last(login(revoked.clone().clocks().right(), 1, "v"), 2, &[("t", false), ("v", false)]),
         ),
         seeded(
             "valid-refused",

@@ -187,13 +187,21 @@ pub(super) fn indices(pair: &Pair<'_>) -> Vec<u64> {
 pub(super) struct Excused {
     excuses: Vec<Excuse>,
     losses: Vec<Fault>,
+    clocks: Vec<Fault>,
 }
 
 impl Excused {
     /// From the whole history.
     pub(super) fn of(all: &History) -> Self {
-        let losses = faults(all).into_iter().filter(|fault| fault.may_lose).collect();
-        Self { excuses: excuses(all), losses }
+        let (clocks, others): (Vec<_>, Vec<_>) = faults(all).into_iter().partition(|fault| fault.name == "clock");
+        let losses = others.into_iter().filter(|fault| fault.may_lose).collect();
+        Self { excuses: excuses(all), losses, clocks }
+    }
+
+    /// Whether a site's clock was wrong then: what expires by it says nothing.
+    pub(super) fn is_off(&self, site: &str, time: u64) -> bool {
+        let here = self.clocks.iter().filter(|fault| fault.sites.iter().any(|other| other == site));
+        here.into_iter().any(|fault| fault.from <= time && fault.until.is_none_or(|until| time <= until))
     }
 
     /// Whether what this operation wrote may be lost.
@@ -318,7 +326,7 @@ mod tests {
         let excuse = Excuse { site: "lyon".into(), after: 12, until: 25, ..Excuse::default() };
         let sites = vec!["lyon".to_owned()];
         let loss = Fault { from: 10, until: Some(40), sites, excused: vec![excuse.clone()], ..Fault::default() };
-        let excused = Excused { excuses: vec![excuse], losses: vec![loss] };
+        let excused = Excused { excuses: vec![excuse], losses: vec![loss], clocks: Vec::new() };
         assert!(excused.touched("lyon", 20, 30), "before it stopped, and from the copy");
         assert!(excused.touched("lyon", 5, 20) && excused.touched("lyon", 30, 45));
         assert!(!excused.touched("lyon", 15, 20) && !excused.touched("lyon", 27, 35));

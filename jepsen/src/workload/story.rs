@@ -96,6 +96,20 @@ impl Story {
         started.push(Process::Nemesis, Kind::Info, "stop", fault, None)
     }
 
+    /// Clocks are wrong everywhere.
+    pub(super) fn clocks(self) -> Self {
+        let fault = json!({"id": 8, "name": "clock", "sites": SITES});
+        let started = self.push(Process::Nemesis, Kind::Invoke, "start", fault.clone(), None);
+        started.push(Process::Nemesis, Kind::Info, "start", fault, None)
+    }
+
+    /// They are right again.
+    pub(super) fn right(self) -> Self {
+        let fault = json!({"id": 8, "name": "clock", "sites": SITES});
+        let started = self.push(Process::Nemesis, Kind::Invoke, "stop", fault.clone(), None);
+        started.push(Process::Nemesis, Kind::Info, "stop", fault, None)
+    }
+
     /// It is looked what comes of a certificate that was revoked half a minute ago.
     pub(super) fn certificate(self, site: &str, does: &str) -> Self {
         let revoked = self.now.saturating_sub(30 * SECOND);
