@@ -19,7 +19,7 @@ use super::story::Story;
 use super::twins::{self, Twins};
 use super::{Cloud, Invocation, Seeded, Session, Verdict, Workload, certificates};
 use crate::client::{Client, Trouble};
-use crate::history::{History, Outcome, Pair};
+use crate::history::{History, Kind, Outcome, Pair};
 use crate::run::{Fault, faults};
 
 const NAME: &str = "auth";
@@ -276,7 +276,8 @@ impl<'a> Seen<'a> {
             let (asked, site) = (used.pair.invoke, site_of(&used.pair));
             let life = (client_of(asked.process), excused.life(site, asked.time), used.token);
             // A token may be too new for a site, whose user is not known there yet; an ended one never is again.
-            let over = self.ends(used.token).any(|end| end.invoke.index < asked.index);
+            let may_be = |end: &Pair<'_>| end.kind() != Kind::Fail && end.invoke.index < asked.index;
+            let over = self.ends(used.token).any(may_be);
             let Some(index) = used.pair.complete.map(|op| op.index) else { continue };
             let is_off = excused.is_off(site, asked.time);
             if !used.works && over && !is_off && self.was_known(used, life) {
