@@ -155,7 +155,7 @@ pub async fn serve(app: App, listener: tokio::net::TcpListener, stop: impl Futur
     let housekeeping = [
         tokio::spawn(forget_expired(app.clone())),
         tokio::spawn(crate::compute::quotas::tend(app.clone())),
-        tokio::spawn(sweep_images(app)),
+        tokio::spawn(crate::image::keep_swept(app)),
     ];
     tokio::pin!(stop);
     loop {
@@ -191,18 +191,6 @@ async fn forget_expired(app: App) {
         every.tick().await;
         if let Err(fault) = crate::auth::forget_expired(&app, luc_sync::node::now()).await {
             tracing::warn!(reason = fault.message, "revocations of expired tokens stay for now");
-        }
-    }
-}
-
-async fn sweep_images(app: App) {
-    let mut every = tokio::time::interval(Duration::from_secs(600));
-    loop {
-        every.tick().await;
-        match crate::image::sweep(&app, crate::image::IDLE).await {
-            Ok(0) => {}
-            Ok(count) => tracing::info!(count, "removed image data that nothing needs"),
-            Err(error) => tracing::warn!(%error, "image data that nothing needs stay for now"),
         }
     }
 }

@@ -18,7 +18,7 @@ use luc_compute::tool::Limits;
 use luc_engine::record::{Image, ImageData, Kind, Project, RecordId, Server};
 use luc_engine::tx::Tx;
 use luc_engine::view::View;
-use luc_sync::blob::BlobError;
+use luc_sync::blob::{BlobError, Blobs};
 use luc_sync::node::now;
 use serde_json::{Map, Value, json};
 use tokio::io::AsyncReadExt;
@@ -456,6 +456,8 @@ pub(crate) async fn remove(app: &App, caller: &Caller, id: &str) -> Result<(), F
 
 /// How long data that nothing needs stay. Who fetches or uploads some says what for only afterwards.
 pub const IDLE: Duration = Duration::from_secs(3_600);
+/// How often such are looked for.
+const SWEEP: Duration = Duration::from_secs(600);
 
 /// Removes the data here if no image and no server needs it, and nobody is at work with it. Other sites, and what was left now,
 /// see [`sweep`].
@@ -472,6 +474,24 @@ async fn drop_unused(app: &App, blob: &str) {
 /// [`BlobError`]; the rest is for the next time.
 pub async fn sweep(app: &App, idle: Duration) -> Result<usize, BlobError> {
     app.net().blobs().remove_idle(idle, |blob| is_needed(&app.view(), blob)).await
+}
+
+/// Does so again and again.
+pub(crate) async fn keep_swept(app: App) {
+    keep_removing_idle(app.net().blobs(), |blob| is_needed(&app.view(), blob)).await;
+}
+
+/// Removes what has been idle for too long of what nothing `needs`, again and again.
+pub(crate) async fn keep_removing_idle(blobs: &Blobs, needs: impl Fn(&str) -> bool) {
+    let mut every = tokio::time::interval(SWEEP);
+    loop {
+        every.tick().await;
+        match blobs.remove_idle(IDLE, &needs).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "removed image data that nothing needs"),
+            Err(error) => tracing::warn!(%error, "image data that nothing needs stay for now"),
+        }
+    }
 }
 
 fn is_needed(view: &View, blob: &str) -> bool {

@@ -259,15 +259,15 @@ impl Blobs {
     }
 
     /// Removes a blob that nothing `needs`, whole or in part, unless somebody fetches it or has just stored it. No error if it is
-    /// not held.
+    /// not held. Says whether it is gone.
     ///
     /// # Errors
     /// [`BlobError::Disk`].
-    pub async fn remove_unless(&self, blob: &str, needs: impl FnOnce(&str) -> bool) -> Result<(), BlobError> {
+    pub async fn remove_unless(&self, blob: &str, needs: impl FnOnce(&str) -> bool) -> Result<bool, BlobError> {
         match self.try_turn(blob) {
             // What it is for is written down before a turn ends: asked under ours, nothing is missed.
-            Some(_turn) if !needs(blob) => self.remove(blob).await,
-            _ => Ok(()),
+            Some(_turn) if !needs(blob) => self.remove(blob).await.map(|()| true),
+            _ => Ok(false),
         }
     }
 
@@ -288,9 +288,8 @@ impl Blobs {
             *changed.entry(blob.to_owned()).or_default() |= !is_idle;
         }
         let mut removed = 0;
-        for (blob, _) in changed.into_iter().filter(|(blob, changed)| !changed && !needs(blob)) {
-            self.remove_unless(&blob, &needs).await?;
-            removed += usize::from(self.path(&blob).is_none());
+        for (blob, _) in changed.into_iter().filter(|(_, changed)| !changed) {
+            removed += usize::from(self.remove_unless(&blob, &needs).await?);
         }
         Ok(removed)
     }

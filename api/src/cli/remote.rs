@@ -33,7 +33,9 @@ async fn run(config: &Config) -> Result<()> {
     }
     let blobs = Blobs::open(&config.data_dir.join("images"))?;
     let (fetcher, fetches) = watch::channel(None);
-    tokio::spawn(sweep(blobs.clone()));
+    // What servers use of them lies with their disks.
+    let fetched = blobs.clone();
+    tokio::spawn(async move { crate::image::keep_removing_idle(&fetched, |_| false).await });
     let images = Arc::new(RemoteImages { blobs, fetches });
     let (handle, link) = link();
     tokio::spawn(keep_connected(handle, credentials.clone(), config.replicas.clone(), fetcher));
@@ -41,17 +43,6 @@ async fn run(config: &Config) -> Result<()> {
     luc_compute::agent::run(agent_config, link, images, asked_to_stop()).await.context("the agent stopped")?;
     tracing::info!("stopped; servers run on");
     Ok(())
-}
-
-/// Removes image data that were not fetched lately: what servers use of them lies with their disks.
-async fn sweep(blobs: Blobs) {
-    let mut every = tokio::time::interval(Duration::from_secs(600));
-    loop {
-        every.tick().await;
-        if let Err(error) = blobs.remove_idle(crate::image::IDLE, |_| false).await {
-            tracing::warn!(%error, "image data that were fetched before stay for now");
-        }
-    }
 }
 
 /// Joins the agent to one replica after another, for ever.

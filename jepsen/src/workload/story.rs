@@ -84,30 +84,29 @@ impl Story {
 
     /// Links are cut.
     pub(super) fn cut(self) -> Self {
-        let fault = json!({"id": 7, "name": "partition", "sites": SITES});
-        let started = self.push(Process::Nemesis, Kind::Invoke, "start", fault.clone(), None);
-        started.push(Process::Nemesis, Kind::Info, "start", fault, None)
+        self.everywhere("start", 7, "partition")
     }
 
     /// Links are healed.
     pub(super) fn heal(self) -> Self {
-        let fault = json!({"id": 7, "name": "partition", "sites": SITES});
-        let started = self.push(Process::Nemesis, Kind::Invoke, "stop", fault.clone(), None);
-        started.push(Process::Nemesis, Kind::Info, "stop", fault, None)
+        self.everywhere("stop", 7, "partition")
     }
 
     /// Clocks are wrong everywhere.
     pub(super) fn clocks(self) -> Self {
-        let fault = json!({"id": 8, "name": "clock", "sites": SITES});
-        let started = self.push(Process::Nemesis, Kind::Invoke, "start", fault.clone(), None);
-        started.push(Process::Nemesis, Kind::Info, "start", fault, None)
+        self.everywhere("start", 8, "clock")
     }
 
     /// They are right again.
     pub(super) fn right(self) -> Self {
-        let fault = json!({"id": 8, "name": "clock", "sites": SITES});
-        let started = self.push(Process::Nemesis, Kind::Invoke, "stop", fault.clone(), None);
-        started.push(Process::Nemesis, Kind::Info, "stop", fault, None)
+        self.everywhere("stop", 8, "clock")
+    }
+
+    /// A fault of all sites starts, or stops.
+    fn everywhere(self, f: &str, id: u64, name: &str) -> Self {
+        let fault = json!({"id": id, "name": name, "sites": SITES});
+        let begun = self.push(Process::Nemesis, Kind::Invoke, f, fault.clone(), None);
+        begun.push(Process::Nemesis, Kind::Info, f, fault, None)
     }
 
     /// It is looked what comes of a certificate that was revoked half a minute ago.
