@@ -103,19 +103,22 @@ mutants: ## Switch on each seeded bug, and print which rule of the simulator cat
 # The suite against real processes; needs root, for network namespaces. TIME is that of faults, seconds.
 TIME ?= 150
 OUT ?= target/jepsen
-SUITE := target/debug/jepsen run --out $(OUT)
+SUITE = jepsen run --out $(OUT)
 
+# Hours are for what users run, optimised, with our own assertions; a short check does not build everything a second time.
+PROFILE := dev
+jepsen: PROFILE := checked
 jepsen-build:
 	@HYPERVISOR=test packaging/install-deps.sh build suite
-	cargo build --locked -p luc-api -p jepsen --bin luc --bin jepsen
+	cargo build --profile $(PROFILE) --locked -p luc-api -p jepsen --bin luc --bin jepsen
 
-CHECK = $(SUITE) --time $(TIME) --every 8s --seed $(SEED)
+CHECK = target/debug/$(SUITE) --time $(TIME) --every 8s --seed $(SEED)
 check: jepsen-build ## A cloud of five sites, every workload, every fault briefly, every checker (TIME=150, SEED=1); the report is target/jepsen/report.html
 	@# 2: no rule was broken, and too little was seen of one, as on a machine that others keep busy. That is no verdict: once more.
 	$(CHECK) || { [ $$? = 2 ] && $(CHECK); }
 
 jepsen: jepsen-build ## Random faults, several at once, for HOURS (default 1), by a seed that is told
-	$(SUITE) --time $$(awk 'BEGIN { print int($(or $(HOURS),1) * 3600) }') --every 15s --overlap 3 $(if $(filter command,$(origin SEED)),--seed $(SEED))
+	target/checked/$(SUITE) --time $$(awk 'BEGIN { print int($(or $(HOURS),1) * 3600) }') --every 15s --overlap 3 $(if $(filter command,$(origin SEED)),--seed $(SEED))
 
 # Which seeded bugs of sites, `none` for the same runs without a bug; all if empty. And with how many seeds each.
 MUTANTS ?=

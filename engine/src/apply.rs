@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use uuid::Uuid;
 
 use crate::agent::{Observation, Statement};
-use crate::document::{self, BadDocument};
+use crate::document::{self, BadDocument, Loaded};
 use crate::entry::{ContentOp, Created, Entry, Fork, Frontier, LedgerOp, Member, MemberOp, Name, Subject, Tip};
 use crate::hosts;
 use crate::id::{ClaimId, CloudId, EntryId, HostId, PoolId, ReplicaId};
@@ -82,6 +82,8 @@ pub(crate) trait Documents {
     fn load(&mut self, id: RecordId) -> Result<Option<Vec<u8>>, StoreError>;
     /// Puts a document's row, or takes it away.
     fn save(&mut self, id: RecordId, row: Option<Vec<u8>>);
+    /// Those that stay loaded.
+    fn loaded(&mut self) -> &mut Loaded;
 }
 
 /// The cloud that the replica with this key founded. Whoever knows the cloud's id thus knows who may admit itself.
@@ -562,7 +564,8 @@ fn apply_content(
             }
             let unreadable = |error: BadDocument| StoreError::Failed { doing: "read", reason: error.to_string() };
             let past = (author.entry, author.frontier, &view.branches);
-            let applied = document::apply(row.as_deref(), past, record.kind, change).map_err(unreadable)?;
+            let applied =
+                document::apply(documents.loaded(), row.as_deref(), past, *record, change).map_err(unreadable)?;
             if let Some(document::Applied { row, record: value }) = applied {
                 set_value(view, *record, value);
                 documents.save(*record, Some(row));

@@ -1,13 +1,15 @@
 //! The Automerge document behind a record: made, changed, merged and read back.
 //!
 //! Documents rest in saved form, with the numbers of the entries that brought their changes, and are loaded only to be
-//! changed. The actor of every change is the replica that wrote its entry, so one replica cannot write in another's name.
+//! changed. To load one takes far longer than to change and to save it, and grows with all changes ever made: so the ones
+//! that were changed last stay loaded ([`Loaded`]). The actor of every change is the replica that wrote its entry, so one
+//! replica cannot write in another's name.
 //!
 //! A change is **void** unless it rests on changes in its entry's past alone and follows them in operation numbers, so
 //! that none wins by a number from the future (`PROTOCOL.md`, E3, E6). It is void, not a reason to refuse its entry: what
 //! a change rests on can be looked up only while the record is there, and whether it is, is the receiver's matter.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use automerge::{ActorId, AutoCommit, Change};
@@ -17,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::branch::{Branches, Renaming};
 use crate::entry::{Frontier, encode};
 use crate::id::{EntryId, ReplicaId};
-use crate::record::{Kind, Record};
+use crate::record::{Kind, Record, RecordId};
 use crate::view::RecordType;
 
 /// Where Automerge's format says what a chunk is: after the magic bytes and the checksum.
@@ -67,17 +69,70 @@ struct Row {
 /// Of each log, the numbers of the entries that brought changes, in order.
 type Brought = BTreeMap<ReplicaId, Vec<u64>>;
 
+/// Most documents that stay loaded, and bytes in their rows.
+const LOADED: usize = 64;
+const LOADED_BYTES: usize = 1 << 20;
+
+/// The documents that were changed last. Each is known by the row it was saved as, so that what a transaction changed that
+/// was dropped in the end is not taken for what is stored: the row differs.
+#[derive(Default)]
+pub(crate) struct Loaded {
+    documents: VecDeque<(RecordId, Vec<u8>, Document)>,
+    bytes: usize,
+}
+
+/// A document, and the entries that brought its changes.
+type Document = (AutoCommit, Brought);
+
+impl Loaded {
+    /// The document of a row, or a new one. It is not here any more until it is kept again.
+    fn take(&mut self, id: RecordId, row: Option<&[u8]>) -> Result<Document, BadDocument> {
+        match self.remove(id) {
+            Some((as_saved, document)) if row == Some(&as_saved) => Ok(document),
+            _ => load(row),
+        }
+    }
+
+    /// Keeps the document that was saved as this row.
+    fn keep(&mut self, id: RecordId, row: Vec<u8>, document: Document) {
+        self.remove(id);
+        self.bytes += row.len();
+        self.documents.push_back((id, row, document));
+        while self.documents.len() > LOADED || self.bytes > LOADED_BYTES {
+            let Some((_, row, _)) = self.documents.pop_front() else { break };
+            self.bytes -= row.len();
+        }
+    }
+
+    fn remove(&mut self, id: RecordId) -> Option<(Vec<u8>, Document)> {
+        let at = self.documents.iter().rposition(|(of, ..)| *of == id)?;
+        let (_, row, document) = self.documents.remove(at)?;
+        self.bytes -= row.len();
+        Some((row, document))
+    }
+}
+
 /// Writes a new document, by `entry`.
-pub(crate) fn create(entry: EntryId, record: &Record) -> Result<Written, BadDocument> {
-    let document = AutoCommit::new();
-    let written = write(document, BTreeMap::new(), entry, record)?;
+pub(crate) fn create(
+    loaded: &mut Loaded,
+    entry: EntryId,
+    id: RecordId,
+    record: &Record,
+) -> Result<Written, BadDocument> {
+    let written = write(loaded, (AutoCommit::new(), Brought::new()), entry, id, record)?;
     written.ok_or_else(|| BadDocument::Write("it is empty".into()))
 }
 
 /// Writes `record` over a document, by `entry`; none if that changes nothing.
-pub(crate) fn edit(row: &[u8], entry: EntryId, record: &Record) -> Result<Option<Written>, BadDocument> {
-    let (document, brought) = load(Some(row))?;
-    write(document, brought, entry, record)
+pub(crate) fn edit(
+    loaded: &mut Loaded,
+    row: &[u8],
+    entry: EntryId,
+    id: RecordId,
+    record: &Record,
+) -> Result<Option<Written>, BadDocument> {
+    let document = loaded.take(id, Some(row))?;
+    write(loaded, document, entry, id, record)
 }
 
 /// Applies a change that an entry with this frontier brings, to a document or to a new one. None if the change is void.
@@ -85,28 +140,30 @@ pub(crate) fn edit(row: &[u8], entry: EntryId, record: &Record) -> Result<Option
 /// # Errors
 /// [`BadDocument::Load`], which says nothing about the change.
 pub(crate) fn apply(
+    loaded: &mut Loaded,
     row: Option<&[u8]>,
     past: (EntryId, &Frontier, &Branches),
-    kind: Kind,
+    id: RecordId,
     change: Checked<'_>,
 ) -> Result<Option<Applied>, BadDocument> {
     #[cfg(feature = "memo")]
-    return crate::memo::document(row, past, kind, change.bytes, || apply_afresh(row, past, kind, change));
+    return crate::memo::document(row, past, id.kind, change.bytes, || apply_afresh(loaded, row, past, id, change));
     #[cfg(not(feature = "memo"))]
-    apply_afresh(row, past, kind, change)
+    apply_afresh(loaded, row, past, id, change)
 }
 
 fn apply_afresh(
+    loaded: &mut Loaded,
     row: Option<&[u8]>,
     (entry, frontier, branches): (EntryId, &Frontier, &Branches),
-    kind: Kind,
+    id: RecordId,
     change: Checked<'_>,
 ) -> Result<Option<Applied>, BadDocument> {
     let change = match change.parsed {
         Some(parsed) => parsed,
         None => parse(change.bytes)?,
     };
-    let (mut document, mut brought) = load(row)?;
+    let (mut document, mut brought) = loaded.take(id, row)?;
     let author = branches.author(entry.author);
     if let Some(lost) = lost_branch(&brought, author, entry.author, branches) {
         if branches.continues(entry.author, lost) {
@@ -123,10 +180,13 @@ fn apply_afresh(
     // The library asserts what a hostile change may break: this must not stop those who receive it.
     let applied = catch_unwind(AssertUnwindSafe(|| {
         let taken = document.apply_changes([change]);
-        taken.ok().map(|()| (document.save_nocompress(), read(&document, kind)))
+        taken.ok().map(|()| (document.save_nocompress(), read(&document, id.kind)))
     }));
-    let applied = applied.ok().flatten();
-    Ok(applied.map(|(saved, record)| Applied { row: encode(&Row { saved, brought }), record }))
+    let Some((saved, record)) = applied.ok().flatten() else { return Ok(None) };
+    let row = Row { saved, brought };
+    let bytes = encode(&row);
+    loaded.keep(id, bytes.clone(), (document, row.brought));
+    Ok(Some(Applied { row: bytes, record }))
 }
 
 /// The entries that brought an author's changes, in order: of several branches a document has one only.
@@ -243,9 +303,10 @@ fn start(
 }
 
 fn write(
-    document: AutoCommit,
-    mut brought: Brought,
+    loaded: &mut Loaded,
+    (document, mut brought): Document,
     entry: EntryId,
+    id: RecordId,
     record: &Record,
 ) -> Result<Option<Written>, BadDocument> {
     let mut document = document.with_actor(actor(entry.author));
@@ -273,7 +334,10 @@ fn write(
     let change = document.get_last_local_change().ok_or_else(|| BadDocument::Write("no change was made".into()))?;
     let change = change.raw_bytes().to_vec();
     brought.entry(entry.author).or_default().push(entry.number);
-    Ok(Some(Written { change, row: encode(&Row { saved: document.save_nocompress(), brought }) }))
+    let row = Row { saved: document.save_nocompress(), brought };
+    let bytes = encode(&row);
+    loaded.keep(id, bytes.clone(), (document, row.brought));
+    Ok(Some(Written { change, row: bytes }))
 }
 
 fn read(document: &AutoCommit, kind: Kind) -> Option<Record> {
@@ -298,8 +362,8 @@ fn read(document: &AutoCommit, kind: Kind) -> Option<Record> {
     }
 }
 
-fn load(row: Option<&[u8]>) -> Result<(AutoCommit, Brought), BadDocument> {
-    let Some(row) = row else { return Ok((AutoCommit::new(), BTreeMap::new())) };
+fn load(row: Option<&[u8]>) -> Result<Document, BadDocument> {
+    let Some(row) = row else { return Ok((AutoCommit::new(), Brought::new())) };
     let Row { saved, brought } = rmp_serde::from_slice(row).map_err(|error| BadDocument::Load(error.to_string()))?;
     let document = AutoCommit::load(&saved).map_err(|error| BadDocument::Load(error.to_string()))?;
     Ok((document, brought))

@@ -15,6 +15,7 @@ use crate::agent::SignedTip;
 use crate::apply::{self, Documents};
 pub use crate::apply::{Invalid, founded_by};
 use crate::branch::Branches;
+use crate::document::Loaded;
 use crate::entry::{
     BadEntry, Entry, Fork, Frontier, Hash, Header, Member, MemberOp, SignedHeader, Subject, Tip, encode,
 };
@@ -231,6 +232,7 @@ pub(crate) type Moved = BTreeMap<(Table, EntryId), Option<Vec<u8>>>;
 pub(crate) struct Pending {
     pub(crate) reader: Box<dyn Reader>,
     pub(crate) documents: BTreeMap<RecordId, Option<Vec<u8>>>,
+    loaded: Loaded,
     pub(crate) entries: Vec<Arc<Entry>>,
     /// Entries that had to be replayed on a snapshot, and need not any more.
     replayed: Vec<EntryId>,
@@ -253,6 +255,7 @@ impl Pending {
         Self {
             reader,
             documents: BTreeMap::new(),
+            loaded: Loaded::default(),
             entries: Vec::new(),
             replayed: Vec::new(),
             moved: BTreeMap::new(),
@@ -280,6 +283,9 @@ impl Documents for Pending {
     }
     fn save(&mut self, id: RecordId, saved: Option<Vec<u8>>) {
         self.documents.insert(id, saved);
+    }
+    fn loaded(&mut self) -> &mut Loaded {
+        &mut self.loaded
     }
 }
 

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::agent::{Observation, Statement};
 use crate::apply::{self, Author, Documents, Invalid};
-use crate::document::{self, BadDocument};
+use crate::document::{self, BadDocument, Loaded};
 use crate::entry::{Content, ContentOp, Created, Frontier, Header, LedgerOp, Member, MemberOp, Name, Scope, Subject};
 use crate::id::{ClaimId, EntryId, Millis, PoolId, ReplicaId, SiteName};
 use crate::ledger::{Amount, Pool, Waiting};
@@ -193,6 +193,9 @@ impl Documents for Overlay<'_> {
     fn save(&mut self, id: RecordId, saved: Option<Vec<u8>>) {
         self.changed.insert(id, saved);
     }
+    fn loaded(&mut self) -> &mut Loaded {
+        self.base.loaded()
+    }
 }
 
 /// What a finished transaction leaves.
@@ -279,8 +282,8 @@ impl<'a> Tx<'a> {
         self.with_author(|view, author| apply::apply_created(view, author, &created))?;
         self.parts.created.push(created);
         let value = value.into_record();
-        let written =
-            document::create(self.entry, &value).map_err(|source| Refusal::Document { record: id, source })?;
+        let written = document::create(self.documents.loaded(), self.entry, id, &value)
+            .map_err(|source| Refusal::Document { record: id, source })?;
         self.wrote(id, value, written);
         Ok(id)
     }
@@ -301,8 +304,8 @@ impl<'a> Tx<'a> {
             edit(value)?;
         }
         let row = self.documents.load(id).map_err(Refusal::from)?.unwrap_or_default();
-        let written =
-            document::edit(&row, self.entry, &value).map_err(|source| Refusal::Document { record: id, source })?;
+        let written = document::edit(self.documents.loaded(), &row, self.entry, id, &value)
+            .map_err(|source| Refusal::Document { record: id, source })?;
         if let Some(written) = written {
             self.with_author(|view, author| apply::apply_writable(view, author, id)).map_err(Refusal::from)?;
             self.wrote(id, value, written);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ed25519_dalek::SigningKey;
 use luc_engine::agent::{FromAgent, ToAgent};
@@ -25,6 +25,7 @@ use crate::demand;
 use crate::join::{Admission, JoinError, Newcomer, Token, admit, prove};
 use crate::net::{FIRST_FRAME, Net, NetError, resolve};
 use crate::node::now;
+use crate::reach::SILENT;
 pub use crate::snapshot::take_snapshot;
 use crate::transport::{client_endpoint, join_endpoint};
 use crate::vouching::Vouch;
@@ -239,7 +240,13 @@ impl Net {
                 tried.push(format!("{site} is out of reach"));
                 continue;
             };
-            match fetch_over(&connection, self.blobs(), blob, STALL).await {
+            // Who was just cut off is given up as soon as it is known to be, not only when its answer is overdue: others
+            // may have the blob, and whoever waits for it is told while they still listen.
+            let fetched = tokio::select! {
+                fetched = fetch_over(&connection, self.blobs(), blob, STALL) => fetched,
+                () = silence(&connection) => Err(BlobError::Broken("it fell silent".into())),
+            };
+            match fetched {
                 Ok(path) => return Ok(path),
                 Err(error @ BlobError::Disk { .. }) => return Err(error),
                 Err(error) => tried.push(format!("{site}: {error}")),
@@ -537,6 +544,18 @@ pub(crate) async fn call<T: serde::de::DeserializeOwned>(
     wire::write(&mut send, request).await?;
     let _ = send.finish();
     wire::read(&mut recv, ANSWER).await
+}
+
+/// Waits until nothing at all has come over a connection for [`SILENT`]: its other end answers keep-alives far more often.
+async fn silence(connection: &Connection) {
+    let (mut came, mut since) = (connection.stats().udp_rx.datagrams, Instant::now());
+    while since.elapsed() < SILENT {
+        tokio::time::sleep(SILENT / 10).await;
+        let now = connection.stats().udp_rx.datagrams;
+        if now != came {
+            (came, since) = (now, Instant::now());
+        }
+    }
 }
 
 /// Fetches a blob over a connection, whose other end has it within `patience`, from the chunk where an earlier fetch stopped.
