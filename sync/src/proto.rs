@@ -5,7 +5,8 @@
 //! one that the peer has of that author, so what was skipped, dropped or lost is never half-filled; **anti-entropy**
 //! fills it: peers tell each other their frontiers, and each sends what the other lacks, a bounded batch at a time,
 //! the next when the receiver has answered. So catching up costs what is missing, never the state, and a slow peer is
-//! slowed instead of growing anybody's memory.
+//! slowed instead of growing anybody's memory. A log is its author's to send, as long as the receiver is connected to that and
+//! gets on with it: else each of many peers would send all that is missing.
 //!
 //! In a second at most `AT_ONCE` peers are told, those first who were told longest ago, and only what is news to them: a
 //! frontier that has not changed since is not said again. So a replica's cost does not grow with the cloud, and what one of
@@ -32,11 +33,14 @@ const AT_ONCE: usize = 16;
 const FORWARDERS: usize = 16;
 /// After how long a batch that was never answered is given up, milliseconds.
 const STALLED: Millis = 5_000;
+/// For how long a peer must not have got on with a log before others than its author send it, milliseconds: a few times what a
+/// batch takes over a wide-area link.
+const STANDS: Millis = 250;
 /// How often a peer says, once a heartbeat, that it has dropped an entry before its snapshot is taken: others may send it.
 const PATIENCE: u32 = 3;
 /// No author has written so many entries: who says so lies.
 const MOST_ENTRIES: u64 = 1 << 48;
-/// In place of a hash that is not at hand.
+/// In place of a hash that is not at hand, or is not to count.
 const UNKNOWN: u64 = 0;
 /// Most bytes of entries in one pushed message.
 const PUSH_BYTES: usize = 1 << 20;
@@ -125,6 +129,10 @@ pub struct Peer {
     pub status: Status,
     /// When it was heard last, by our clock.
     pub heard: Millis,
+    /// The logs of which it has asked for another form than it holds ([`without`]), when it said that.
+    asked: BTreeSet<ReplicaId>,
+    /// What it said that it holds a while ago, and when.
+    stood: Option<(Frontier, Millis)>,
     /// Of which logs it will hold more than that, and up to where, when it has taken everything that was sent.
     ahead: BTreeMap<ReplicaId, u64>,
     /// Of which logs it was sent more than it has taken: what it said that it holds of them, and when.
@@ -159,6 +167,8 @@ pub struct Proto {
     telling: (Millis, usize),
     /// The connected peers, as they are told.
     connected: Option<Arc<[ReplicaId]>>,
+    /// What is said of this replica itself.
+    status: Option<Status>,
     /// By author, the peers that its entries are forwarded to, in order; what has been asked since a peer came, went, or said
     /// that it is connected to others. Else each entry of anybody would cost a look at whom each peer is connected to.
     forwarded: BTreeMap<ReplicaId, Vec<ReplicaId>>,
@@ -175,6 +185,7 @@ impl Proto {
             settling: (0, Frontier::default()),
             telling: (0, 0),
             connected: None,
+            status: None,
             forwarded: BTreeMap::new(),
         }
     }
@@ -197,6 +208,7 @@ impl Proto {
                 if self.may_tell(now) {
                     self.say(peer, mine.clone(), true, &mut out);
                 }
+                self.tell_of(peer, now, &mut out);
             }
             Input::Disconnected(peer) => {
                 self.connected = None;
@@ -231,10 +243,20 @@ impl Proto {
                     let before = std::mem::replace(&mut self.settling, (now, mine.clone()));
                     self.settled = before.1;
                 }
+                self.status = Some(status.clone());
                 self.tell(status, now, mine, &mut out);
             }
         }
         out
+    }
+
+    /// Tells the others that a peer has come: what it brings they need not forward to each other.
+    fn tell_of(&mut self, peer: ReplicaId, now: Millis, out: &mut Vec<Output>) {
+        let Some(status) = self.status.clone() else { return };
+        let status = Status { connected: self.connected(), ..status };
+        let others: Vec<ReplicaId> = self.peers.keys().copied().filter(|other| *other != peer).collect();
+        let told = others.into_iter().take_while(|_| self.may_tell(now));
+        out.extend(told.map(|other| Output::Send(other, Msg::Heartbeat(status.clone()))));
     }
 
     /// Tells those peers whose turn it is.
@@ -250,8 +272,7 @@ impl Proto {
             return;
         }
         due.sort_unstable();
-        let connected = self.connected.get_or_insert_with(|| self.peers.keys().copied().collect());
-        status.connected = connected.clone();
+        status.connected = self.connected();
         for (_, _, peer) in due {
             if !self.may_tell(now) {
                 return;
@@ -262,6 +283,10 @@ impl Proto {
                 state.told = now;
             }
         }
+    }
+
+    fn connected(&mut self) -> Arc<[ReplicaId]> {
+        self.connected.get_or_insert_with(|| self.peers.keys().copied().collect()).clone()
     }
 
     /// Whether one more peer may be told now; then it is counted.
@@ -338,7 +363,8 @@ impl Proto {
                 }
             }
             Msg::Frontier { mut held, answer } => {
-                held.0.retain(|_, tip| tip.number < MOST_ENTRIES);
+                state.asked = held.0.iter().filter(|(_, tip)| tip.hash == UNKNOWN).map(|(log, _)| *log).collect();
+                held.0.retain(|_, tip| (1..MOST_ENTRIES).contains(&tip.number));
                 self.frontier(peer, held, answer, now, mine, out);
             }
         }
@@ -365,17 +391,19 @@ impl Proto {
         if let Some(theirs) = of_me.filter(|_| self.is_later(of_me, mine)) {
             out.push(Output::OldStore(EntryId { author: self.me, number: theirs.number }));
         }
+        let mut authors = Authors { me: self.me, connected: self.connected(), before: None };
         let Some(state) = self.peers.get_mut(&peer) else { return };
         (state.reported, state.met) = (held, true);
+        authors.before = state.before(now);
         if answer || !state.known {
             state.known = true;
             state.notice_lost(now, |_, _| true);
             state.catching_up = None;
-            state.read_missing(peer, now, mine, out);
+            state.read_missing(peer, now, mine, &authors, out);
         } else {
             let settled = &self.settled;
             state.notice_lost(now, |log, has| has < settled.number(log));
-            state.read_missing(peer, now, &self.settled, out);
+            state.read_missing(peer, now, settled, &authors, out);
             // Both hold an entry with this number, and not the same: each shows the other its own.
             let forked = differing(mine, &state.reported);
             if !forked.is_empty() {
@@ -443,6 +471,7 @@ impl Proto {
         mine: &Frontier,
         out: &mut Vec<Output>,
     ) {
+        let authors = Authors { me: self.me, connected: self.connected(), before: None };
         let Some(state) = self.peers.get_mut(&peer) else { return };
         state.ahead.extend(entries.iter().map(|entry| (entry.held_as().author, entry.header.number)));
         let empty = entries.is_empty();
@@ -453,7 +482,7 @@ impl Proto {
         state.catching_up = (more && !empty).then_some(now);
         if !more && !empty {
             // What became durable while the log was read.
-            state.read_missing(peer, now, mine, out);
+            state.read_missing(peer, now, mine, &authors, out);
         }
     }
 }
@@ -470,17 +499,13 @@ pub fn waits_for(received: &[Received], held: &Frontier) -> (bool, Vec<EntryId>)
 
 /// A frontier as if these entries, and what follows them in their logs, were not held.
 fn without(held: &Frontier, entries: &[EntryId]) -> Frontier {
-    let mut held = held.clone();
+    let mut rest = held.clone();
     for entry in entries {
-        if !held.holds(*entry) {
-            continue;
-        }
-        match entry.number.saturating_sub(1) {
-            0 => drop(held.0.remove(&entry.author)),
-            number => held.set(entry.author, Tip { number, hash: UNKNOWN }),
+        if rest.holds(*entry) {
+            rest.set(entry.author, Tip { number: entry.number.saturating_sub(1), hash: UNKNOWN });
         }
     }
-    held
+    rest
 }
 
 /// The last entries of logs of which a peer holds another with that number.
@@ -493,7 +518,37 @@ fn differing(mine: &Frontier, theirs: &Frontier) -> Vec<EntryId> {
     if mine == theirs { Vec::new() } else { mine.0.beside(&theirs.0).filter_map(differs).collect() }
 }
 
+/// Whose logs a peer is left to have from their authors.
+struct Authors {
+    me: ReplicaId,
+    /// Whom this replica is connected to.
+    connected: Arc<[ReplicaId]>,
+    /// What the peer held [`STANDS`] ago or longer; none if it is not that long that this was looked at.
+    before: Option<Frontier>,
+}
+
+impl Authors {
+    /// Whether a peer has a log from its author: it has said that they are connected, or nothing yet, and then whoever is
+    /// connected here is likely to be so there. And it has got on with it since, or had no time to. Another form of a log it
+    /// asks for once, of one who is to show that.
+    fn send(&self, peer: &Peer, log: ReplicaId) -> bool {
+        let connected = if peer.introduced { &peer.status.connected } else { &self.connected };
+        let stands = |before: &Frontier| peer.reported.number(log) <= before.number(log);
+        let is_due = peer.asked.contains(&log) || self.before.as_ref().is_some_and(stands);
+        log != self.me && connected.binary_search(&log).is_ok() && !is_due
+    }
+}
+
 impl Peer {
+    /// What it held a while ago, if that is long enough.
+    fn before(&mut self, now: Millis) -> Option<Frontier> {
+        let since = self.stood.as_ref().map(|(_, at)| now.abs_diff(*at));
+        if since.is_some_and(|since| since < STANDS) {
+            return None;
+        }
+        self.stood.replace((self.reported.clone(), now)).map(|(before, _)| before)
+    }
+
     /// What was sent to it is not with it: what it says next that it holds is what it has.
     fn forget_sent(&mut self) {
         self.ahead.clear();
@@ -537,7 +592,14 @@ impl Peer {
         });
     }
 
-    fn read_missing(&mut self, peer: ReplicaId, now: Millis, mine: &Frontier, out: &mut Vec<Output>) {
+    fn read_missing(
+        &mut self,
+        peer: ReplicaId,
+        now: Millis,
+        mine: &Frontier,
+        authors: &Authors,
+        out: &mut Vec<Output>,
+    ) {
         if self.catching_up.is_some_and(|since| now.abs_diff(since) < STALLED) || *mine == self.reported {
             return;
         }
@@ -547,7 +609,8 @@ impl Peer {
         let lacks = |(log, tip, has): (&ReplicaId, &Tip, Option<&Tip>)| {
             let sent = self.ahead.get(log).copied();
             let next = sent.unwrap_or_else(|| has.map_or(0, |has| has.number)) + 1;
-            (tip.number >= next && *log != peer).then_some(EntryId { author: *log, number: next })
+            let is_due = tip.number >= next && *log != peer && !authors.send(self, *log);
+            is_due.then_some(EntryId { author: *log, number: next })
         };
         let from: Vec<EntryId> = mine.0.beside(&self.reported.0).filter_map(lacks).collect();
         if !from.is_empty() {

@@ -193,6 +193,14 @@ impl World {
         }
     }
 
+    /// One message of each link after the other, as if all were equally long.
+    fn deliver_in_turn(&mut self) {
+        while self.wires.values().any(|wire| !wire.is_empty()) {
+            let links: Vec<_> = self.wires.keys().copied().collect();
+            links.into_iter().for_each(|(from, to)| self.deliver(from, to));
+        }
+    }
+
     fn deliver_all(&mut self) {
         let mut rounds = 0;
         while let Some(((from, to), _)) = self.wires.iter().find(|(_, wire)| !wire.is_empty()) {
@@ -268,6 +276,55 @@ fn catching_up_costs_what_was_missing() {
     world.settle();
     assert_eq!(world.nodes[1].held, world.nodes[0].held);
     assert_eq!(world.sent, 30, "not what both had before");
+}
+
+/// A site that comes back is sent each log by its author, and not by everybody.
+#[test]
+fn catching_up_with_many_costs_what_was_missing_too() {
+    let mut world = World::new(6);
+    world.settle();
+    (1..6).for_each(|other| world.cut(0, other));
+    for at in 0..6 {
+        (0..30).for_each(|_| world.write(at));
+    }
+    for _ in 0..5 {
+        world.tick();
+        world.deliver_all();
+    }
+    world.sent = 0;
+    (1..6).for_each(|other| world.connect(0, other));
+    world.deliver_in_turn();
+    assert!(world.nodes.iter().all(|node| node.held == world.nodes[0].held), "at once");
+    assert_eq!(world.sent, 5 * 30 + 5 * 30, "what 0 lacked, and what it wrote");
+    // Whom only one of them reaches gets all from that one.
+    (1..6).for_each(|other| world.cut(0, other));
+    (0..6).for_each(|at| world.write(at));
+    world.deliver_all();
+    world.sent = 0;
+    world.connect(0, 3);
+    for _ in 0..3 {
+        world.tick();
+        world.deliver_all();
+    }
+    assert!(world.nodes.iter().all(|node| node.held == world.nodes[0].held), "within seconds");
+    assert!(world.sent <= 20, "{} entries were sent", world.sent);
+}
+
+/// Its author is connected, and says nothing: stopped, or just dead.
+#[test]
+fn what_its_author_does_not_send_others_do() {
+    let mut world = World::new(3);
+    world.settle();
+    world.write(0);
+    for _ in 0..3 {
+        world.wires.remove(&(0, 1));
+        world.write(2);
+        world.deliver_in_turn();
+        world.tick();
+    }
+    world.wires.remove(&(0, 1));
+    world.deliver_in_turn();
+    assert_eq!(world.nodes[1].held, world.nodes[2].held);
 }
 
 /// Who is sent more than it deals with drops some, and says so: that it lacks them still when it was sent them twice has been taken for
@@ -411,4 +468,27 @@ fn another_form_is_asked_for_from_where_the_peer_can_show_it() {
     assert_eq!(dropped(3), []);
     let mut asks = |number| says(Input::Received { peer, answer: true, again: vec![entry(number)] });
     assert_eq!((asks(1), asks(5)), (vec![3], vec![4]));
+}
+
+/// A log is left to its author, but not where it is asked for in another form: that is asked once, of one who may have it, and
+/// the author, who forked, may show the other one only.
+#[test]
+fn another_form_is_sent_at_once_whoever_wrote_it() {
+    let (me, peer, author) = (Node::new(0).id, Node::new(1).id, Node::new(2).id);
+    let mut proto = Proto::new(me);
+    let tip = |number, hash| Tip { number, hash };
+    let mine = Frontier([(author, tip(9, 1))].into());
+    proto.handle(Input::Connected(author), 0, &mine);
+    proto.handle(Input::Connected(peer), 0, &mine);
+    let mut reads = |theirs: Tip| {
+        let held = Frontier([(author, theirs)].into());
+        let outputs = proto.handle(Input::Message(peer, Msg::Frontier { held, answer: true }), 1, &mine);
+        let read = outputs.into_iter().find_map(|output| match output {
+            Output::ReadLog { from, .. } => from.first().copied(),
+            _ => None,
+        });
+        read.map(|entry| entry.number)
+    };
+    assert_eq!(reads(tip(7, 2)), None, "its author sends it");
+    assert_eq!(reads(tip(4, 0)), Some(5), "it is asked for what follows 4, in whatever form is held here");
 }
