@@ -4,7 +4,7 @@
 //! second when a link heals. What a holder is said to have is what this replica last heard of it.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use luc_engine::id::ReplicaId;
 use luc_engine::ledger::Amount;
@@ -12,7 +12,7 @@ use luc_engine::record::RecordId;
 use luc_engine::tx::{Refusal, Shortage, Tx};
 use luc_engine::view::View;
 use luc_sync::net::Reach;
-use luc_sync::rpc::Asked;
+use luc_sync::rpc::{Asked, RIGHTS_PATIENCE};
 
 use crate::app::App;
 use crate::http::Fault;
@@ -170,6 +170,7 @@ pub(crate) async fn with_rights<T: Send + 'static>(
     f: impl FnOnce(&mut Tx<'_>) -> Result<T, Missing> + Clone + Send + 'static,
     refuse: impl Fn(String) -> Fault,
 ) -> Result<T, Fault> {
+    let until = Instant::now() + RIGHTS_PATIENCE;
     let mut left = TRIES;
     loop {
         left -= 1;
@@ -178,7 +179,7 @@ pub(crate) async fn with_rights<T: Send + 'static>(
             Err(Missing::Fault(fault)) => return Err(fault),
             Err(Missing::Short(short)) => {
                 let asked = if left > 0 && short.suffices_elsewhere() {
-                    app.net().request_rights(std::slice::from_ref(&short)).await
+                    app.net().request_rights(std::slice::from_ref(&short), until).await
                 } else {
                     Asked::default()
                 };

@@ -95,8 +95,25 @@ fn even_share(pool: &Pool, near: impl Fn(ReplicaId) -> bool) -> Amount {
     sum.divided_by(count)
 }
 
-/// Whom to ask for what is `missing` of a shortage, one after the other: who has enough before who has not, the richest
-/// first.
+/// Whom to ask at once, and each for how much, for what is `missing` of a shortage: the first of these holders, so many as
+/// have all of it, as far as is known here.
+#[must_use]
+pub fn shares(short: &Shortage, missing: &Amount, holders: &[(ReplicaId, PoolId)]) -> Vec<(ReplicaId, PoolId, Amount)> {
+    let mut missing = missing.clone();
+    let mut shares = Vec::new();
+    for (holder, pool) in holders {
+        let has = short.elsewhere.iter().filter(|(of, at, _)| (of, at) == (holder, pool));
+        let free = has.fold(Amount::default(), |sum, (_, _, free)| sum.saturating_add(free));
+        let share = missing.min(&free.in_terms_of(&missing));
+        if !share.is_zero() {
+            missing = missing.saturating_sub(&share);
+            shares.push((*holder, *pool, share));
+        }
+    }
+    shares
+}
+
+/// Who has anything of what is `missing` of a shortage: who has enough before who has not, the richest first.
 #[must_use]
 pub fn holders(short: &Shortage, missing: &Amount) -> Vec<(ReplicaId, PoolId)> {
     let mut holders: Vec<_> = short.elsewhere.iter().collect();

@@ -11,7 +11,7 @@ use crate::net::Net;
 use crate::wire::{self, Status};
 
 /// A peer that was not heard for so long, besides the time that it takes to tell all, is out of reach.
-pub(crate) const SILENT: Duration = Duration::from_millis(2_500);
+const SILENT: Duration = Duration::from_millis(2_500);
 
 /// How another replica is reached, as seen from here.
 #[derive(Clone, Debug)]

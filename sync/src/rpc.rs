@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ed25519_dalek::SigningKey;
+use futures_util::future::join_all;
 use luc_engine::agent::{FromAgent, ToAgent};
 use luc_engine::entry::Frontier;
 use luc_engine::hosts::stands_by;
@@ -25,7 +26,6 @@ use crate::demand;
 use crate::join::{Admission, JoinError, Newcomer, Token, admit, prove};
 use crate::net::{FIRST_FRAME, Net, NetError, resolve};
 use crate::node::now;
-use crate::reach::SILENT;
 pub use crate::snapshot::take_snapshot;
 use crate::transport::{client_endpoint, join_endpoint};
 use crate::vouching::Vouch;
@@ -35,6 +35,9 @@ use crate::wire::{self, JoinAnswer, JoinRequest, Request, RightsAnswer, WireErro
 const ANSWER: usize = wire::MAX_FRAME;
 /// How long a holder of rights is waited for: far over two round trips on any link that is up.
 const RIGHTS_LIMIT: Duration = Duration::from_millis(1_500);
+/// How long who needs rights waits for all that are asked, before it is refused: twice that, since who is silent may be the first
+/// that was asked.
+pub const RIGHTS_PATIENCE: Duration = Duration::from_secs(3);
 /// How long admitting a newcomer may take.
 const JOIN_LIMIT: Duration = Duration::from_secs(15);
 /// How long the holder of a claim may take to say whether it stands by it.
@@ -58,39 +61,43 @@ pub struct Asked {
 }
 
 impl Net {
-    /// Asks others for the rights that are short: for each shortage the richest holder that can be reached, then the
-    /// next, until it is covered. Of a confirmed pool its root before all others: what that grants needs no second word; what
-    /// others grant is waited for until the root has countersigned it, if it can be reached. If anything came, the
-    /// transaction is worth another try; otherwise who gave nothing is told.
-    pub async fn request_rights(&self, shortages: &[Shortage]) -> Asked {
+    /// Asks others for the rights that are short: for each shortage the richest holder that can be reached, or so many at once
+    /// as have all that is needed; then the next, as far as those had less than was known, until it is covered or the time is
+    /// up. Of a confirmed pool its root before all others: what that grants needs no second word; what others grant is waited
+    /// for until the root has countersigned it, if it can be reached. If anything came, the transaction is worth another try;
+    /// otherwise who gave nothing is told.
+    pub async fn request_rights(&self, shortages: &[Shortage], until: Instant) -> Asked {
         let mut asked = Asked::default();
         for shortage in shortages {
             let mut missing = shortage.wanted.saturating_sub(&shortage.free_here);
-            asked.came |= !shortage.unconfirmed.is_empty() && self.countersigned(shortage).await;
+            asked.came |= !shortage.unconfirmed.is_empty() && self.countersigned(shortage, until).await;
             let mut holders = demand::holders(shortage, &missing);
             // Of a confirmed pool its root first; the rest keep their order.
             holders.sort_by_key(|(holder, pool)| self.root_of_confirmed(*pool) != Some(*holder));
-            for (holder, pool) in holders {
-                if missing.is_zero() {
+            while !missing.is_zero() && Instant::now() < until {
+                // Who is known to be away, or is silent, is not waited for once more.
+                holders.retain(|(holder, _)| self.is_reachable(*holder) && !asked.silent.contains(holder));
+                let shares = demand::shares(shortage, &missing, &holders);
+                if shares.is_empty() {
                     break;
                 }
-                // Who is known to be away, or is silent, is not waited for once more.
-                if !self.is_reachable(holder) || asked.silent.contains(&holder) {
-                    continue;
-                }
-                let answer =
-                    tokio::time::timeout(RIGHTS_LIMIT, self.ask_for_rights(holder, pool, missing.clone(), false));
-                match answer.await.ok().flatten() {
-                    Some(granted) if granted.is_zero() => drop(asked.empty.insert(holder)),
-                    Some(granted) => {
-                        asked.came = true;
-                        missing = missing.saturating_sub(&granted);
+                holders.retain(|one| !shares.iter().any(|(holder, pool, _)| *one == (*holder, *pool)));
+                let answers = shares.into_iter().map(|(holder, pool, share)| async move {
+                    (holder, in_time(until, self.ask_for_rights(holder, pool, share, false)).await)
+                });
+                for (holder, answer) in join_all(answers).await {
+                    match answer {
+                        Some(granted) if granted.is_zero() => drop(asked.empty.insert(holder)),
+                        Some(granted) => {
+                            asked.came = true;
+                            missing = missing.saturating_sub(&granted);
+                        }
+                        None => drop(asked.silent.insert(holder)),
                     }
-                    None => drop(asked.silent.insert(holder)),
                 }
             }
             if asked.came {
-                self.countersigned(shortage).await;
+                self.countersigned(shortage, until).await;
             }
             if missing.is_zero() {
                 break;
@@ -108,7 +115,7 @@ impl Net {
 
     /// Waits a bounded time until what was granted to this replica of the pools that are short is countersigned; not for a root
     /// that cannot be reached. Whether something was.
-    async fn countersigned(&self, shortage: &Shortage) -> bool {
+    async fn countersigned(&self, shortage: &Shortage, until: Instant) -> bool {
         let me = self.node().me();
         let mut flushes = self.node().subscribe();
         let waiting = || {
@@ -125,18 +132,23 @@ impl Net {
         if before == 0 {
             return false;
         }
-        let spoken = async { while waiting() >= before && flushes.recv().await.is_ok() {} };
-        tokio::time::timeout(RIGHTS_LIMIT, spoken).await.is_ok()
+        in_time(until, async {
+            while waiting() >= before {
+                flushes.recv().await.ok()?;
+            }
+            Some(())
+        })
+        .await
+        .is_some()
     }
 
     /// Asks the roots of hosts' pools for the right to place a member of a server group there, one after the other
-    /// until one hands it over. Says whether one did; then the transaction is worth another try.
-    pub async fn request_member_right(&self, wanted: &[Unminted]) -> bool {
+    /// until one hands it over or the time is up. Says whether one did; then the transaction is worth another try.
+    pub async fn request_member_right(&self, wanted: &[Unminted], until: Instant) -> bool {
         for Unminted { group, host, root } in wanted {
             let frontier = self.node().view().frontier().clone();
             let request = Request::MemberRight { group: *group, host: *host, frontier };
-            let asked = tokio::time::timeout(RIGHTS_LIMIT, self.ask(*root, request));
-            if asked.await.ok().flatten().is_some_and(|granted| !granted.is_zero()) {
+            if in_time(until, self.ask(*root, request)).await.is_some_and(|granted| !granted.is_zero()) {
                 return true;
             }
         }
@@ -240,13 +252,7 @@ impl Net {
                 tried.push(format!("{site} is out of reach"));
                 continue;
             };
-            // Who was just cut off is given up as soon as it is known to be, not only when its answer is overdue: others
-            // may have the blob, and whoever waits for it is told while they still listen.
-            let fetched = tokio::select! {
-                fetched = fetch_over(&connection, self.blobs(), blob, STALL) => fetched,
-                () = silence(&connection) => Err(BlobError::Broken("it fell silent".into())),
-            };
-            match fetched {
+            match fetch_over(&connection, self.blobs(), blob, STALL).await {
                 Ok(path) => return Ok(path),
                 Err(error @ BlobError::Disk { .. }) => return Err(error),
                 Err(error) => tried.push(format!("{site}: {error}")),
@@ -529,6 +535,12 @@ pub fn lacking(mine: &Frontier, theirs: &Frontier, to: ReplicaId) -> Vec<EntryId
     lacks.map(|(author, _)| EntryId { author: *author, number: theirs.number(*author) + 1 }).collect()
 }
 
+/// What is answered within [`RIGHTS_LIMIT`], and before this time.
+async fn in_time<T>(until: Instant, answer: impl Future<Output = Option<T>>) -> Option<T> {
+    let limit = RIGHTS_LIMIT.min(until.saturating_duration_since(Instant::now()));
+    tokio::time::timeout(limit, answer).await.ok().flatten()
+}
+
 fn exported(connection: &Connection) -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
     connection.export_keying_material(&mut bytes, b"luc join", b"").ok()?;
@@ -544,18 +556,6 @@ pub(crate) async fn call<T: serde::de::DeserializeOwned>(
     wire::write(&mut send, request).await?;
     let _ = send.finish();
     wire::read(&mut recv, ANSWER).await
-}
-
-/// Waits until nothing at all has come over a connection for [`SILENT`]: its other end answers keep-alives far more often.
-async fn silence(connection: &Connection) {
-    let (mut came, mut since) = (connection.stats().udp_rx.datagrams, Instant::now());
-    while since.elapsed() < SILENT {
-        tokio::time::sleep(SILENT / 10).await;
-        let now = connection.stats().udp_rx.datagrams;
-        if now != came {
-            (came, since) = (now, Instant::now());
-        }
-    }
 }
 
 /// Fetches a blob over a connection, whose other end has it within `patience`, from the chunk where an earlier fetch stopped.

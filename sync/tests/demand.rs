@@ -7,8 +7,8 @@ use luc_engine::id::{PoolId, ReplicaId, SiteName};
 use luc_engine::ledger::{Amount, Dimension, Pool};
 use luc_engine::replica::{Identity, Replica, founded_by};
 use luc_engine::store::MemoryStore;
-use luc_engine::tx::Refusal;
-use luc_sync::demand::Demand;
+use luc_engine::tx::{Refusal, Shortage};
+use luc_sync::demand::{Demand, holders, shares};
 use uuid::Uuid;
 
 fn amount(n: u64) -> Amount {
@@ -92,4 +92,35 @@ fn of_a_quota_a_site_that_claims_wants_half_an_even_share_at_least() {
     assert_eq!(ask(&pool, &|holder| holder == id(2)), None, "of what can be reached an even share is 40");
     pool.subject = Subject::Votes;
     assert_eq!(ask(&pool, &|_| true), None, "only quotas are spread");
+}
+
+/// A shortage of so many, with what others have.
+fn short(wanted: u64, elsewhere: &[(u8, u64)]) -> (Shortage, Vec<(ReplicaId, u64)>) {
+    let (pool, _) = pool(1, 1);
+    let short = Shortage {
+        subject: None,
+        wanted: amount(wanted),
+        capacity: amount(100),
+        claimed: Amount::default(),
+        free_here: Amount::default(),
+        elsewhere: elsewhere.iter().map(|(n, has)| (id(*n), pool, amount(*has))).collect(),
+        unconfirmed: Vec::new(),
+    };
+    let asked = shares(&short, &short.wanted, &holders(&short, &short.wanted));
+    let asked = asked.into_iter().map(|(holder, _, share)| (holder, share.get(Dimension::Instances))).collect();
+    (short, asked)
+}
+
+#[test]
+fn one_who_has_enough_is_asked_alone_and_several_at_once_where_nobody_has() {
+    assert_eq!(short(7, &[(1, 3), (2, 9)]).1, [(id(2), 7)]);
+    assert_eq!(short(10, &[(1, 3), (2, 9), (3, 2)]).1, [(id(2), 9), (id(1), 1)]);
+    assert_eq!(short(20, &[(1, 3), (2, 9)]).1, [(id(2), 9), (id(1), 3)], "what there is");
+    assert_eq!(short(5, &[]).1, []);
+    // Who was asked is not asked again: the rest of the holders have the rest.
+    let (short, _) = short(10, &[(1, 3), (2, 9), (3, 2)]);
+    let rest: Vec<_> = holders(&short, &amount(4)).into_iter().filter(|(holder, _)| *holder != id(2)).collect();
+    let asked: Vec<u64> =
+        shares(&short, &amount(4), &rest).iter().map(|(_, _, share)| share.get(Dimension::Instances)).collect();
+    assert_eq!(asked, [3, 1]);
 }

@@ -3,6 +3,8 @@
 //! Where rights are short here and free elsewhere, their holders are asked once, for a bounded time; then the request
 //! is answered, with what is known of where the rights are.
 
+use std::time::Instant;
+
 use axum::Extension;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -19,7 +21,7 @@ use luc_engine::schedule::{NoValidHost, Request, choose};
 use luc_engine::site_mutant::{SiteMutant, on};
 use luc_engine::tx::{Refusal, Shortage, Tx};
 use luc_engine::view::View;
-use luc_sync::rpc::Asked;
+use luc_sync::rpc::{Asked, RIGHTS_PATIENCE};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -113,15 +115,16 @@ pub(super) async fn create(
 /// Places the servers: at once, or after the holders of what is short have been asked, as long as something comes.
 async fn place(app: &App, wanted: Wanted) -> Result<Uuid, Fault> {
     // The members of a group with anti-affinity may need a right each.
+    let until = Instant::now() + RIGHTS_PATIENCE;
     let mut left = if wanted.server.group.is_some() { wanted.most.min(MEMBERS) + TRIES } else { TRIES };
     loop {
         left -= 1;
         let placed = app.node().transact::<Uuid, Unplaced, _>(attempt(wanted.clone())).await;
         let asked = match &placed {
             Err(Unplaced::Quota(short)) if left > 0 && short.suffices_elsewhere() => {
-                app.net().request_rights(std::slice::from_ref(short)).await
+                app.net().request_rights(std::slice::from_ref(short), until).await
             }
-            Err(Unplaced::NoHost(none)) if left > 0 => placement::ask_for(app, none).await,
+            Err(Unplaced::NoHost(none)) if left > 0 => placement::ask_for(app, none, until).await,
             _ => Asked::default(),
         };
         if on(SiteMutant::RequestTwice) && placed.is_ok() {

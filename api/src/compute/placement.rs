@@ -1,6 +1,8 @@
 //! What a request says about where its servers shall go, asking for rights that are short, and saying why no host will
 //! do.
 
+use std::time::Instant;
+
 use axum::http::StatusCode;
 use luc_engine::id::{HostId, ReplicaId};
 use luc_engine::record::{Image, Kind, RecordId, Server, ServerGroup};
@@ -112,14 +114,14 @@ pub(super) fn request(view: &View, server: &Server, host: Option<HostId>, hints:
 
 /// Asks for what would help: first where only the right to place a member of a group is missing, then for hosts'
 /// rights.
-pub(super) async fn ask_for(app: &App, none: &NoValidHost) -> Asked {
+pub(super) async fn ask_for(app: &App, none: &NoValidHost, until: Instant) -> Asked {
     let reachable = none.unminted.iter().filter(|unminted| app.net().is_reachable(unminted.root));
     let roots: Vec<_> = reachable.take(ROOTS).copied().collect();
-    if app.net().request_member_right(&roots).await {
+    if app.net().request_member_right(&roots, until).await {
         return Asked { came: true, ..Asked::default() };
     }
     let short: Vec<Shortage> = none.short.iter().take(ASKED).cloned().collect();
-    app.net().request_rights(&short).await
+    app.net().request_rights(&short, until).await
 }
 
 /// Nova's fault, with what LUC knows of where the rights are.
