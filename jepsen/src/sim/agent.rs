@@ -313,7 +313,7 @@ impl World {
     }
 
     /// Whether a replica that an operator has called stopped, or whose retirement has taken effect, runs and has not heard of that.
-    fn runs_unaware(&self, replica: ReplicaId) -> bool {
+    pub(super) fn runs_unaware(&self, replica: ReplicaId) -> bool {
         let Some(node) = self.by_replica.get(&replica).and_then(|at| self.nodes.get(*at)) else { return false };
         let heard = |process: &super::node::Process| process.view.retired().contains(replica);
         (node.stopped || self.rules.is_cut(replica)) && node.process.as_ref().is_some_and(|process| !heard(process))

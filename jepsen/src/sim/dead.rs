@@ -80,7 +80,11 @@ impl World {
             }
             Wish::Evacuated(_) => nodes.into_iter().for_each(|at| self.job(at, Job::Operate { agent, wish })),
             Wish::Revived => {
-                if self.is_settled_on(site, pool, |view| is_dead(view, pool) && view.is_revived(pool)) {
+                // One of its site that was called stopped, and runs on, may be the one that its agent comes to.
+                let unaware = |node: &Node| node.site == site && self.runs_unaware(node.replica);
+                if !self.nodes.iter().any(unaware)
+                    && self.is_settled_on(site, pool, |view| is_dead(view, pool) && view.is_revived(pool))
+                {
                     self.sometimes.saw(State::HostRevived);
                     self.trace.note(self.now, [19, agent as u64, 0], || format!("host {agent} comes back"));
                     return self.power_on(agent);

@@ -11,7 +11,7 @@ use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
-use luc_engine::entry::{Entry, Frontier, LedgerOp, Subject, Tip};
+use luc_engine::entry::{Entry, Frontier, LedgerOp, MemberOp, Subject, Tip};
 use luc_engine::id::{ClaimId, EntryId, HostId, PoolId, ReplicaId};
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::Kind;
@@ -544,6 +544,20 @@ impl Rules {
         self.lose(author)
     }
 
+    /// What lies beyond a cut does not count, nor does whom it admitted: nobody else takes up what that writes.
+    fn void(&mut self, author: ReplicaId, cut: u64) {
+        for id in self.later_than(author, cut).into_iter().rev() {
+            self.discount(id);
+            let admitted: Vec<ReplicaId> = self.entries.get(&id).into_iter().flat_map(admits).collect();
+            for newcomer in admitted {
+                let again = |known: &Known| known.counts && admits(known).any(|other| other == newcomer);
+                if !self.entries.values().any(again) && self.cuts.insert(newcomer, 0).is_none() {
+                    self.void(newcomer, 0);
+                }
+            }
+        }
+    }
+
     fn later_than(&self, author: ReplicaId, number: u64) -> Vec<EntryId> {
         let from = EntryId { author, number: number + 1 };
         self.entries.range(from..).map(|(id, _)| *id).take_while(|id| id.author == author).collect()
@@ -619,13 +633,14 @@ impl Rules {
             }
             let cut = retired.cut(replica).unwrap_or(0);
             let held = view.frontier().number(replica);
-            // Whoever is retired as well gave no word, and takes part no more once it knows.
-            if held > cut && !retired.contains(self.replica(node)) {
+            // Whoever is retired as well gave no word, and takes part no more once it knows; whom nobody has admitted never did.
+            let takes_part = !retired.contains(self.replica(node)) && self.cuts.get(&self.replica(node)) != Some(&0);
+            if held > cut && takes_part {
                 let how = format!("node {node} holds entry {held} of {replica}, which is cut at {cut}");
                 return Err(Broken::new(Rule::NothingBeyondTheCut, how));
             }
             match self.cuts.insert(replica, cut) {
-                None => self.later_than(replica, cut).into_iter().rev().for_each(|id| self.discount(id)),
+                None => self.void(replica, cut),
                 Some(other) if other != cut => {
                     let how = format!("replica {replica} is cut at {cut} and at {other}");
                     return Err(Broken::new(Rule::Convergence, how));
@@ -850,6 +865,14 @@ impl Rules {
         }
         Ok(())
     }
+}
+
+/// Whom an entry admits.
+fn admits(known: &Known) -> impl Iterator<Item = ReplicaId> + '_ {
+    known.entry.header.members.iter().filter_map(|op| match op {
+        MemberOp::Join(member) => Some(member.replica),
+        _ => None,
+    })
 }
 
 /// A claim comes with its server's record, and a server with a claim on a quota and one on a host.
