@@ -193,7 +193,9 @@ fn run(
     let log = out.join("jepsen.log");
     let told = std::fs::File::create(&log).map_err(|error| format!("{}: {error}", log.display()))?;
     let errors = told.try_clone().map_err(|error| error.to_string())?;
-    let mut command = Command::new(jepsen);
+    // However this process ends, the run is asked to end too, and cleans up.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "TERM"]).arg(jepsen);
     command.args(["run", "--sites", "3", "--doubled", "0", "--hosts", "0", "--agree", "20", "--name", &options.name]);
     command.args(["--workload", trial.workload, "--nemesis", trial.nemesis, "--every", trial.every]);
     command.args(["--lines", trial.lines, "--rate", trial.rate]);
