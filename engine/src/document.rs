@@ -96,6 +96,10 @@ impl Loaded {
     /// Keeps the document that was saved as this row.
     fn keep(&mut self, id: RecordId, row: Vec<u8>, document: Document) {
         self.remove(id);
+        // One that has no room would only drive out all others.
+        if row.len() > LOADED_BYTES {
+            return;
+        }
         self.bytes += row.len();
         self.documents.push_back((id, row, document));
         while self.documents.len() > LOADED || self.bytes > LOADED_BYTES {

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use luc_engine::entry::Hash;
 use luc_engine::site_mutant::{SiteMutant, on};
@@ -113,15 +113,16 @@ pub struct Blobs {
     fetching: Fetching,
 }
 
-/// One lock for each blob that somebody fetches or waits for.
-type Fetching = Arc<Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>>;
+/// One lock for each blob that somebody fetches or waits for, with when a fetch has failed last, and how.
+type Fetching = Arc<Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<Failure>>>>>;
+type Failure = Option<(Instant, BlobError)>;
 
 /// The right to fetch a blob. See [`Blobs::turn`].
 #[derive(Debug)]
 pub struct Turn {
     fetching: Fetching,
     blob: String,
-    guard: Option<tokio::sync::OwnedMutexGuard<()>>,
+    guard: Option<tokio::sync::OwnedMutexGuard<Failure>>,
 }
 
 impl Drop for Turn {
@@ -304,7 +305,35 @@ impl Blobs {
         Ok(())
     }
 
-    /// Holds the right to fetch a blob: of many that wait for one, one fetches and the others find it.
+    /// A blob that is held, or comes by `fetch`. Of many who want one at a time one fetches it, and what comes of that comes of it
+    /// for all who waited: were each to try for itself, the last would wait for as long as all of them take.
+    ///
+    /// # Errors
+    /// What the fetch says, this one or the one that was waited for.
+    pub async fn fetched(
+        &self,
+        blob: &str,
+        fetch: impl Future<Output = Result<PathBuf, BlobError>>,
+    ) -> Result<PathBuf, BlobError> {
+        let began = Instant::now();
+        if let Some(path) = self.path(blob) {
+            return Ok(path);
+        }
+        let mut turn = self.turn(blob).await;
+        if let Some(path) = self.path(blob) {
+            return Ok(path);
+        }
+        if let Some((_, error)) = turn.guard.as_deref().and_then(Option::as_ref).filter(|(at, _)| *at >= began) {
+            return Err(error.clone());
+        }
+        let fetched = fetch.await;
+        if let Some(failure) = turn.guard.as_deref_mut() {
+            *failure = fetched.as_ref().err().map(|error| (Instant::now(), error.clone()));
+        }
+        fetched
+    }
+
+    /// Holds the right to fetch a blob.
     pub async fn turn(&self, blob: &str) -> Turn {
         let mut turn = Turn { fetching: self.fetching.clone(), blob: blob.to_owned(), guard: None };
         let lock = self.fetching.lock().entry(blob.to_owned()).or_default().clone();

@@ -223,18 +223,15 @@ impl Net {
     }
 
     /// The file of a blob: held already, or fetched from whoever has it, the site that took the upload first. Of many
-    /// who wait for one blob, one fetches.
+    /// who wait for one blob, one fetches for all.
     ///
     /// # Errors
     /// [`BlobError::OutOfReach`] names whom was asked; what was fetched so far is kept for the next try.
     pub async fn fetch_blob(&self, blob: &str, uploaded_at: &str) -> Result<PathBuf, BlobError> {
-        if let Some(path) = self.blobs().path(blob) {
-            return Ok(path);
-        }
-        let _turn = self.blobs().turn(blob).await;
-        if let Some(path) = self.blobs().path(blob) {
-            return Ok(path);
-        }
+        self.blobs().fetched(blob, self.fetch_from_others(blob, uploaded_at)).await
+    }
+
+    async fn fetch_from_others(&self, blob: &str, uploaded_at: &str) -> Result<PathBuf, BlobError> {
         if on(SiteMutant::ImageUnfetched) {
             return Err(BlobError::OutOfReach("nobody was asked".into()));
         }
@@ -648,11 +645,7 @@ impl AgentFetch {
     /// # Errors
     /// [`BlobError`]; what was fetched so far is kept.
     pub async fn fetch(&self, blobs: &Blobs, blob: &str) -> Result<PathBuf, BlobError> {
-        let _turn = blobs.turn(blob).await;
-        match blobs.path(blob) {
-            Some(path) => Ok(path),
-            None => fetch_over(&self.connection, blobs, blob, FETCH_LIMIT).await,
-        }
+        blobs.fetched(blob, fetch_over(&self.connection, blobs, blob, FETCH_LIMIT)).await
     }
 }
 

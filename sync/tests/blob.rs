@@ -1,8 +1,10 @@
 //! Image data: verified, resumable, bounded.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::join_all;
 use luc_sync::blob::{BlobError, Blobs, CHUNK};
 
 fn data(chunks: usize) -> Vec<u8> {
@@ -121,6 +123,25 @@ async fn turns_are_taken_one_by_one_and_leave_nothing_behind() {
     let other = blobs.turn("c").await;
     assert_eq!(blobs.waited_for(), 1);
     drop(other);
+    assert_eq!(blobs.waited_for(), 0);
+}
+
+/// Were each to try for itself, the last of many would wait for as long as all of them take.
+#[tokio::test]
+async fn a_fetch_that_fails_fails_for_all_who_waited_and_for_nobody_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let (blobs, blob) = (store(dir.path(), "blobs"), "0".repeat(64));
+    let asked = AtomicUsize::new(0);
+    let fetch = || async {
+        asked.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        Err(BlobError::OutOfReach("nobody is there".into()))
+    };
+    let all = join_all((0..3).map(|_| blobs.fetched(&blob, fetch()))).await;
+    assert!(all.iter().all(|one| matches!(one, Err(BlobError::OutOfReach(_)))), "{all:?}");
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
+    assert!(blobs.fetched(&blob, fetch()).await.is_err());
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
     assert_eq!(blobs.waited_for(), 0);
 }
 

@@ -22,6 +22,8 @@ use crate::history::{History, Kind, Outcome, Pair};
 use crate::sim::rng::Rng;
 
 const NAME: &str = "images";
+/// How long data may travel from another site: over a narrow line, or a far one, as long as all else together.
+const TRAVEL: Duration = Duration::from_secs(30);
 /// Sizes of images, KiB.
 const SIZES: (u64, u64) = (16, 768);
 /// So many images, and servers, are there at a time.
@@ -145,7 +147,7 @@ impl Images {
         let pool = self.pool.get().map(String::as_str).unwrap_or_default();
         match invocation.f {
             "upload" => self.upload(&client, value),
-            "download" => download(&client, text(value, "image")),
+            "download" => download(&client.patient(TRAVEL), text(value, "image")),
             "final" => {
                 let until = self.insists.get_or_init(|| Instant::now() + INSIST);
                 let left = until.saturating_duration_since(Instant::now());
