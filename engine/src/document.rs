@@ -2,7 +2,7 @@
 //!
 //! Documents rest in saved form, with the numbers of the entries that brought their changes, and are loaded only to be
 //! changed. To load one takes far longer than to change and to save it, and grows with all changes ever made: so the ones
-//! that were changed last stay loaded ([`Loaded`]). The actor of every change is the replica that wrote its entry, so one
+//! that were changed last stay loaded (`Loaded`). The actor of every change is the replica that wrote its entry, so one
 //! replica cannot write in another's name.
 //!
 //! A change is **void** unless it rests on changes in its entry's past alone and follows them in operation numbers, so
