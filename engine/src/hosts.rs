@@ -61,6 +61,14 @@ impl View {
         self.ledger().host_pools(host).find(|(id, _)| self.is_pool(*id, served))
     }
 
+    /// Whether an entry, as an agent names it, lies beyond the cut of its retired author, so that nothing of it ever counts. An
+    /// agent knows of no branches (M3): of one who forked, beyond that of each.
+    #[must_use]
+    pub fn is_beyond_cut(&self, entry: EntryId) -> bool {
+        let beyond = |log| self.retired().cut(log).is_some_and(|cut| entry.number > cut);
+        self.branches.logs(entry.author).all(beyond)
+    }
+
     /// Whether a pool is the one that an agent has named. An agent knows of no branches (M3).
     fn is_pool(&self, id: PoolId, named: PoolId) -> bool {
         let author = |id: PoolId| self.branches.author(id.entry.author);

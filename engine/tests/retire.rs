@@ -63,6 +63,10 @@ fn what_the_dead_wrote_after_the_cut_is_void_and_it_is_told_so() {
     world.retire(0, &[(2, 1)], false).unwrap();
     world.settle(&[0, 1]);
     assert!(world.is_retired(0, 2));
+    let last = world.replica(2).view().frontier().number(id(2));
+    let mut beyond = |n, number| world.replica(0).view().is_beyond_cut(EntryId { author: id(n), number });
+    assert_eq!((beyond(2, last - 1), beyond(2, last)), (false, true));
+    assert!(!beyond(1, 1_000), "who lives may come to it");
     let digest = world.replica(0).view().digest();
     world.send(2, 0);
     assert_eq!(world.replica(0).view().digest(), digest, "a late entry was taken");

@@ -365,14 +365,16 @@ async fn heard(
     Ok(())
 }
 
-/// What is left on a host that was dead once, of servers that were deleted or placed elsewhere meanwhile: their claims were
-/// released without the agent's word, so that no order names them any more.
+/// What is left on a host of servers that no order names any more. If it was dead once, of those that were deleted or placed
+/// elsewhere meanwhile: their claims were released without the agent's word. And of those whose claims only a lost disk held: they
+/// are void, nobody knows their servers, and what they take up on the host has been promised to others.
 #[must_use]
 pub fn remains(view: &View, host: HostId, orphans: &[Orphan]) -> Vec<Order> {
     let dead = view.ledger().host_pools(host).find(|(_, pool)| !pool.dead.is_empty()).map(|(id, _)| id);
-    let Some(pool) = dead else { return Vec::new() };
-    // A claim that is absent and was seen is settled (A4); one that was not seen may live.
-    let is_settled = |claim: ClaimId| view.frontier().holds(claim.entry) && view.ledger().claim(claim).is_none();
+    let Some(pool) = dead.or_else(|| view.host_pool(host).map(|(id, _)| id)) else { return Vec::new() };
+    // A claim that is absent and was seen is settled (A4); one that was not seen may live, if its author does.
+    let is_released = |claim: ClaimId| view.frontier().holds(claim.entry) && view.ledger().claim(claim).is_none();
+    let is_settled = |claim: ClaimId| view.is_beyond_cut(claim.entry) || (dead.is_some() && is_released(claim));
     // One that was placed here again, under another pool, has an order.
     let is_ordered = |server| {
         let mut claims = view.ledger().claims_of(RecordId { kind: Kind::Server, id: server });

@@ -12,16 +12,17 @@ use std::collections::BTreeMap;
 
 use common::{Cloud, cloud, key, member};
 use ed25519_dalek::SigningKey;
-use luc_engine::agent::{HostFacts, Statement};
-use luc_engine::entry::{HostIdentity, Member, Subject};
-use luc_engine::id::{ClaimId, HostId, PoolId};
+use luc_engine::agent::{HostFacts, Orphan, Statement, Wanted};
+use luc_engine::entry::{HostIdentity, Member, MemberOp, Subject};
+use luc_engine::id::{ClaimId, EntryId, HostId, PoolId};
 use luc_engine::ledger::{Amount, Claim, Dimension};
 use luc_engine::record::{Host, Kind, RecordId, Server};
 use luc_engine::replica::{Received, Replica};
+use luc_engine::retire::{Request as Retirement, Retiree};
 use luc_engine::schedule::{Request, choose};
 use luc_engine::tx::Refusal;
 use luc_engine::view::View;
-use luc_sync::agents::{Met, meet};
+use luc_sync::agents::{Met, meet, remains};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -261,6 +262,38 @@ fn event() -> impl Strategy<Value = Event> {
         (0..3_usize, 1..5_u64).prop_map(|(at, cpus)| Event::Place { at, cpus }),
         (0..3_usize, 0..3_usize).prop_map(|(from, to)| Event::Send { from, to }),
     ]
+}
+
+/// What only a lost disk knew runs on: nobody can delete it, and its room has been promised to others.
+#[test]
+fn a_server_whose_claim_only_a_lost_disk_held_is_removed_from_the_host() {
+    let mut world = World::new();
+    let made = world.replica(0).transact::<_, Refusal>(3, |tx| {
+        let pool = tx.mint(Subject::Host(identity()), amount(CPUS))?;
+        tx.create(host().0, Host { site: "site-0".into(), pool: pool.to_string(), ..Host::default() }, &[])
+    });
+    made.unwrap();
+    world.settle();
+    let (lost, heir) = (member(1).replica, member(0).replica);
+    let last = world.view(1).frontier().number(lost);
+    let orphan = |author, number| {
+        let claim = ClaimId { entry: EntryId { author, number }, index: 0 };
+        Orphan { server: Uuid::from_u128(9), claim, epoch: 0 }
+    };
+    let orphans = [orphan(lost, last), orphan(lost, last + 1), orphan(heir, 1_000)];
+    assert_eq!(remains(world.view(0), host(), &orphans), [], "what is not known here may live");
+    let set = [Retiree { replica: lost, heir }].into_iter().collect();
+    let retirement = MemberOp::Retire(Retirement { set, force: false });
+    world.replica(0).transact::<_, Refusal>(4, |tx| tx.membership(retirement)).unwrap();
+    while !world.view(0).retired().contains(lost) {
+        for (from, to) in [(0, 2), (2, 0)] {
+            world.tend(from);
+            world.send(from, to);
+            world.tend(to);
+        }
+    }
+    let gone: Vec<_> = remains(world.view(0), host(), &orphans).into_iter().map(|o| (o.claim, o.wanted)).collect();
+    assert_eq!(gone, [(orphans[1].claim, Wanted::Absent)], "the void one, and no other");
 }
 
 proptest! {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Finding, clients, indices, some};
 use crate::history::Pair;
-use crate::run::Run;
+use crate::run::{Excuse, Run};
 
 /// A block, a range or one address of a claim, and from when until when the claim surely holds it.
 struct Held<'a> {
@@ -34,7 +34,13 @@ fn held(run: &Run) -> Vec<Held<'_>> {
             *at = pair.invoke.time.min(*at);
         }
     }
-    let claims = pairs.iter().filter(|pair| pair.is_ok() && pair.invoke.f.starts_with("claim"));
+    // What only a lost disk held is void, and its addresses are their heir's.
+    let excuses: Vec<&Excuse> = run.faults.iter().flat_map(|fault| &fault.excused).collect();
+    let is_lost = |pair: &Pair<'_>| {
+        let (site, done) = (pair.invoke.site.as_deref().unwrap_or_default(), pair.complete.map_or(0, |op| op.time));
+        excuses.iter().any(|excuse| excuse.covers(site, done))
+    };
+    let claims = pairs.iter().filter(|pair| pair.is_ok() && pair.invoke.f.starts_with("claim") && !is_lost(pair));
     claims.flat_map(|pair| blocks(*pair, &released)).collect()
 }
 
@@ -101,6 +107,7 @@ pub(super) fn unique(run: &Run) -> Finding {
 mod tests {
     use super::*;
     use crate::check::tests::Story;
+    use crate::run::Fault;
     use crate::workload::Valid;
 
     #[test]
@@ -114,6 +121,21 @@ mod tests {
         story.ok(0, "paris", "claim", json!({"pool": "p"}), claim("c"));
         let finding = unique(&story.run);
         assert_eq!((finding.valid, finding.anomaly), (Valid::False, vec![4, 5, 6, 7]));
+    }
+
+    #[test]
+    fn what_only_a_lost_disk_held_is_taken_again_by_its_heir() {
+        let mut story = Story::new(&["paris", "lyon"]);
+        let claim = |id: &str| json!({"id": id, "pool": "p", "addresses": ["192.0.2.7"]});
+        story.ok(0, "paris", "claim", json!({"pool": "p"}), claim("a"));
+        let lost = story.run.history.0.last().map_or(0, |op| op.time);
+        story.ok(1, "lyon", "claim", json!({"pool": "p"}), claim("b"));
+        assert_eq!(unique(&story.run).valid, Valid::False);
+        let excused = Excuse { site: "paris".into(), after: 0, until: lost + 1, ..Excuse::default() };
+        story.run.faults.push(Fault { excused: vec![excused], may_lose: true, ..Fault::default() });
+        assert_eq!(unique(&story.run).valid, Valid::True);
+        story.ok(1, "lyon", "claim", json!({"pool": "p"}), claim("c"));
+        assert_eq!(unique(&story.run).valid, Valid::False, "nothing excuses the heir");
     }
 
     #[test]
