@@ -110,6 +110,14 @@ pub struct Excuse {
     pub stale: bool,
 }
 
+impl Run {
+    /// Whether a fault excuses that what was acknowledged at this site and time is lost.
+    #[must_use]
+    pub fn excuses(&self, site: &str, completed: u64) -> bool {
+        self.faults.iter().flat_map(|fault| &fault.excused).any(|excuse| excuse.covers(site, completed))
+    }
+}
+
 impl Excuse {
     /// Whether it covers an operation that completed at this site and time.
     #[must_use]

@@ -114,8 +114,8 @@ pub(super) async fn create(
 
 /// Places the servers: at once, or after the holders of what is short have been asked, as long as something comes.
 async fn place(app: &App, wanted: Wanted) -> Result<Uuid, Fault> {
-    // The members of a group with anti-affinity may need a right each.
     let until = Instant::now() + RIGHTS_PATIENCE;
+    // The members of a group with anti-affinity may need a right each.
     let mut left = if wanted.server.group.is_some() { wanted.most.min(MEMBERS) + TRIES } else { TRIES };
     loop {
         left -= 1;

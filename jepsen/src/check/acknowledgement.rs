@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::facts::{Fact, Says, facts};
 use super::{Finding, indices, some};
-use crate::run::{Excuse, Run};
+use crate::run::Run;
 
 /// The last list of each workload at each site, of those that were asked for after the last fault.
 fn last_lists<'a, 'b>(run: &Run, facts: &'b [Fact<'a>]) -> BTreeMap<(&'b str, &'b str), (&'b Fact<'a>, &'b [String])> {
@@ -38,7 +38,6 @@ fn seen_elsewhere(facts: &[Fact<'_>], id: &str, site: &str) -> bool {
 pub(super) fn lost(run: &Run) -> Finding {
     let facts = facts(run);
     let (lists, unmade) = (last_lists(run, &facts), unmade(&facts));
-    let excuses: Vec<&Excuse> = run.faults.iter().flat_map(|fault| &fault.excused).collect();
     let (mut made, mut excused, mut cases, mut anomaly) = (0_u64, 0_u64, Vec::new(), Vec::new());
     for fact in &facts {
         let Says::Made(id) = &fact.says else { continue };
@@ -54,7 +53,7 @@ pub(super) fn lost(run: &Run) -> Finding {
         }
         made += u64::from(there > 0 || !lacks.is_empty());
         let Some((_, list)) = lacks.first() else { continue };
-        let covered = excuses.iter().any(|excuse| excuse.covers(fact.site(), fact.done()));
+        let covered = run.excuses(fact.site(), fact.done());
         if covered && there == 0 && !seen_elsewhere(&facts, id, fact.site()) {
             excused += 1;
             continue;
@@ -210,10 +209,9 @@ fn deleted_but_there(run: &Run, facts: &[Fact<'_>], cases: &mut Vec<Value>, anom
         return;
     }
     let lists = last_lists(run, facts);
-    let excuses: Vec<&Excuse> = run.faults.iter().flat_map(|fault| &fault.excused).collect();
     for fact in facts.iter().filter(|fact| fact.pair.is_ok()) {
         let Says::Unmade(id) = &fact.says else { continue };
-        if excuses.iter().any(|excuse| excuse.covers(fact.site(), fact.done())) {
+        if run.excuses(fact.site(), fact.done()) {
             continue;
         }
         let there = lists.iter().find(|((workload, _), (list, ids))| {
@@ -235,7 +233,7 @@ mod tests {
     use super::*;
     use crate::check::tests::{SECOND, Story};
     use crate::history::Kind;
-    use crate::run::Fault;
+    use crate::run::{Excuse, Fault};
     use crate::workload::Valid;
 
     fn made(story: &mut Story, site: &str, id: &str) {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Finding, clients, indices, some};
 use crate::history::Pair;
-use crate::run::{Excuse, Run};
+use crate::run::Run;
 
 /// A block, a range or one address of a claim, and from when until when the claim surely holds it.
 struct Held<'a> {
@@ -35,10 +35,9 @@ fn held(run: &Run) -> Vec<Held<'_>> {
         }
     }
     // What only a lost disk held is void, and its addresses are their heir's.
-    let excuses: Vec<&Excuse> = run.faults.iter().flat_map(|fault| &fault.excused).collect();
     let is_lost = |pair: &Pair<'_>| {
         let (site, done) = (pair.invoke.site.as_deref().unwrap_or_default(), pair.complete.map_or(0, |op| op.time));
-        excuses.iter().any(|excuse| excuse.covers(site, done))
+        run.excuses(site, done)
     };
     let claims = pairs.iter().filter(|pair| pair.is_ok() && pair.invoke.f.starts_with("claim") && !is_lost(pair));
     claims.flat_map(|pair| blocks(*pair, &released)).collect()
@@ -107,7 +106,7 @@ pub(super) fn unique(run: &Run) -> Finding {
 mod tests {
     use super::*;
     use crate::check::tests::Story;
-    use crate::run::Fault;
+    use crate::run::{Excuse, Fault};
     use crate::workload::Valid;
 
     #[test]
