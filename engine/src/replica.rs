@@ -234,8 +234,8 @@ pub(crate) struct Pending {
     pub(crate) documents: BTreeMap<RecordId, Option<Vec<u8>>>,
     loaded: Loaded,
     pub(crate) entries: Vec<Arc<Entry>>,
-    /// Entries that had to be replayed on a snapshot, and need not any more.
-    replayed: Vec<EntryId>,
+    /// The keys of entries that had to be replayed on a snapshot, and need not any more.
+    replayed: Vec<Vec<u8>>,
     /// Rows of logs that forked, of [`Table::Log`] and [`Table::Dropped`]: gone from where they were, or put where they belong.
     pub(crate) moved: Moved,
     /// A fork has become known: every row is written anew, since what is named by entries has other names.
@@ -905,8 +905,8 @@ impl Replica {
         for ((table, id), moved) in &self.pending.moved {
             put_or_delete(&mut batch, *table, log_key(*id), moved.clone());
         }
-        for entry in &self.pending.replayed {
-            batch.delete(Table::Replay, log_key(*entry));
+        for key in &self.pending.replayed {
+            batch.delete(Table::Replay, key.clone());
         }
         for (id, saved) in &self.pending.documents {
             put_or_delete(&mut batch, Table::Document, encode(id), saved.clone());

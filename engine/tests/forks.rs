@@ -487,6 +487,71 @@ fn a_state_that_knows_of_a_fork_takes_the_place_of_another_branch() {
     }
 }
 
+/// *Breaks otherwise:* nobody rests on the branch that 3 holds, so that nobody else ever hears of it, and 3 waits for ever for a state
+/// that knows of a fork.
+#[test]
+fn a_branch_that_nobody_rests_on_gives_way_though_nobody_knows_of_the_fork() {
+    for entries in [2, 4, 6] {
+        let (mut world, liar) = dropped_branch_of(entries, 0);
+        replace(&mut world, 3, 0).unwrap();
+        world.cloud.restart(3);
+        let honest = [0, 1, 2, 3];
+        world.settle(&honest);
+        world.assert_equal(&honest);
+        for n in honest {
+            assert!(!world.replica(n).view().branches().is_forked(id(liar)), "{n}");
+            acknowledged_are_live(&world, n, &honest);
+        }
+    }
+}
+
+/// *Breaks otherwise:* 1 has dropped what it holds of the log that is divided there, and takes that for lost by the state of who
+/// holds it as a branch: where the other branch is dropped too, 1 never gets that.
+#[test]
+fn a_state_with_both_branches_has_what_was_dropped_of_one() {
+    let (mut world, liar) = dropped_branch();
+    send_log(&mut world, 3, 0);
+    let both = world.replica(0).view().frontier().clone();
+    let less = replace(&mut world, 0, 1);
+    assert!(less.is_err(), "what 0 holds besides is dropped");
+    assert_eq!(world.replica(0).view().frontier(), &both);
+    replace(&mut world, 1, 0).unwrap();
+    assert!(world.replica(1).view().branches().is_forked(id(liar)));
+    let honest = [0, 1, 2, 3];
+    for to in [2, 3] {
+        send_log(&mut world, 1, to);
+    }
+    replace(&mut world, 3, 1).unwrap();
+    world.settle(&honest);
+    world.assert_equal(&honest);
+    honest.iter().for_each(|n| acknowledged_are_live(&world, *n, &honest));
+}
+
+/// *Breaks otherwise:* what is in a branch's log is taken for another's than it is, and the state that lacks it is refused.
+#[test]
+fn a_branch_that_a_state_lacks_is_replayed_on_it() {
+    let (mut world, liar, twin) = with_twin(3);
+    for (by, to) in [(liar, 0), (twin, 1)] {
+        (0..3).for_each(|_| world.claim(by).unwrap());
+        world.send(by, to);
+        world.claim(to).unwrap();
+    }
+    // 1 has one entry of the other branch, which proves that there is one.
+    let log = world.cloud.in_log(0);
+    let last = log.iter().rfind(|(entry, _)| entry.author == id(liar)).map(|(_, bytes)| bytes.clone());
+    world.deliver(1, last.into_iter().collect());
+    world.tend(1);
+    send_log(&mut world, 1, 0);
+    world.claim(0).unwrap();
+    assert!(world.replica(0).view().branches().is_forked(id(liar)), "0 holds both");
+    assert!(!world.replica(1).view().branches().is_forked(id(liar)), "1 knows of the other");
+    let (before, digest) = (world.replica(0).view().frontier().clone(), world.replica(0).view().digest());
+    replace(&mut world, 0, 1).unwrap();
+    world.cloud.restart(0);
+    assert_eq!(world.replica(0).view().frontier(), &before);
+    assert_eq!(world.replica(0).view().digest(), digest);
+}
+
 /// *Breaks otherwise:* the hash of the longer branch's first entry is forgotten, since nobody can name that any more, and any entry
 /// with its number is taken for it: so the newcomer, which names the other branch too, has another past here than there.
 #[test]

@@ -37,8 +37,8 @@ pub enum ReplaceError {
     Store(#[from] StoreError),
 }
 
-/// Entries in a table, by their keys.
-type Logged = Vec<(EntryId, Vec<u8>)>;
+/// Entries with their keys in a table.
+type Logged = Vec<(Vec<u8>, Vec<u8>)>;
 
 impl Replica {
     /// Puts a snapshot in place of the state, and replays what it lacks of the log. All of it shows after the next
@@ -72,8 +72,8 @@ impl Replica {
                 true
             })?;
         }
-        for (id, bytes) in rest.into_iter().filter(|_| !on(Mutant::ReplayForgotten)) {
-            batch.put(Table::Replay, log_key(id), bytes);
+        for (key, bytes) in rest.into_iter().filter(|_| !on(Mutant::ReplayForgotten)) {
+            batch.put(Table::Replay, key, bytes);
         }
         self.store.commit(&batch)?;
         self.view = view;
@@ -95,17 +95,17 @@ impl Replica {
         loop {
             let before = rest.len();
             let (done, mut alone) = (&mut Vec::new(), Vec::new());
-            rest.retain(|(id, bytes)| match self.receive(bytes) {
+            rest.retain(|(key, bytes)| match self.receive(bytes) {
                 // A replica that was retired meanwhile takes nothing; what it held stays on its disk.
                 Received::Waiting(_) | Received::Refused(Rejection::Fenced(_) | Rejection::Store(_)) => true,
                 // Of one that forked: what rests on it may come later.
                 Received::Refused(Rejection::Fork { .. } | Rejection::Quarantined(_)) => {
-                    alone.push(*id);
+                    alone.push(key.clone());
                     true
                 }
                 // What is refused otherwise is void by now: its author was retired meanwhile.
                 Received::Applied | Received::Known | Received::Refused(_) => {
-                    done.push(*id);
+                    done.push(key.clone());
                     false
                 }
             });
@@ -193,8 +193,9 @@ impl Replica {
         Ok(())
     }
 
-    /// The entries that a snapshot lacks. Where it has another branch of a log than is held here, and knows that this has forked,
-    /// these are all from there on: they are in the new state where somebody rests on them.
+    /// The entries that a snapshot lacks. What one log here holds may lie in several there, if it is known there that its author has
+    /// forked. Where the snapshot has another branch than is held here, and knows that this has forked or nobody rests on what is held
+    /// here, these are all from there on: they are in the new state where somebody rests on them.
     fn lacking(
         &self,
         snapshot: &dyn Reader,
@@ -202,53 +203,79 @@ impl Replica {
         chains: &imbl::OrdMap<ReplicaId, Chain>,
     ) -> Result<Logged, ReplaceError> {
         let mut all = Vec::new();
-        for (author, tip) in &self.view.frontier.0 {
-            let there = view.frontier.0.get(author).copied();
-            let mut from = there.map_or(0, |tip| tip.number);
-            let chain = chains.get(author).cloned().unwrap_or_default();
-            let mut last = Some(chain.last);
-            let both = EntryId { author: *author, number: from.min(tip.number) };
-            let is_alike = |named: EntryId| {
-                let known = match there.filter(|there| there.number == named.number) {
-                    Some(there) => Some(there.hash),
-                    None => chain.kept.short_hash(named, |table| snapshot.get(table, &log_key(named)))?,
-                };
-                known.map_or(Ok(true), |hash| self.is_held_as(named, hash))
+        for (log, tip) in &self.view.frontier.0 {
+            let owner = self.view.branches.author(*log);
+            let is_own = owner == self.me;
+            let there = |of: &ReplicaId| (view.branches.first(*of), view.frontier.number(*of));
+            // A log that is another one here is none of these.
+            let may_hold = |of: &ReplicaId| {
+                self.view.branches.continues(*log, *of) || !is_own && self.view.frontier.0.get(of).is_none()
             };
-            if !is_alike(both)? {
+            let logs: Vec<ReplicaId> = view.branches.logs(owner).filter(may_hold).collect();
+            let spans = |of: &&ReplicaId, number: u64| (there(of).0..=there(of).1).contains(&number);
+            let is_alike = |of: &ReplicaId, number: u64| {
+                let known = match view.frontier.0.get(of).filter(|tip| tip.number == number) {
+                    Some(tip) => Some(tip.hash),
+                    None => {
+                        let named = EntryId { author: *of, number };
+                        let chain = chains.get(of).cloned().unwrap_or_default();
+                        chain.kept.short_hash(named, |table| snapshot.get(table, &log_key(named)))?
+                    }
+                };
+                known.map_or(Ok(true), |hash| self.is_held_as(EntryId { author: *log, number }, hash))
+            };
+            let first = self.view.branches.first(*log);
+            let most = logs.iter().map(|of| there(of).1).max().unwrap_or(0);
+            if is_own && most > tip.number {
+                return Err(ReplaceError::Fork(EntryId { author: *log, number: most }));
+            }
+            let mut from = most.min(tip.number).max(first - 1);
+            let is_held = |number: u64| {
+                let mut of = logs.iter().filter(|of| spans(of, number));
+                of.try_fold(false, |held, of| Ok::<_, StoreError>(held || is_alike(of, number)?))
+            };
+            while from >= first && !is_held(from)? {
+                from -= 1;
+            }
+            if from == tip.number {
+                continue;
+            }
+            let next = EntryId { author: *log, number: from + 1 };
+            if logs.iter().any(|of| spans(&of, next.number)) {
                 // What is built here on another branch could not be replayed where nobody has heard of that yet.
-                if *author == self.me || !view.retirements.is_forked(*author, view.frontier()) {
-                    return Err(ReplaceError::Fork(both));
+                let is_known = view.retirements.is_forked(owner, view.frontier());
+                if is_own || !is_known && self.is_rested_on(*log, from) {
+                    return Err(ReplaceError::Fork(next));
                 }
-                from = both.number;
-                while from > 0 && !is_alike(EntryId { author: *author, number: from })? {
-                    from -= 1;
-                }
-                // What its first follows, the log here says.
-                last = None;
-            } else if *author == self.me && from > tip.number {
-                return Err(ReplaceError::Fork(EntryId { author: *author, number: from }));
             }
-            let is_whole = self.chains.get(author).is_some_and(|chain| chain.kept.reaches(from));
-            if from < tip.number && !is_whole {
-                return Err(ReplaceError::Dropped(*author));
+            if !self.chains.get(log).is_some_and(|chain| chain.kept.reaches(from)) {
+                return Err(ReplaceError::Dropped(*log));
             }
-            for number in from + 1..=tip.number {
-                let id = EntryId { author: *author, number };
-                let bytes = read_log(&*self.pending.reader, id, 1, 1)?.pop().ok_or(ReplaceError::Dropped(*author))?;
+            let mut last = None;
+            for number in next.number..=tip.number {
+                let id = EntryId { author: *log, number };
+                let bytes = read_log(&*self.pending.reader, id, 1, 1)?.pop().ok_or(ReplaceError::Dropped(*log))?;
                 let follows = |entry: &Entry| last.is_none_or(|last| entry.header.previous == last);
-                let entry = Entry::decode(&bytes).ok().filter(|entry| entry.id() == id && follows(entry));
+                let is_it = |entry: &Entry| entry.id() == EntryId { author: owner, number } && follows(entry);
+                let entry = Entry::decode(&bytes).ok().filter(is_it);
                 last = Some(entry.ok_or(ReplaceError::Fork(id))?.hash());
-                all.push((id, bytes));
+                all.push((log_key(id), bytes));
             }
         }
         Ok(all)
     }
 
+    /// Whether what somebody else wrote rests on more of a log than its first entries, so many.
+    fn is_rested_on(&self, log: ReplicaId, first: u64) -> bool {
+        let branches = &self.view.branches;
+        let is_others = |other: &ReplicaId| branches.author(*other) != branches.author(log);
+        self.chains.iter().any(|(other, chain)| is_others(other) && chain.frontier.number(log) > first)
+    }
+
     fn to_replay(&self) -> Result<Logged, StoreError> {
         let mut all = Vec::new();
-        self.store.reader()?.scan(Table::Replay, &[], &mut |_, value| {
-            all.extend(Entry::decode(value).ok().map(|entry| (entry.id(), value.to_vec())));
+        self.store.reader()?.scan(Table::Replay, &[], &mut |key, value| {
+            all.push((key.to_vec(), value.to_vec()));
             true
         })?;
         Ok(all)
