@@ -142,7 +142,8 @@ impl World {
         let replica = node.replica;
         let twin = self.add_node(identity, site, Disk::from_image(&image), None);
         self.by_replica.insert(replica, at);
-        self.rules.lies(replica, [at, twin]);
+        let known = self.process(at).map(|process| process.replica.view().retired().clone());
+        self.rules.lies(replica, [at, twin], &known.unwrap_or_default());
         self.liar = Some(Liar { replica, nodes: [at, twin], sides });
         self.sometimes.saw(State::Forked);
         self.trace

@@ -513,6 +513,7 @@ impl Rules {
                 LedgerOp::Burn { pool, amount } => {
                     add(&mut self.pools.entry(*pool).or_default().capacity, vector(amount), 1);
                 }
+                LedgerOp::Claim { .. } if self.has_liar(id.author) => {}
                 LedgerOp::Claim { pool, amount, .. } => {
                     add(&mut self.pools.entry(*pool).or_default().live, vector(amount), -1);
                     self.free_addresses(ClaimId { entry: id, index });
@@ -520,6 +521,7 @@ impl Rules {
                         claim.counts = false;
                     }
                 }
+                LedgerOp::Release { claim } if self.is_unreckoned(*claim) => {}
                 LedgerOp::Release { claim } => {
                     if let Some(row) = self.claims.get_mut(claim) {
                         row.released = false;
@@ -648,6 +650,7 @@ impl Rules {
                 Some(_) => {}
             }
         }
+        self.inherits(node, retired);
         Ok(())
     }
 
@@ -735,7 +738,7 @@ impl Rules {
     /// [`Broken`].
     pub fn started(&mut self, host: HostId, server: Uuid, claim: ClaimId, amount: &Amount, unaware: bool) -> Checked {
         let broken = |how: String| Err(Broken::new(Rule::HostTruth, how));
-        let lies = |claim: &ClaimId| self.is_liars(claim.entry.author);
+        let lies = |claim: &ClaimId| self.has_liar(claim.entry.author);
         let nil = HostId(Uuid::nil());
         let mut running = self.domains.range((server, nil)..).take_while(|((id, _), _)| *id == server);
         // Who places its own servers twice harms those, and nobody else's.
@@ -855,7 +858,7 @@ impl Rules {
             let counts = |id: &EntryId| self.entries.get(id).is_some_and(|known| known.counts);
             let is_deleted = |id: &Uuid| self.deleted.get(id).is_some_and(|by| by.iter().any(counts));
             let is_left = |(id, claim): &(&ClaimId, &luc_engine::ledger::Claim)| {
-                is_deleted(&claim.record.id) && !self.is_liars(id.entry.author)
+                is_deleted(&claim.record.id) && !self.has_liar(id.entry.author)
             };
             let left = view.ledger().claims().find(is_left);
             if let Some((id, claim)) = left {

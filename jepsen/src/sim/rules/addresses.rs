@@ -81,7 +81,7 @@ impl Rules {
 
     /// A claim is live again: nobody has the entry that released it.
     pub(super) fn retake_addresses(&mut self, claim: ClaimId) {
-        if self.is_liars(claim.entry.author) {
+        if self.has_liar(claim.entry.author) {
             return;
         }
         let Addresses { taken, held, .. } = &mut self.addresses;
@@ -90,14 +90,17 @@ impl Rules {
     }
 
     fn liars_addresses(&self, pool: PoolId) -> Intervals {
-        let Some(liar) = self.liar.as_ref().map(super::liar::Liar::replica) else { return Intervals::default() };
-        if self.is_liars(pool.entry.author) {
+        if self.liar.is_none() {
+            return Intervals::default();
+        }
+        if self.has_liar(pool.entry.author) {
             return Intervals::full();
         }
         if self.pools.get(&pool).is_some_and(|pool| pool.confirmed) {
             return Intervals::default();
         }
-        self.addresses.granted.get(&(pool, liar)).cloned().unwrap_or_default()
+        let granted = self.addresses.granted.iter().filter(|((of, to), _)| *of == pool && self.has_liar(*to));
+        granted.fold(Intervals::default(), |all, (_, set)| all.union(set))
     }
 }
 

@@ -3,12 +3,13 @@
 //!
 //! From its fork on, nothing that the liar signs is believed here either. What it held then, claims included, and what it is
 //! given later, is its **share**: by so much the claims of all others may exceed a pool that is not confirmed, since the liar may
-//! have given all of it to two of them.
+//! have given all of it to two of them. Whose heir it is, their claims and rights it has too.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use luc_engine::entry::{Entry, Hash, LedgerOp};
 use luc_engine::id::{ClaimId, PoolId, ReplicaId};
+use luc_engine::retire::Retired;
 use luc_engine::view::View;
 
 use super::{Broken, Checked, Rule, Rules, Vector, add, vector};
@@ -22,19 +23,15 @@ pub(super) struct Liar {
     /// Its last entry before it forked.
     last: u64,
     share: BTreeMap<PoolId, Vector>,
+    /// Whose heir it is, or was.
+    heir_of: BTreeSet<ReplicaId>,
     /// Entries that nobody may take.
     lies: BTreeSet<Hash>,
 }
 
-impl Liar {
-    pub(super) fn replica(&self) -> ReplicaId {
-        self.replica
-    }
-}
-
 impl Rules {
-    /// From now on this member lies, by two processes.
-    pub fn lies(&mut self, replica: ReplicaId, nodes: [usize; 2]) {
+    /// From now on this member lies, by two processes, which know of these retirements.
+    pub fn lies(&mut self, replica: ReplicaId, nodes: [usize; 2], retired: &Retired) {
         let Some(own) = self.nodes.get(nodes[0]) else { return };
         let mut share: BTreeMap<PoolId, Vector> = BTreeMap::new();
         for ((_, pool), free) in own.accounts.iter().filter(|((of, _), _)| *of == replica) {
@@ -49,15 +46,44 @@ impl Rules {
             }
         }
         let last = own.number(replica);
-        for (_, row) in self.claims.iter_mut().filter(|(id, _)| id.entry.author == replica) {
+        self.index.insert(replica, nodes[0]);
+        self.liar = Some(Liar {
+            replica,
+            nodes: nodes.into(),
+            last,
+            share,
+            heir_of: BTreeSet::new(),
+            lies: BTreeSet::new(),
+        });
+        self.leave_to_liar(replica);
+        self.inherits(nodes[0], retired);
+    }
+
+    /// Whoever's heir the liar is, by what a node knows: what they had is the liar's.
+    pub(super) fn inherits(&mut self, node: usize, retired: &Retired) {
+        let Some(liar) = &self.liar else { return };
+        let is_its = |of: &ReplicaId| retired.heir(*of) == Some(liar.replica) && !liar.heir_of.contains(of);
+        for of in retired.replicas().filter(is_its).collect::<Vec<_>>() {
+            let known = self.nodes.get(node).into_iter().flat_map(|tracker| &tracker.accounts);
+            let left: Vec<_> = known.filter(|((whose, _), _)| *whose == of).map(|((_, pool), n)| (*pool, *n)).collect();
+            if let Some(liar) = &mut self.liar {
+                liar.heir_of.insert(of);
+                left.into_iter().for_each(|(pool, free)| add(liar.share.entry(pool).or_default(), free, 1));
+            }
+            self.leave_to_liar(of);
+        }
+    }
+
+    /// A member's claims are the liar's to release, by entries that are not believed here.
+    fn leave_to_liar(&mut self, of: ReplicaId) {
+        let Some(liar) = &mut self.liar else { return };
+        for (_, row) in self.claims.iter_mut().filter(|(id, _)| id.entry.author == of) {
             if std::mem::replace(&mut row.counts, false) && !row.released {
                 add(&mut self.pools.entry(row.pool).or_default().live, row.amount, -1);
-                add(share.entry(row.pool).or_default(), row.amount, 1);
+                add(liar.share.entry(row.pool).or_default(), row.amount, 1);
             }
         }
-        self.index.insert(replica, nodes[0]);
-        self.free_liars_addresses(replica);
-        self.liar = Some(Liar { replica, nodes: nodes.into(), last, share, lies: BTreeSet::new() });
+        self.free_liars_addresses(of);
     }
 
     /// The liar has signed this. Nobody may take it.
@@ -76,6 +102,11 @@ impl Rules {
     #[must_use]
     pub fn is_liars(&self, log: ReplicaId) -> bool {
         self.liar.as_ref().is_some_and(|liar| liar.replica == log || !self.index.contains_key(&log))
+    }
+
+    /// Whether what this member had is the liar's: its own, or that of one whose heir it is.
+    pub(super) fn has_liar(&self, of: ReplicaId) -> bool {
+        self.is_liars(of) || self.liar.as_ref().is_some_and(|liar| liar.heir_of.contains(&of))
     }
 
     /// Whether an entry was signed after the fork.
@@ -106,12 +137,12 @@ impl Rules {
 
     /// Whether a claim is the liar's, or on a pool that the liar made after its fork.
     pub(super) fn is_unreckoned(&self, claim: ClaimId) -> bool {
-        self.is_liars(claim.entry.author) || (self.liar.is_some() && !self.claims.contains_key(&claim))
+        self.has_liar(claim.entry.author) || (self.liar.is_some() && !self.claims.contains_key(&claim))
     }
 
     /// An honest member has granted rights.
     pub(super) fn gave(&mut self, pool: PoolId, to: ReplicaId, amount: Vector) {
-        if let Some(liar) = self.liar.as_mut().filter(|liar| liar.replica == to) {
+        if let Some(liar) = self.liar.as_mut().filter(|liar| liar.replica == to || liar.heir_of.contains(&to)) {
             add(liar.share.entry(pool).or_default(), amount, 1);
         }
     }
@@ -121,7 +152,7 @@ impl Rules {
         let Some(liar) = &self.liar else { return Some(Vector::default()) };
         let row = self.pools.get(&pool);
         match row.is_some_and(|row| row.confirmed) {
-            _ if self.is_liars(pool.entry.author) => None,
+            _ if self.has_liar(pool.entry.author) => None,
             true => Some(Vector::default()),
             false => Some(liar.share.get(&pool).copied().unwrap_or_default()),
         }
@@ -130,7 +161,7 @@ impl Rules {
     /// What a view shows as promised twice is at most what the liar had.
     pub(super) fn check_overdraft(&self, node: usize, view: &View, id: PoolId) -> Checked {
         let Some(liar) = &self.liar else { return Ok(()) };
-        let Some(pool) = view.ledger().pool(id).filter(|_| !self.is_liars(id.entry.author)) else { return Ok(()) };
+        let Some(pool) = view.ledger().pool(id).filter(|_| !self.has_liar(id.entry.author)) else { return Ok(()) };
         let (owed, share) = (vector(&pool.overdraft()), liar.share.get(&id).copied().unwrap_or_default());
         if owed.iter().zip(share).any(|(owed, share)| *owed > share) {
             let how = format!("node {node}: pool {id} is overdrawn by {owed:?}, and the liar had {share:?}");
@@ -142,7 +173,7 @@ impl Rules {
     /// What honest members have claimed of a pool, as a view shows it.
     pub(super) fn honest_claims(&self, view: &View) -> BTreeMap<PoolId, Vector> {
         let mut all: BTreeMap<PoolId, Vector> = BTreeMap::new();
-        let honest = |(id, _): &(&ClaimId, &luc_engine::ledger::Claim)| !self.is_liars(id.entry.author);
+        let honest = |(id, _): &(&ClaimId, &luc_engine::ledger::Claim)| !self.has_liar(id.entry.author);
         for (_, claim) in view.ledger().claims().filter(honest) {
             add(all.entry(claim.pool).or_default(), vector(&claim.amount), 1);
         }
