@@ -153,8 +153,9 @@ impl World {
     /// A retirement needs a majority, so only so many may be gone, or on an old disk, with which they will be told to go.
     fn may_lose(&self) -> bool {
         let gone = self.nodes.iter().filter(|node| node.gone || node.stopped || node.old.is_some()).count();
-        // Who forks is retired too, which would be one too many.
-        !self.ending && self.liar.is_none() && gone < self.sites / 4 && self.nodes.len() < self.sites + JOINS
+        // Who forks is retired too.
+        let leaves = gone + usize::from(self.liar.is_some());
+        !self.ending && leaves < self.sites / 4 && self.nodes.len() < self.sites + JOINS
     }
 
     fn part(&mut self, bits: u64, bridge: Option<usize>) {
