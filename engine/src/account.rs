@@ -76,6 +76,41 @@ struct Account {
     /// What has been taken of it in parts, and by whom: votes of an owner who is retired.
     #[serde(default)]
     taken: Vec<(ReplicaId, Amount)>,
+    /// Of votes: what has moved lately.
+    #[serde(default)]
+    moves: Vec<Move>,
+}
+
+/// What has moved into or out of an account of votes. A seal counts the votes of its author in its own past (E3), and a member that has
+/// forked gives and gets in each branch what in the other's past it has not: so what moved is kept until nobody can write with
+/// a past that lacks it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+enum Move {
+    /// The owner gave so much away in this entry.
+    Gave(EntryId, Amount),
+    /// What was granted to the owner, and its entry that has seen it.
+    Got(Incoming, EntryId),
+    /// The owner took so much in this entry, as its part of what a retired one had.
+    Took(EntryId, ReplicaId, Amount),
+}
+
+impl Move {
+    /// Once everybody has this one, nobody writes with a past that lacks the move.
+    fn last(&self) -> EntryId {
+        match self {
+            Self::Gave(entry, _) | Self::Got(_, entry) | Self::Took(entry, ..) => *entry,
+        }
+    }
+
+    fn rename(&mut self, by: &Renaming) {
+        match self {
+            Self::Gave(entry, _) | Self::Took(entry, ..) => entry.rename(by),
+            Self::Got(grant, entry) => {
+                grant.rename(by);
+                entry.rename(by);
+            }
+        }
+    }
 }
 
 /// What an account owes.
@@ -167,6 +202,11 @@ impl Incoming {
     fn is_waiting(&self) -> bool {
         self.confirmed.as_ref().is_some_and(Vec::is_empty)
     }
+
+    fn rename(&mut self, by: &Renaming) {
+        self.by.rename(by);
+        self.confirmed.iter_mut().for_each(|entries| entries.rename(by));
+    }
 }
 
 impl Account {
@@ -179,12 +219,15 @@ impl Account {
 
     /// Takes up the grants that the owner's frontier covers (A1). Frontiers only grow, so it does not matter at which
     /// of the owner's entries this is done. All there is was minted, with a check: no sum overflows, and sets are disjoint.
-    /// Where a fork has granted one right twice, its receiver holds it once.
-    fn settle(&mut self, past: &Frontier) {
+    /// Where a fork has granted one right twice, its receiver holds it once. `by`: the entry with that past, if it is to be kept.
+    fn settle(&mut self, past: &Frontier, by: Option<EntryId>) {
         let (seen, unseen) =
             std::mem::take(&mut self.incoming).into_iter().partition::<Vec<_>, _>(|grant| grant.counts_at(past));
         self.incoming = unseen;
         self.free = sum(std::mem::take(&mut self.free), seen.iter());
+        if let Some(by) = by {
+            self.moves.extend(seen.into_iter().map(|grant| Move::Got(grant, by)));
+        }
         self.pay();
     }
 
@@ -212,7 +255,26 @@ impl Account {
 
     /// What its owner has at `past`, or had before any of it was taken in parts.
     fn held(&self, past: &Frontier) -> Amount {
-        sum(self.free.clone(), self.incoming.iter().filter(|grant| grant.counts_at(past))).saturating_sub(&self.debt)
+        let mut held = sum(self.free.clone(), self.incoming.iter().filter(|grant| grant.counts_at(past)));
+        let mut less = self.debt.clone();
+        for one in &self.moves {
+            match one {
+                Move::Gave(entry, amount) if !past.holds(*entry) => held = held.saturating_add(amount),
+                Move::Got(grant, _) if !grant.counts_at(past) => less = less.saturating_add(&grant.amount),
+                Move::Took(entry, _, amount) if !past.holds(*entry) => less = less.saturating_add(amount),
+                Move::Gave(..) | Move::Got(..) | Move::Took(..) => {}
+            }
+        }
+        held.saturating_sub(&less)
+    }
+
+    /// What its owner has taken of what a retired one had, but not at `past`.
+    fn took_later(&self, from: ReplicaId, past: &Frontier) -> Amount {
+        let later = self.moves.iter().filter_map(|one| match one {
+            Move::Took(entry, of, amount) if *of == from && !past.holds(*entry) => Some(amount),
+            Move::Gave(..) | Move::Got(..) | Move::Took(..) => None,
+        });
+        later.fold(Amount::default(), |sum, amount| sum.saturating_add(amount))
     }
 
     /// In how many pieces its free addresses are.
@@ -329,7 +391,14 @@ impl Pool {
     pub(crate) fn part(&self, of: ReplicaId, from: ReplicaId, retired: &Retired, past: &Frontier) -> Amount {
         let stayed = retired.stayed(from).filter(|stayed| stayed.contains(&of));
         let (Some(account), Some(stayed)) = (self.accounts.get(&from), stayed) else { return Amount::default() };
-        equal_part(account, stayed, past).saturating_sub(&account.taken(of))
+        equal_part(account, stayed, past).saturating_sub(&self.taken(of, from, past))
+    }
+
+    /// What one has taken of what a retired replica had, at `past`.
+    fn taken(&self, of: ReplicaId, from: ReplicaId, past: &Frontier) -> Amount {
+        let all = self.accounts.get(&from).map(|account| account.taken(of)).unwrap_or_default();
+        let later = self.accounts.get(&of).map(|account| account.took_later(from, past)).unwrap_or_default();
+        all.saturating_sub(&later)
     }
 
     /// What is nobody's of the rights of a retired replica at `past`: all but what was taken, and the parts of those who live.
@@ -338,18 +407,29 @@ impl Pool {
             return Amount::default();
         };
         let part = equal_part(account, stayed, past);
-        let theirs = stayed.iter().map(|of| if retired.contains(*of) { account.taken(*of) } else { part.clone() });
+        let theirs = stayed.iter();
+        let theirs = theirs.map(|of| if retired.contains(*of) { self.taken(*of, from, past) } else { part.clone() });
         theirs.fold(account.held(past), |left, theirs| left.saturating_sub(&theirs))
     }
 
-    /// Takes one's part of the rights of a retired replica out of its account, and says how much that is.
-    pub(crate) fn take_part(&mut self, by: ReplicaId, from: ReplicaId, retired: &Retired, past: &Frontier) -> Amount {
-        let part = self.part(by, from, retired, past);
+    /// Takes one's part of the rights of a retired replica out of its account, in this entry, and says how much that is: nothing if
+    /// another branch has taken it.
+    pub(crate) fn take_part(
+        &mut self,
+        by: ReplicaId,
+        from: ReplicaId,
+        retired: &Retired,
+        past: &Frontier,
+        entry: EntryId,
+    ) -> Amount {
+        let elsewhere = self.accounts.get(&by).map(|account| account.took_later(from, past)).unwrap_or_default();
+        let part = self.part(by, from, retired, past).saturating_sub(&elsewhere);
         if let Some(account) = self.accounts.get_mut(&from).filter(|_| !part.is_zero()) {
             let all = account.taken(by).saturating_add(&part);
             account.taken.retain(|(who, _)| *who != by);
             account.taken.push((by, all));
             account.taken.sort_unstable_by_key(|(who, _)| *who);
+            self.accounts.entry(by).or_default().moves.push(Move::Took(entry, from, part.clone()));
         }
         part
     }
@@ -389,10 +469,8 @@ impl Pool {
                     *log = by.to;
                 }
             }
-            for grant in &mut account.incoming {
-                grant.by.rename(by);
-                grant.confirmed.iter_mut().for_each(|entries| entries.rename(by));
-            }
+            account.incoming.iter_mut().for_each(|grant| grant.rename(by));
+            account.moves.iter_mut().for_each(|one| one.rename(by));
             (*replica, account)
         });
         self.accounts = renamed.collect();
@@ -446,18 +524,19 @@ impl Pool {
     pub(crate) fn overdraw(
         &mut self,
         owner: ReplicaId,
-        branch: ReplicaId,
+        entry: EntryId,
         past: &Frontier,
         id: PoolId,
         amount: &Amount,
     ) -> Result<(), BadLedgerOp> {
         self.is_forked = true;
+        let keeps = self.keeps(entry);
         let account = self.accounts.entry(owner).or_default();
-        account.settle(past);
+        account.settle(past, keeps);
         let gross = account.gross();
         let forked = account.forked.get_or_insert_with(|| Box::new(Forked { limit: Some(gross), spent: Vec::new() }));
         let limit = forked.limit.clone();
-        let spent = forked.in_branch(branch);
+        let spent = forked.in_branch(entry.author);
         *spent = spent.saturating_add(amount);
         if limit.is_some_and(|limit| !limit.covers(spent)) {
             return Err(BadLedgerOp::Overspent(id));
@@ -465,6 +544,7 @@ impl Pool {
         if !on(Mutant::DebtForgiven) {
             account.owed_again.add(&mut account.debt, amount);
         }
+        account.moves.extend(keeps.map(|entry| Move::Gave(entry, amount.clone())));
         account.pay();
         Ok(())
     }
@@ -513,12 +593,14 @@ impl Pool {
     pub(crate) fn take(
         &mut self,
         owner: ReplicaId,
+        entry: EntryId,
         past: &Frontier,
         id: PoolId,
         amount: &Amount,
     ) -> Result<(), BadLedgerOp> {
+        let keeps = self.keeps(entry);
         let account = self.accounts.entry(owner).or_default();
-        account.settle(past);
+        account.settle(past, keeps);
         let unchecked = on(Mutant::RightsUnchecked).then(|| account.free.saturating_sub(amount));
         let rest = account.free.checked_sub(amount).filter(|_| account.debt.is_zero());
         let Some(rest) = rest.or(unchecked) else {
@@ -529,21 +611,41 @@ impl Pool {
         }
         let before = account.pieces();
         account.free = rest;
+        account.moves.extend(keeps.map(|entry| Move::Gave(entry, amount.clone())));
         check_pieces(id, before, account.pieces())
     }
 
-    /// The pool with the grants taken up that their receivers have said to have seen; none if there are none. Nothing shows
-    /// of it: each account is what it was at every past that its owner may still name.
-    pub(crate) fn folded<'a>(&self, said: &dyn Fn(ReplicaId) -> Option<&'a Frontier>) -> Option<Self> {
+    /// What is to be kept of a move in this entry.
+    fn keeps(&self, entry: EntryId) -> Option<EntryId> {
+        matches!(self.subject, Subject::Votes).then_some(entry)
+    }
+
+    /// The pool with the grants taken up that their receivers have said to have seen, and without moves that all have; none if
+    /// there are none. Nothing shows of it: each account is what it was at every past that its owner may still name.
+    pub(crate) fn folded<'a>(
+        &self,
+        said: &dyn Fn(ReplicaId) -> Option<&'a Frontier>,
+        all_have: &dyn Fn(EntryId) -> bool,
+    ) -> Option<Self> {
         let counts = |owner: &ReplicaId, account: &Account| {
             let past = said(*owner)?;
             account.incoming.iter().any(|grant| grant.counts_at(past)).then_some((*owner, past))
         };
         let owners: Vec<_> = self.accounts.iter().filter_map(|(owner, account)| counts(owner, account)).collect();
-        let mut folded = if owners.is_empty() { return None } else { self.clone() };
+        let is_over = |one: &Move| all_have(one.last());
+        let moved =
+            self.accounts.iter().filter(|(_, account)| account.moves.iter().any(is_over)).map(|(owner, _)| *owner);
+        let moved: Vec<_> = moved.collect();
+        let mut folded = if owners.is_empty() && moved.is_empty() { return None } else { self.clone() };
         for (owner, past) in &owners {
+            let keeps = self.keeps(EntryId { author: *owner, number: past.number(*owner) });
             if let Some(account) = folded.accounts.get_mut(owner) {
-                account.settle(past);
+                account.settle(past, keeps);
+            }
+        }
+        for owner in moved {
+            if let Some(account) = folded.accounts.get_mut(&owner) {
+                account.moves.retain(|one| !is_over(one));
             }
         }
         Some(folded)
@@ -552,7 +654,7 @@ impl Pool {
     /// Empties the account of somebody who is gone, as of `past`: what was free, and what was owed.
     pub(crate) fn take_all(&mut self, owner: ReplicaId, past: &Frontier) -> (Amount, Debt) {
         let Some(account) = self.accounts.get_mut(&owner) else { return Default::default() };
-        account.settle(past);
+        account.settle(past, None);
         let debt = Debt { sum: std::mem::take(&mut account.debt), again: std::mem::take(&mut account.owed_again) };
         (std::mem::take(&mut account.free), debt)
     }

@@ -471,8 +471,12 @@ impl Ledger {
     }
 
     /// Takes up the grants that their receivers have said to have seen. Gives the pools that have changed.
-    pub(crate) fn fold_grants<'a>(&mut self, said: &dyn Fn(ReplicaId) -> Option<&'a Frontier>) -> Vec<PoolId> {
-        let folded = self.pools.iter().filter_map(|(id, pool)| Some((*id, Arc::new(pool.folded(said)?))));
+    pub(crate) fn fold_grants<'a>(
+        &mut self,
+        said: &dyn Fn(ReplicaId) -> Option<&'a Frontier>,
+        all_have: &dyn Fn(EntryId) -> bool,
+    ) -> Vec<PoolId> {
+        let folded = self.pools.iter().filter_map(|(id, pool)| Some((*id, Arc::new(pool.folded(said, all_have)?))));
         let changed: Vec<_> = folded.collect();
         let ids = changed.iter().map(|(id, _)| *id).collect();
         self.pools.extend(changed);
@@ -487,10 +491,10 @@ impl Ledger {
         let pool = self.pool_mut(judged, id)?;
         check_kind(id, &pool.subject, amount)?;
         if judged.is_forked {
-            pool.overdraw(judged.author, judged.entry.author, judged.frontier, id, amount)?;
+            pool.overdraw(judged.author, judged.entry, judged.frontier, id, amount)?;
             return Ok(pool);
         }
-        pool.take(judged.author, judged.frontier, id, amount)?;
+        pool.take(judged.author, judged.entry, judged.frontier, id, amount)?;
         Ok(pool)
     }
 
@@ -566,7 +570,8 @@ impl Ledger {
         }
         let pool = self.pool_mut(judged, id)?;
         let (amount, debt) = if is_votes {
-            (pool.take_part(author, from, judged.retired, judged.frontier), Debt::default())
+            let part = pool.take_part(author, from, judged.retired, judged.frontier, judged.entry);
+            (part, Debt::default())
         } else {
             pool.take_all(from, judged.frontier)
         };

@@ -15,7 +15,7 @@ use crate::site_mutant::{SiteMutant, on};
 use redb::{ReadableDatabase, TableDefinition};
 
 /// Version of the store's format, written in [`Table::Meta`].
-pub const FORMAT: u64 = 12;
+pub const FORMAT: u64 = 13;
 
 /// The tables. Each has its own key and value encoding, see [`crate::replica`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]

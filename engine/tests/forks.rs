@@ -17,6 +17,7 @@ use luc_engine::interval::{Interval, Intervals};
 use luc_engine::ledger::Dimension;
 use luc_engine::record::{AddressPool, Kind, Project, RecordId};
 use luc_engine::replica::{Received, Rejection, ReplaceError, Replica};
+use luc_engine::retire::VOTES;
 use luc_engine::store::{MemoryStore, Store};
 use luc_engine::tx::Refusal;
 use proptest::prelude::*;
@@ -550,6 +551,50 @@ fn a_branch_that_a_state_lacks_is_replayed_on_it() {
     world.cloud.restart(0);
     assert_eq!(world.replica(0).view().frontier(), &before);
     assert_eq!(world.replica(0).view().digest(), digest);
+}
+
+/// *Breaks otherwise:* in each branch the liar has given votes to a newcomer, and then it seals 4 in one of them. Who held the other branch
+/// by then counts for that seal what it had less both gifts, and who did not less one; so a retirement could take effect at some only.
+#[test]
+fn a_seal_counts_the_votes_of_its_own_branch_whichever_came_first() {
+    let (mut world, liar, twin) = with_twin(5);
+    world.claim(liar).unwrap();
+    world.cloud.admit(9);
+    world.tend(0);
+    for branch in [liar, twin] {
+        let before = votes_given(&world, branch, liar);
+        world.send(0, branch);
+        assert!(votes_given(&world, branch, liar) > before, "it hands votes to the newcomer");
+    }
+    world.retire(0, &[(4, 0)], false).unwrap();
+    world.send(0, liar);
+    for (branch, to) in [(liar, 0), (twin, 1)] {
+        world.send(branch, to);
+        world.claim(to).unwrap();
+    }
+    for (from, to) in [(0, 2), (1, 2), (1, 3), (0, 3)] {
+        world.send(from, to);
+    }
+    let honest = [0, 1, 2, 3];
+    honest[2..].iter().for_each(|n| assert!(world.replica(*n).view().branches().is_forked(id(liar)), "{n}"));
+    world.settle(&honest);
+    world.assert_equal(&honest);
+    for n in honest {
+        world.replica(n).transact::<_, Refusal>(3, |tx| tx.membership(MemberOp::Held)).unwrap();
+        world.tend(n);
+    }
+    world.settle(&honest);
+    for n in honest {
+        while world.replica(n).fold().unwrap() > 0 {}
+        world.cloud.restart(usize::from(n));
+    }
+    world.assert_equal(&honest);
+}
+
+/// How many votes a member has given to others, or has not.
+fn votes_given(world: &World, at: u8, of: u8) -> u64 {
+    let (_, pool) = world.cloud.replicas[usize::from(at)].view().ledger().votes().unwrap();
+    VOTES - pool.free(id(of)).get(Dimension::Votes)
 }
 
 /// *Breaks otherwise:* the hash of the longer branch's first entry is forgotten, since nobody can name that any more, and any entry

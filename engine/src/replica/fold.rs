@@ -262,7 +262,7 @@ impl Replica {
         }
         // Of one who forked, each branch says for itself what it has seen.
         let said = |owner| self.said(owner).filter(|_| !self.view.branches.is_forked(owner));
-        for id in ledger.fold_grants(&said) {
+        for id in ledger.fold_grants(&said, &all_have) {
             batch.put(Table::Pool, encode(&id), ledger.pool(id).map(encode).unwrap_or_default());
         }
         if batch.is_empty() {

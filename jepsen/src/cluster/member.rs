@@ -125,7 +125,10 @@ impl Cluster {
             for heir in heirs.iter().take(asked) {
                 let Some(id) = heir.replica.as_deref() else { continue };
                 match heir.luc(&["replica", "retire", replica, "--heir", id]) {
-                    Ok(_) => return Ok(true),
+                    Ok(_) => {
+                        self.remind(heir);
+                        return Ok(true);
+                    }
                     Err(error) => last = error,
                 }
             }
@@ -136,6 +139,19 @@ impl Cluster {
         }
         self.retiring.push(replica.to_owned());
         Ok(())
+    }
+
+    /// Asks once more for retirements of which a replica knows nothing: who was asked may have lost its disk before it told anybody.
+    /// Until then everybody waits for the word of who is gone, as an operator sees in `luc status`.
+    fn remind(&self, asked: &Node) {
+        let Ok(status) = self.ask(asked).get("/luc/v1/status") else { return };
+        let replicas = status["replicas"].as_array().into_iter().flatten();
+        let unasked = replicas.filter(|one| one["retirement"].is_null()).filter_map(|one| one["id"].as_str());
+        for id in unasked.filter(|id| self.retiring.iter().any(|of| of == id)) {
+            if let Some(heir) = asked.replica.as_deref().filter(|heir| *heir != id) {
+                let _ = asked.luc(&["replica", "retire", id, "--heir", heir]);
+            }
+        }
     }
 
     /// Whether those who stay can still retire somebody (M2) once these nodes are gone for good: they have more than half of the
@@ -166,7 +182,9 @@ impl Cluster {
         if self.retiring.is_empty() {
             return Ok(());
         }
-        let asker = self.ask(self.others(usize::MAX).next().context("no replica runs")?);
+        let asked = self.others(usize::MAX).next().context("no replica runs")?;
+        let asker = self.ask(asked);
+        self.remind(asked);
         let mut awaited = Vec::new();
         let all = eventually(limit, "retirements to take effect", || {
             let Ok(status) = asker.get("/luc/v1/status") else { return Ok(false) };
@@ -187,10 +205,10 @@ impl Cluster {
         Ok(())
     }
 
-    /// Replicas that run, other than this node.
+    /// Replicas that run, other than this node, and whose word others take.
     pub fn others(&self, but: usize) -> impl Iterator<Item = &Node> {
         let others = self.nodes.iter().enumerate().filter(move |(at, _)| *at != but).map(|(_, node)| node);
-        others.filter(|node| node.serves())
+        others.filter(|node| node.serves() && !node.revoked)
     }
 
     /// The highest entry of a replica that any other replica holds, of those that run.

@@ -50,6 +50,8 @@ pub struct Node {
     pub replica: Option<String>,
     /// Whether it has left for good: it is not started again.
     pub left: bool,
+    /// Its certificate was revoked: nobody takes anything from it, and it may not know.
+    pub revoked: bool,
     /// The binary that it is started with.
     pub luc: PathBuf,
     /// Its hypervisor, if it is a host.
@@ -106,6 +108,7 @@ impl Node {
             role,
             replica: None,
             left: false,
+            revoked: false,
             luc,
             hypervisor,
             disk,

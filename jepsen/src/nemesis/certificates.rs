@@ -68,6 +68,7 @@ impl Nemesis<'_> {
         let asker = cluster.ask(sponsor);
         cluster.net.say(&format!("isolate {alone}"))?;
         asker.post(&format!("/luc/v1/replicas/{replica}/revoke"), &json!({}))?;
+        cluster.nodes.get_mut(node).context("no such node")?.revoked = true;
         let time = self.around.recorder.now();
         // From when the last fault is over, which comes later.
         self.revoked.push(Revoked { node, by: by.to_owned(), time, token, due: Instant::now() });

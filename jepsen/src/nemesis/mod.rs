@@ -229,8 +229,10 @@ impl<'a> Nemesis<'a> {
                 told();
                 tell = Instant::now() + Duration::from_secs(10);
             }
-            let cut = self.open.iter().any(|open| !open.fault.cut.is_empty());
-            self.undo_where(|open| Instant::now() >= open.until && !(cut && open.undo.needs_others()))?;
+            // Who joins over lines that are slow enough takes minutes, in which no other fault would end.
+            let is_line = |open: &Open| !open.fault.cut.is_empty() || matches!(open.undo, Undo::Lines);
+            let lines = self.open.iter().any(is_line);
+            self.undo_where(|open| Instant::now() >= open.until && !(lines && open.undo.needs_others()))?;
             // Whether a certificate still works tells something only where no fault has been at work for a while.
             let revoking = self.open.iter().any(|open| matches!(open.undo, Undo::Revoked));
             let waits = !revoking && !self.revoked.is_empty();

@@ -47,14 +47,8 @@ impl Rules {
         }
         let last = own.number(replica);
         self.index.insert(replica, nodes[0]);
-        self.liar = Some(Liar {
-            replica,
-            nodes: nodes.into(),
-            last,
-            share,
-            heir_of: BTreeSet::new(),
-            lies: BTreeSet::new(),
-        });
+        self.liar =
+            Some(Liar { replica, nodes: nodes.into(), last, share, heir_of: BTreeSet::new(), lies: BTreeSet::new() });
         self.leave_to_liar(replica);
         self.inherits(nodes[0], retired);
     }
