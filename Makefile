@@ -35,6 +35,7 @@ test: ## Install what is missing and run all tests
 	@$(MAKE) --no-print-directory sim SEEDS=1000 OPS=2000
 	@$(MAKE) --no-print-directory sim SEEDS=300 OPS=1000 FAULTS=cut,slow,liar
 	@$(MAKE) --no-print-directory sim SEEDS=200 OPS=1000 FAULTS=cut,slow,logs,liar
+	@$(MAKE) --no-print-directory sim SEEDS=200 OPS=1000 FAULTS=lose,retire,cut,slow,liar
 	@$(MAKE) --no-print-directory mutants
 
 # Every test binary with properties in it, wherever that is.
