@@ -59,7 +59,9 @@ fn a_site_that_was_away_for_longer_than_logs_are_kept_takes_a_snapshot_and_loses
     add(&clients[2], "away-too");
     cloud.wan.heal();
     cloud.agree(&clients, LONG).unwrap();
-    assert!(cloud.sites[2].log().contains("has taken the place of this replica's state"));
+    // The log is written a moment after the state shows.
+    let told = || Ok(cloud.sites[2].log().contains("has taken the place of this replica's state"));
+    eventually(LONG, "the snapshot to be told of", told).unwrap();
     for client in &clients {
         for name in ["soon", "meanwhile", "away", "away-too", "p0-1", "p1-1", &format!("p1-{wrote}")] {
             assert!(has(client, name), "{name}");
