@@ -524,19 +524,16 @@ impl Pool {
     pub(crate) fn overdraw(
         &mut self,
         owner: ReplicaId,
-        entry: EntryId,
-        past: &Frontier,
+        branch: ReplicaId,
         id: PoolId,
         amount: &Amount,
     ) -> Result<(), BadLedgerOp> {
         self.is_forked = true;
-        let keeps = self.keeps(entry);
         let account = self.accounts.entry(owner).or_default();
-        account.settle(past, keeps);
         let gross = account.gross();
         let forked = account.forked.get_or_insert_with(|| Box::new(Forked { limit: Some(gross), spent: Vec::new() }));
         let limit = forked.limit.clone();
-        let spent = forked.in_branch(entry.author);
+        let spent = forked.in_branch(branch);
         *spent = spent.saturating_add(amount);
         if limit.is_some_and(|limit| !limit.covers(spent)) {
             return Err(BadLedgerOp::Overspent(id));
@@ -544,7 +541,6 @@ impl Pool {
         if !on(Mutant::DebtForgiven) {
             account.owed_again.add(&mut account.debt, amount);
         }
-        account.moves.extend(keeps.map(|entry| Move::Gave(entry, amount.clone())));
         account.pay();
         Ok(())
     }
@@ -589,18 +585,22 @@ impl Pool {
         }
     }
 
-    /// Takes free rights out of an account, after the grants that count in the owner's past.
-    pub(crate) fn take(
-        &mut self,
-        owner: ReplicaId,
-        entry: EntryId,
-        past: &Frontier,
-        id: PoolId,
-        amount: &Amount,
-    ) -> Result<(), BadLedgerOp> {
+    /// Takes up the grants to the author of an entry that count in its past: before it spends anything.
+    pub(crate) fn settle(&mut self, owner: ReplicaId, entry: EntryId, past: &Frontier) {
         let keeps = self.keeps(entry);
+        self.accounts.entry(owner).or_default().settle(past, keeps);
+    }
+
+    /// Notes what was spent in an entry, where that is to be kept.
+    pub(crate) fn note_spent(&mut self, owner: ReplicaId, entry: EntryId, amount: &Amount) {
+        if let Some(entry) = self.keeps(entry) {
+            self.accounts.entry(owner).or_default().moves.push(Move::Gave(entry, amount.clone()));
+        }
+    }
+
+    /// Takes free rights out of an account.
+    pub(crate) fn take(&mut self, owner: ReplicaId, id: PoolId, amount: &Amount) -> Result<(), BadLedgerOp> {
         let account = self.accounts.entry(owner).or_default();
-        account.settle(past, keeps);
         let unchecked = on(Mutant::RightsUnchecked).then(|| account.free.saturating_sub(amount));
         let rest = account.free.checked_sub(amount).filter(|_| account.debt.is_zero());
         let Some(rest) = rest.or(unchecked) else {
@@ -611,7 +611,6 @@ impl Pool {
         }
         let before = account.pieces();
         account.free = rest;
-        account.moves.extend(keeps.map(|entry| Move::Gave(entry, amount.clone())));
         check_pieces(id, before, account.pieces())
     }
 

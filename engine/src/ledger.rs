@@ -490,11 +490,13 @@ impl Ledger {
         }
         let pool = self.pool_mut(judged, id)?;
         check_kind(id, &pool.subject, amount)?;
+        pool.settle(judged.author, judged.entry, judged.frontier);
         if judged.is_forked {
-            pool.overdraw(judged.author, judged.entry, judged.frontier, id, amount)?;
-            return Ok(pool);
+            pool.overdraw(judged.author, judged.entry.author, id, amount)?;
+        } else {
+            pool.take(judged.author, id, amount)?;
         }
-        pool.take(judged.author, judged.entry, judged.frontier, id, amount)?;
+        pool.note_spent(judged.author, judged.entry, amount);
         Ok(pool)
     }
 

@@ -418,6 +418,21 @@ fn send_log(world: &mut World, from: u8, to: u8) {
     world.deliver(to, log.into_values().collect());
 }
 
+/// Another gets nothing but the last entry of a branch, which shows that there is one.
+fn show_last(world: &mut World, liar: u8, from: u8, to: u8) {
+    let log = world.cloud.in_log(from.into());
+    let last = log.iter().rfind(|(entry, _)| entry.author == id(liar)).map(|(_, bytes)| bytes.clone());
+    world.deliver(to, last.into_iter().collect());
+    world.tend(to);
+}
+
+/// All exchange what they have, agree, and have lost nothing that was acknowledged.
+fn agree(world: &mut World, honest: &[u8]) {
+    world.settle(honest);
+    world.assert_equal(honest);
+    honest.iter().for_each(|n| acknowledged_are_live(world, *n, honest));
+}
+
 /// Puts what one holds in place of another's state.
 fn replace(world: &mut World, at: u8, from: u8) -> Result<(), ReplaceError> {
     let state = as_store(world.replica(from));
@@ -448,10 +463,8 @@ fn a_log_is_split_where_it_was_dropped_for_want_of_room() {
     assert!(!world.replica(3).view().branches().is_forked(id(liar)), "the branch is in nobody's log");
     replace(&mut world, 3, 0).unwrap();
     let honest = [0, 1, 2, 3];
-    world.settle(&honest);
-    world.assert_equal(&honest);
+    agree(&mut world, &honest);
     for n in honest {
-        acknowledged_are_live(&world, n, &honest);
         assert!(world.is_retired(n, liar), "{n}");
         assert!(world.replica(n).view().ledger().is_conserved());
         world.cloud.restart(usize::from(n));
@@ -466,22 +479,16 @@ fn a_state_that_knows_of_a_fork_takes_the_place_of_another_branch() {
     for rests in [true, false] {
         let (mut world, liar) = dropped_branch_of(4, if rests { 4 } else { 0 });
         let before = world.replica(3).view().frontier().number(id(3));
-        // Nothing but the last of the other branch, which shows that there is one.
-        let log = world.cloud.in_log(3);
-        let last = log.iter().rfind(|(entry, _)| entry.author == id(liar)).map(|(_, bytes)| bytes.clone());
-        world.deliver(0, last.into_iter().collect());
-        world.tend(0);
+        show_last(&mut world, liar, 3, 0);
         world.settle(&[0, 1, 2]);
         assert!(!world.replica(0).view().branches().is_forked(id(liar)), "its branch is known to 3 alone");
         replace(&mut world, 3, 0).unwrap();
         world.cloud.restart(3);
         let honest = [0, 1, 2, 3];
-        world.settle(&honest);
-        world.assert_equal(&honest);
+        agree(&mut world, &honest);
         for n in honest {
             assert!(world.replica(n).view().frontier().number(id(3)) >= before, "what 3 has written is held by {n}");
             assert_eq!(world.replica(n).view().branches().is_forked(id(liar)), rests, "{n}");
-            acknowledged_are_live(&world, n, &honest);
             assert!(world.is_retired(n, liar), "{n}");
             assert!(world.replica(n).view().ledger().is_conserved());
         }
@@ -497,11 +504,9 @@ fn a_branch_that_nobody_rests_on_gives_way_though_nobody_knows_of_the_fork() {
         replace(&mut world, 3, 0).unwrap();
         world.cloud.restart(3);
         let honest = [0, 1, 2, 3];
-        world.settle(&honest);
-        world.assert_equal(&honest);
+        agree(&mut world, &honest);
         for n in honest {
             assert!(!world.replica(n).view().branches().is_forked(id(liar)), "{n}");
-            acknowledged_are_live(&world, n, &honest);
         }
     }
 }
@@ -523,9 +528,7 @@ fn a_state_with_both_branches_has_what_was_dropped_of_one() {
         send_log(&mut world, 1, to);
     }
     replace(&mut world, 3, 1).unwrap();
-    world.settle(&honest);
-    world.assert_equal(&honest);
-    honest.iter().for_each(|n| acknowledged_are_live(&world, *n, &honest));
+    agree(&mut world, &honest);
 }
 
 /// *Breaks otherwise:* what is in a branch's log is taken for another's than it is, and the state that lacks it is refused.
@@ -537,11 +540,7 @@ fn a_branch_that_a_state_lacks_is_replayed_on_it() {
         world.send(by, to);
         world.claim(to).unwrap();
     }
-    // 1 has one entry of the other branch, which proves that there is one.
-    let log = world.cloud.in_log(0);
-    let last = log.iter().rfind(|(entry, _)| entry.author == id(liar)).map(|(_, bytes)| bytes.clone());
-    world.deliver(1, last.into_iter().collect());
-    world.tend(1);
+    show_last(&mut world, liar, 0, 1);
     send_log(&mut world, 1, 0);
     world.claim(0).unwrap();
     assert!(world.replica(0).view().branches().is_forked(id(liar)), "0 holds both");
