@@ -263,7 +263,12 @@ pub(crate) fn attach_agent(node: Node, site: SiteName) {
                 ToAgent::Pool { pool, .. } => {
                     let facts = HostFacts { pool: Some(pool), ..facts.clone() };
                     to_replica.send(FromAgent::Hello(Box::new(facts))).await.unwrap();
-                    to_replica.send(FromAgent::Heartbeat(beat.clone())).await.unwrap();
+                    let (beats, beat) = (to_replica.clone(), beat.clone());
+                    tokio::spawn(async move {
+                        while beats.send(FromAgent::Heartbeat(beat.clone())).await.is_ok() {
+                            tokio::time::sleep(Duration::from_secs(1)).await;
+                        }
+                    });
                     continue;
                 }
             };

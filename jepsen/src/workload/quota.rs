@@ -2,8 +2,8 @@
 //!
 //! One site alone changes the quota, one change after the other: two that do so apart may both mint, and LUC says so. What is in force is then at
 //! most the highest of what it asked for since it last saw, at its own site, how many rights there are: those are all,
-//! since only that site mints, and what was burnt never comes back. A quota whose change is unknown may come into force
-//! at any time.
+//! since only that site mints, and what was burnt never comes back. Not so what it saw while it ran on an old copy of its disk: what others had
+//! heard of before holds, and there it lacks it. A quota whose change is unknown may come into force at any time.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::stage::{Anomaly, Excused, INSIST, Rule, Stage, Worth, failed_with, lock, one_of, result, text};
+use super::stage::{Anomaly, Excused, INSIST, Rule, Stage, Worth, failed_with, lock, one_of, result, site_of, text};
 use super::story::Story;
 use super::{Cloud, Invocation, Seeded, Session, Verdict, Workload};
 use crate::client::{Client, Trouble};
@@ -175,7 +175,7 @@ struct Limit {
     by: u64,
 }
 
-fn limits(history: &History) -> Vec<Limit> {
+fn limits(history: &History, excused: &Excused) -> Vec<Limit> {
     // What may come into force: the quota, where it was asked for, and whether nobody knows what became of it.
     let mut open: Vec<(u64, u64, bool)> = Vec::new();
     let mut limits = Vec::new();
@@ -185,7 +185,9 @@ fn limits(history: &History) -> Vec<Limit> {
             // A refusal may come after the wish was written down.
             open.push((pair.invoke.value["limit"].as_u64().unwrap_or(u64::MAX), at, pair.kind() == Kind::Info));
             at
-        } else if let (Some(rights), Some(done)) = (result(pair)["rights"].as_u64(), pair.complete) {
+        } else if let (Some(rights), Some(done)) = (result(pair)["rights"].as_u64(), pair.complete)
+            && !excused.may_be_old(site_of(pair), done.time)
+        {
             open.retain(|(_, _, unknown)| *unknown);
             open.push((rights, done.index, false));
             done.index
@@ -199,7 +201,7 @@ fn limits(history: &History) -> Vec<Limit> {
 }
 
 fn exceeded(history: &History, excused: &Excused) -> Vec<Anomaly> {
-    let limits = limits(history);
+    let limits = limits(history, excused);
     let at = |index: u64| limits.iter().rev().find(|limit| limit.from <= index).or(limits.first());
     let pairs = history.pairs();
     let mut ends: HashMap<&str, u64> = HashMap::new();
@@ -247,15 +249,11 @@ fn usages(history: &History) -> Vec<Anomaly> {
         let (used, servers) =
             (done.value["used"].as_u64(), done.value["servers"].as_array().map_or(0, Vec::len) as u64);
         if used != Some(servers) {
-            let what = format!("{} says that {used:?} instances are in use, and shows {servers}", text_of(pair));
+            let what = format!("{} says that {used:?} instances are in use, and shows {servers}", site_of(pair));
             anomalies.push(Anomaly::new(what, [done.index]));
         }
     }
     anomalies
-}
-
-fn text_of<'a>(pair: &Pair<'a>) -> &'a str {
-    super::stage::site_of(pair)
 }
 
 /// Faults for the proof of the checkers.
@@ -277,6 +275,12 @@ pub(super) fn seeded() -> Vec<Seeded> {
             "a right that was burnt is spent",
             create(shrunk(2), 1, "c"),
             create(shrunk(1), 1, "c"),
+        ),
+        seeded(
+            "quota-exceeded",
+            "a right that its own site says there is not, on no old disk",
+            create(rights(limit(two.clone(), 3).rolled_back("paris"), 2), 1, "c"),
+            create(rights(limit(two.clone(), 3), 2), 1, "c"),
         ),
         seeded(
             "quota-exceeded",

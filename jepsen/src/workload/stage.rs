@@ -204,6 +204,12 @@ impl Excused {
         here.into_iter().any(|fault| fault.from <= time && fault.until.is_none_or(|until| time <= until))
     }
 
+    /// Whether a site's disk was lost or put back then, and its replica is not another one yet: what it shows may be old.
+    pub(super) fn may_be_old(&self, site: &str, time: u64) -> bool {
+        let mut here = self.losses.iter().filter(|fault| fault.sites.iter().any(|other| other == site));
+        here.any(|fault| fault.from <= time && fault.until.is_none_or(|until| time <= until))
+    }
+
     /// Whether what this operation wrote may be lost.
     pub(super) fn loses(&self, pair: &Pair<'_>) -> bool {
         self.loses_at(pair, site_of(pair))

@@ -82,6 +82,13 @@ impl Story {
         started.push(Process::Nemesis, Kind::Info, "once", fault, None)
     }
 
+    /// A site's disk is put back as it had been, and its replica runs on it.
+    pub(super) fn rolled_back(self, site: &str) -> Self {
+        let fault = json!({"id": 9, "name": "rollback", "sites": [site], "may_lose": true});
+        let started = self.push(Process::Nemesis, Kind::Invoke, "start", fault.clone(), None);
+        started.push(Process::Nemesis, Kind::Info, "start", fault, None)
+    }
+
     /// Links are cut.
     pub(super) fn cut(self) -> Self {
         self.everywhere("start", 7, "partition")
