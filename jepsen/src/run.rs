@@ -116,6 +116,21 @@ impl Run {
     pub fn excuses(&self, site: &str, completed: u64) -> bool {
         self.faults.iter().flat_map(|fault| &fault.excused).any(|excuse| excuse.covers(site, completed))
     }
+
+    /// Whether a site's disk may have lost something between two moments: only then may it hold less.
+    #[must_use]
+    pub fn may_have_lost(&self, site: &str, from: u64, until: u64) -> bool {
+        self.faults.iter().any(|fault| fault.may_lose && fault.hit(site, from, until))
+    }
+}
+
+impl Fault {
+    /// Whether it hit a site at some time between two moments, these included.
+    #[must_use]
+    pub fn hit(&self, site: &str, from: u64, until: u64) -> bool {
+        let named = self.sites.iter().any(|one| one == site);
+        named && self.from <= until && self.until.is_none_or(|end| end >= from)
+    }
 }
 
 impl Excuse {

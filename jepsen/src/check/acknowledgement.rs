@@ -146,7 +146,7 @@ pub(super) fn resurrection(run: &Run) -> Finding {
             match shown.get(&key) {
                 // Only what was asked for after the other was over is later.
                 Some(Shown::Gone(before)) if before.done() < fact.pair.invoke.time => {
-                    if may_have_lost(run, fact.site(), before.done(), fact.done()) {
+                    if run.may_have_lost(fact.site(), before.done(), fact.done()) {
                         shown.insert(key, Shown::There(fact));
                         continue;
                     }
@@ -189,11 +189,6 @@ pub(super) fn resurrection(run: &Run) -> Finding {
         None if gone == 0 => Finding::unknown("No site was seen to lose anything that it had shown."),
         None => Finding::held(format!("{gone} times a thing was gone, and stayed so."), json!({"gone": gone})),
     }
-}
-
-fn may_have_lost(run: &Run, site: &str, from: u64, until: u64) -> bool {
-    let mut faults = run.faults.iter().filter(|fault| fault.may_lose && fault.sites.iter().any(|one| one == site));
-    faults.any(|fault| fault.from <= until && fault.until.unwrap_or(u64::MAX) >= from)
 }
 
 /// What a list shows, without what is on its way out.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde_json::{Value, json};
 
 use super::{Finding, machine, seconds, some};
-use crate::run::{Fault, Run, Sample, Tip};
+use crate::run::{Run, Sample, Tip};
 
 /// How long after the end of all faults every site may lack what any site had, nanoseconds. The protocol needs a second and the
 /// transfer; a machine that is shared by all sites needs more.
@@ -47,21 +47,12 @@ pub(super) fn digests(run: &Run) -> Finding {
     }
 }
 
-/// Whether a site's disk may have lost something between two moments: only then may it hold less.
-fn may_have_lost(run: &Run, site: &str, from: u64, until: u64) -> bool {
-    let hit = |fault: &Fault| {
-        let named = fault.sites.iter().any(|name| name == site);
-        fault.may_lose && named && fault.from <= until && fault.until.unwrap_or(u64::MAX) >= from
-    };
-    run.faults.iter().any(hit)
-}
-
 pub(super) fn going_back(run: &Run) -> Finding {
     let (mut last, mut looked, mut cases): (HashMap<_, &Sample>, u64, Vec<Value>) = Default::default();
     for sample in answered(run) {
         let before = last.insert((&sample.site, &sample.base), sample);
         let Some(before) = before.filter(|before| before.answered <= sample.time) else { continue };
-        if may_have_lost(run, &sample.site, before.time, sample.answered) {
+        if run.may_have_lost(&sample.site, before.time, sample.answered) {
             continue;
         }
         looked += 1;
@@ -118,7 +109,7 @@ fn took(run: &Run, from: u64, until: u64) -> Option<(u64, BTreeMap<&str, Option<
     for sample in answered(run).filter(|sample| sample.answered <= from) {
         last.insert(&sample.site, sample);
     }
-    for sample in last.values().filter(|sample| !may_have_lost(run, &sample.site, sample.time, from)) {
+    for sample in last.values().filter(|sample| !run.may_have_lost(&sample.site, sample.time, from)) {
         for (replica, tip) in &sample.frontier {
             let highest = wanted.entry(replica).or_default();
             *highest = tip.number.max(*highest);
@@ -237,7 +228,7 @@ fn differ_in_the_end(run: &Run) -> Option<BTreeMap<&str, &str>> {
 mod tests {
     use super::*;
     use crate::check::tests::SECOND;
-    use crate::run::Pace;
+    use crate::run::{Fault, Pace};
     use crate::workload::Valid;
 
     fn sample(time: u64, site: &str, digest: &str, numbers: &[(&str, u64)]) -> Sample {

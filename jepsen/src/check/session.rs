@@ -33,7 +33,7 @@ pub(super) fn order(run: &Run) -> Finding {
             if let Some((id, before)) = lacks(fact, &since).into_iter().find(|(id, before)| {
                 before.done() < began
                     && unmade.get(id).is_none_or(|at| *at > fact.done())
-                    && !lossy(run, site, before.done(), fact.done())
+                    && !run.may_have_lost(site, before.done(), fact.done())
             }) {
                 cases.push(json!({"id": id, "site": site, "known": before.pair.invoke.index, "missing": fact.pair.invoke.index}));
                 if anomaly.is_empty() {
@@ -81,12 +81,6 @@ fn lacks<'b, 'a>(fact: &Fact<'_>, since: &HashMap<&'b str, &'b Fact<'a>>) -> Vec
         }
         _ => Vec::new(),
     }
-}
-
-/// Whether the site's disk may have lost what it knew.
-fn lossy(run: &Run, site: &str, from: u64, until: u64) -> bool {
-    let mut faults = run.faults.iter().filter(|fault| fault.may_lose && fault.sites.iter().any(|one| one == site));
-    faults.any(|fault| fault.from <= until && fault.until.unwrap_or(u64::MAX) >= from)
 }
 
 #[cfg(test)]

@@ -200,14 +200,12 @@ impl Excused {
 
     /// Whether a site's clock was wrong then: what expires by it says nothing.
     pub(super) fn is_off(&self, site: &str, time: u64) -> bool {
-        let here = self.clocks.iter().filter(|fault| fault.sites.iter().any(|other| other == site));
-        here.into_iter().any(|fault| fault.from <= time && fault.until.is_none_or(|until| time <= until))
+        self.clocks.iter().any(|fault| fault.hit(site, time, time))
     }
 
     /// Whether a site's disk was lost or put back then, and its replica is not another one yet: what it shows may be old.
     pub(super) fn may_be_old(&self, site: &str, time: u64) -> bool {
-        let mut here = self.losses.iter().filter(|fault| fault.sites.iter().any(|other| other == site));
-        here.any(|fault| fault.from <= time && fault.until.is_none_or(|until| time <= until))
+        self.losses.iter().any(|fault| fault.hit(site, time, time))
     }
 
     /// Whether what this operation wrote may be lost.

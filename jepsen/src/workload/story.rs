@@ -77,16 +77,12 @@ impl Story {
     pub(super) fn wiped(self, site: &str) -> Self {
         let id = self.ops.len();
         let excuse = json!({"site": site, "base": "", "processes": [], "after": 0, "until": self.now, "case": "M4"});
-        let fault = json!({"id": id, "name": "wipe", "sites": [site], "may_lose": true, "excused": [excuse]});
-        let started = self.push(Process::Nemesis, Kind::Invoke, "once", fault.clone(), None);
-        started.push(Process::Nemesis, Kind::Info, "once", fault, None)
+        self.fault("once", json!({"id": id, "name": "wipe", "sites": [site], "may_lose": true, "excused": [excuse]}))
     }
 
     /// A site's disk is put back as it had been, and its replica runs on it.
     pub(super) fn rolled_back(self, site: &str) -> Self {
-        let fault = json!({"id": 9, "name": "rollback", "sites": [site], "may_lose": true});
-        let started = self.push(Process::Nemesis, Kind::Invoke, "start", fault.clone(), None);
-        started.push(Process::Nemesis, Kind::Info, "start", fault, None)
+        self.fault("start", json!({"id": 9, "name": "rollback", "sites": [site], "may_lose": true}))
     }
 
     /// Links are cut.
@@ -111,7 +107,11 @@ impl Story {
 
     /// A fault of all sites starts, or stops.
     fn everywhere(self, f: &str, id: u64, name: &str) -> Self {
-        let fault = json!({"id": id, "name": name, "sites": SITES});
+        self.fault(f, json!({"id": id, "name": name, "sites": SITES}))
+    }
+
+    /// A fault starts, or stops.
+    fn fault(self, f: &str, fault: Value) -> Self {
         let begun = self.push(Process::Nemesis, Kind::Invoke, f, fault.clone(), None);
         begun.push(Process::Nemesis, Kind::Info, f, fault, None)
     }
