@@ -61,6 +61,7 @@ async fn whole_status(State(app): State<App>, caller: Caller) -> Reply {
         "cloud": view.cloud().to_string(), "site": app.node().site().as_str(), "replica": app.node().me().to_string(),
         "digest": view.digest().to_string(), "entries": entries(&app), "servers": view.count(Kind::Server),
         "store": app.node().failure().or(app.node().fence().map(|fence| fence.to_string())).unwrap_or_else(|| "ok".into()),
+        "on_trust": app.node().on_trust().map(|giver| giver.to_string()),
         "sites": site_list(&app), "replicas": replica_list(&app), "hosts": host_list(&app), "transfers": transfer_list(&app),
     }))
 }
@@ -174,6 +175,7 @@ fn replica_list(app: &App) -> Vec<Value> {
                 value["behind"] = json!(reach.behind);
                 value["lag"] = json!(reach.ahead);
                 value["digest"] = json!(reach.status.digest);
+                value["same_state"] = json!(reach.same_state);
                 let skew = i64::try_from(reach.status.at).unwrap_or(0) - i64::try_from(now()).unwrap_or(0);
                 value["clock_skew_ms"] =
                     json!((reach.reachable && reach.status.at > 0 && skew.abs() > 60_000).then_some(skew));

@@ -101,6 +101,8 @@ mutants! {
     PlacedByAnybody: "S1",
     /// An agent starts what does not fit on its host.
     CapacityIgnored: "S3",
+    /// A state that was given is kept, though the others show another.
+    TrustKept: "E4 M1",
 }
 
 /// Whether a seeded bug is switched on.

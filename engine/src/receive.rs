@@ -63,7 +63,7 @@ impl Replica {
                 entry.verify(&key.ok_or(Rejection::Invalid { entry: id, reason: Invalid::NotMember })?)?;
                 let taken = self.judge(&entry, place);
                 if let Err(rejection) = &taken {
-                    self.blame(id.author, rejection);
+                    self.blame(&entry, rejection);
                 }
                 taken?;
                 self.stage.remove(&entry.hash());
@@ -92,7 +92,7 @@ impl Replica {
             blamed = self.evidence(&entry, place)?;
         }
         if let Some(rejection) = &blamed {
-            self.blame(id.author, rejection);
+            self.blame(&entry, rejection);
         }
         let hash = entry.hash();
         self.stage.insert(entry.clone());
@@ -106,7 +106,9 @@ impl Replica {
             return Err(rejection);
         }
         if self.quarantine().contains_key(&id.author) {
-            return Err(Rejection::Quarantined(id.author));
+            let quarantined = Rejection::Quarantined(id.author);
+            self.note_refused(&entry, &quarantined);
+            return Err(quarantined);
         }
         // What is at the bottom of what is staged is asked for: of a log that parts below, it is what parts.
         let Some(lack) = self.stage.lack(&hash).or(lack) else { return Ok(Received::Waiting(id)) };
@@ -131,9 +133,10 @@ impl Replica {
         Some(Err(Fence::OldStore(id).into()))
     }
 
-    fn blame(&mut self, author: ReplicaId, rejection: &Rejection) {
+    fn blame(&mut self, entry: &Entry, rejection: &Rejection) {
         if !matches!(rejection, Rejection::Store(_) | Rejection::Fenced(_)) {
-            self.quarantine.entry(author).or_insert_with(|| rejection.clone());
+            self.quarantine.entry(entry.header.author).or_insert_with(|| rejection.clone());
+            self.note_refused(entry, rejection);
         }
     }
 
@@ -251,8 +254,7 @@ impl Replica {
                     self.stage.remove(&hash);
                     // Whoever rests on what breaks a rule has not broken it.
                     let broke = group.iter().find(|entry| rejection.entry() == Some(entry.id()));
-                    let author = broke.map_or(last.header.author, |entry| entry.header.author);
-                    self.blame(author, &rejection);
+                    self.blame(broke.unwrap_or(&last), &rejection);
                 }
             }
         }

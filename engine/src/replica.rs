@@ -32,9 +32,11 @@ use crate::view::{Dirty, Held, Rows, View};
 
 pub(crate) mod fold;
 mod replace;
+mod trust;
 
 pub use fold::LOG_BYTES;
 pub use replace::ReplaceError;
+pub use trust::Word;
 
 /// Who a replica is.
 #[derive(Clone)]
@@ -85,6 +87,9 @@ pub enum OpenError {
     /// The store belongs to another replica or cloud.
     #[error("the store has no member with this key: it belongs to another replica")]
     NotMember,
+    /// The state was given, and does not show the newest entry of an author, signed by it.
+    #[error("the state that was given says that it holds entry {0}, and does not show it: join by another member")]
+    Unproved(EntryId),
     /// The founder may not found.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -212,6 +217,8 @@ pub struct Replica {
     pub(crate) quarantine: BTreeMap<ReplicaId, Rejection>,
     /// Set once, until the replica joins anew.
     fence: Option<Fence>,
+    /// The state was given, and nobody else has shown the same yet.
+    trust: Option<trust::Trust>,
     /// The store has failed: what it holds is not known any more, and may be more or less than what is here.
     failed: bool,
     /// What may be taken only together.
@@ -372,13 +379,21 @@ impl Replica {
         let bad =
             |error: rmp_serde::decode::Error| OpenError::Row { table: Table::Meta.name(), reason: error.to_string() };
         let old: Option<EntryId> = old.transpose().map_err(bad)?;
+        let trust = trust::Trust::noted(&*reader)?;
         drop(reader);
         let mut replica = Self::over(identity, view, chains, store)?;
         // The process may have ended while a snapshot took the place of its state.
         if replica.replay()? {
             replica.flush()?;
         }
-        replica.fence = old.map(Fence::OldStore);
+        replica.fence = old.map(Fence::OldStore).or(trust.as_ref().and_then(trust::Trust::fence));
+        replica.trust = trust;
+        if replica.trust.is_some()
+            && let Some(entry) = replica.unproved(&*replica.store.reader()?, &replica.view, &replica.chains)?
+        {
+            return Err(OpenError::Unproved(entry));
+        }
+        replica.weigh_trust()?;
         Ok(replica)
     }
 
@@ -399,6 +414,7 @@ impl Replica {
             pending,
             quarantine: BTreeMap::new(),
             fence: None,
+            trust: None,
             failed: false,
             stage: Stage::default(),
             proofs: BTreeMap::new(),

@@ -81,6 +81,15 @@ pub enum Fence {
          it another replica, `luc replica moved` says that the first is gone"
     )]
     Copy,
+    /// More than half of those who had no part in the state that was given to this replica have shown another (R14).
+    #[error(
+        "the state that this replica was given by {giver} is not what the others hold: that member errs or lies; \
+         `luc join --replace`, by another member, makes it another replica"
+    )]
+    FalseState {
+        /// Who gave it.
+        giver: ReplicaId,
+    },
 }
 
 /// Rights that are short at this replica, and what is known of the others'. The text is for users: it tells "the pool

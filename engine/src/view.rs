@@ -93,7 +93,7 @@ pub struct NameState {
 
 /// A digest of canonical live state: a sum over its items, so that it is kept up to date at the cost of a change and
 /// does not depend on order. It tells honest replicas apart; it is no defence against forged collisions.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash, Serialize, Deserialize)]
 pub struct Digest(Sum);
 
 /// What items add to a digest.

@@ -141,7 +141,7 @@ fn a_majority_drops_what_one_lacks_and_that_one_replays_its_own_on_a_snapshot() 
     assert!(in_log(&cloud, 2, 2).len() >= 20, "it is alone: it drops nothing that others lack");
     write(&mut cloud, 2, 400);
     let snapshot = as_store(&cloud.replicas[0]);
-    cloud.replicas[2].replace(&*snapshot.reader().unwrap()).unwrap();
+    cloud.replicas[2].replace(&*snapshot.reader().unwrap(), member(0).replica).unwrap();
     let flushed = cloud.replicas[2].flush().unwrap();
     assert!(flushed.members && flushed.records.contains(&RecordId { kind: Kind::Project, id: Uuid::from_u128(105) }));
     for id in [100, 119, 200, 219, 300, 319, 400] {
@@ -162,7 +162,7 @@ fn a_majority_drops_what_one_lacks_and_that_one_replays_its_own_on_a_snapshot() 
 fn a_replica_that_dies_while_a_snapshot_takes_its_place_loses_nothing() {
     let mut cloud = parted();
     let snapshot = as_store(&cloud.replicas[0]);
-    cloud.replicas[2].replace(&*snapshot.reader().unwrap()).unwrap();
+    cloud.replicas[2].replace(&*snapshot.reader().unwrap(), member(0).replica).unwrap();
     // Not flushed.
     cloud.restart(2);
     assert!(has(&cloud, 2, 319) && has(&cloud, 2, 119));
@@ -182,7 +182,7 @@ fn a_snapshot_that_would_lose_something_is_not_taken() {
     }
     let snapshot = as_store(&cloud.replicas[2]);
     let before = digest(&cloud, 0);
-    let replaced = cloud.replicas[0].replace(&*snapshot.reader().unwrap());
+    let replaced = cloud.replicas[0].replace(&*snapshot.reader().unwrap(), member(2).replica);
     assert!(matches!(replaced, Err(ReplaceError::Dropped(_))), "{replaced:?}");
     cloud.replicas[0].flush().unwrap();
     assert_eq!(digest(&cloud, 0), before);
@@ -202,7 +202,7 @@ fn a_snapshot_that_would_lose_something_is_not_taken() {
     let mut batch = Batch::default();
     rows.into_iter().filter(|key| key.starts_with(liar.0.as_bytes())).for_each(|key| batch.delete(table, key));
     snapshot.commit(&batch).unwrap();
-    let replaced = cloud.replicas[2].replace(&*snapshot.reader().unwrap());
+    let replaced = cloud.replicas[2].replace(&*snapshot.reader().unwrap(), member(0).replica);
     assert!(matches!(replaced, Err(ReplaceError::Unproved(_))), "{replaced:?}");
     assert!(has(&cloud, 2, 319) && !has(&cloud, 2, 119));
 }
@@ -293,7 +293,7 @@ fn a_fold_or_a_snapshot_that_fails_leaves_a_sound_store_and_a_replica_that_write
     let fold = |replica: &mut Replica| replica.fold().map(drop).is_err();
     let replace = |replica: &mut Replica| {
         let snapshot = store.disk.reader().unwrap();
-        matches!(replica.replace(&*snapshot), Err(ReplaceError::Store(_)))
+        matches!(replica.replace(&*snapshot, member(1).replica), Err(ReplaceError::Store(_)))
     };
     for fails in [&fold as &dyn Fn(&mut Replica) -> bool, &replace] {
         store.fails.store(true, Ordering::Relaxed);

@@ -436,7 +436,7 @@ fn agree(world: &mut World, honest: &[u8]) {
 /// Puts what one holds in place of another's state.
 fn replace(world: &mut World, at: u8, from: u8) -> Result<(), ReplaceError> {
     let state = as_store(world.replica(from));
-    let replaced = world.replica(at).replace(&*state.reader().unwrap());
+    let replaced = world.replica(at).replace(&*state.reader().unwrap(), id(from));
     world.tend(at);
     replaced
 }

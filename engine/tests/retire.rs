@@ -518,7 +518,7 @@ fn nor_does_a_snapshot_lead_beyond_a_promise() {
     world.send(0, 3);
     let give = |world: &mut World, from: u8| {
         let state = as_store(world.replica(from));
-        let taken = world.replica(0).replace(&*state.reader().unwrap());
+        let taken = world.replica(0).replace(&*state.reader().unwrap(), id(from));
         (taken, world.replica(0).view().frontier().number(id(3)))
     };
     let (taken, now) = give(&mut world, 3);

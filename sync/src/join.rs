@@ -8,6 +8,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -27,6 +28,8 @@ use crate::wire::{JoinAnswer, JoinRequest};
 /// The label under which a join connection's keying material is exported and signed.
 const PROOF: &[u8] = b"luc join proof 1";
 const PREFIX: &str = "luc1-";
+/// How long who is asked to admit somebody, or for its state, waits for the others' word on that: two heartbeats and more.
+pub(crate) const ATTESTED: Duration = Duration::from_secs(5);
 /// The file beside a token's note that holds the key that redeemed it.
 const BOUND: &str = "bound";
 
@@ -85,6 +88,12 @@ pub enum JoinError {
     /// This replica is no sponsor.
     #[error("this replica may not admit members")]
     NotSponsor,
+    /// Whatever is wrong with the state of who was asked, the newcomer would have it too (R14). The token is this newcomer's until
+    /// it expires.
+    #[error(
+        "the state of this replica was given to it, and the others have not shown the same yet: try another member, or later"
+    )]
+    OnTrust,
     /// See [`CertificateError`].
     #[error(transparent)]
     Certificate(#[from] CertificateError),
@@ -227,6 +236,7 @@ pub(crate) async fn admit(
             let host = request.host.ok_or(JoinError::Malformed)?;
             (Role::Agent { host, site: grant.site.clone() }, false)
         }
+        TokenKind::Replica { .. } if !node.attested(ATTESTED).await => return Err(JoinError::OnTrust),
         TokenKind::Replica { identity_authority, sponsor } => {
             let replica = ReplicaId::of_key(&request.public_key);
             let member = Member {

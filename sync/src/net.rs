@@ -159,6 +159,8 @@ pub(crate) struct Seen {
     /// It has said what it holds of this replica's entries.
     pub(crate) met: bool,
     pub(crate) lost: Option<Instant>,
+    /// See [`crate::proto::Peer::same_state`].
+    pub(crate) same_state: Option<bool>,
     pub(crate) reported: Frontier,
     pub(crate) status: Status,
 }
@@ -278,7 +280,7 @@ impl Net {
             };
             let mut todo = vec![input];
             while let Some(input) = todo.pop() {
-                let outputs = proto.handle(input, now(), node.view().frontier());
+                let outputs = proto.handle(input, now(), &node.held());
                 todo.extend(outputs.into_iter().filter_map(|output| self.act(output)));
             }
             self.note(&proto);
@@ -321,6 +323,7 @@ impl Net {
             let silent = Duration::from_millis(now().saturating_sub(peer.heard));
             seen.heard = Instant::now().checked_sub(silent).or(seen.heard);
             seen.met |= peer.met;
+            seen.same_state = peer.same_state.or(seen.same_state);
             if !peer.reported.0.is_empty() {
                 seen.reported.clone_from(&peer.reported);
             }
@@ -388,6 +391,11 @@ impl Net {
                 }
                 None
             }
+            Output::Compared(peer, word) => {
+                let node = self.inner.node.clone();
+                tokio::spawn(async move { node.compared(peer, word).await });
+                None
+            }
             Output::ReadLog { peer, from } => {
                 // A peer that asks faster than the log is read gets its newest wish next.
                 let mut reading = self.inner.reading.lock();
@@ -452,9 +460,9 @@ impl Net {
         let addresses = self.inner.node.view().member(peer).map(|state| state.member.addresses.clone());
         let mut store = MemoryStore::default();
         let taken = take_snapshot(&self.inner.credentials, &addresses.unwrap_or_default(), &mut store).await;
-        taken.map_err(|error| error.to_string())?;
+        let giver = taken.map_err(|error| error.to_string())?;
         let reader = store.reader().map_err(|error| error.to_string())?;
-        self.inner.node.replace(reader).await.map_err(|error| error.to_string())
+        self.inner.node.replace(reader, giver).await.map_err(|error| error.to_string())
     }
 
     /// Others say that they hold an entry of this replica's that it lacks. Saying so is easy; an entry that it has signed
@@ -773,7 +781,7 @@ fn protocol(connection: &Connection) -> Option<Vec<u8>> {
 }
 
 /// Who the other end is, by its certificate, if it is of this cloud.
-fn identity(connection: &Connection, credentials: &Credentials) -> Option<PeerIdentity> {
+pub(crate) fn identity(connection: &Connection, credentials: &Credentials) -> Option<PeerIdentity> {
     let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     PeerIdentity::of(chain.first()?).ok().filter(|identity| identity.cloud == credentials.cloud)
 }

@@ -12,9 +12,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use luc_engine::agent::SignedTip;
 use luc_engine::branch::Branches;
-use luc_engine::entry::{Entry, Frontier};
+use luc_engine::entry::{Entry, Frontier, Tip};
 use luc_engine::id::{EntryId, Millis, ReplicaId, SiteName};
-use luc_engine::replica::{Flushed, Identity, Received, Rejection, ReplaceError, Replica, read_log};
+use luc_engine::replica::{Flushed, Identity, Received, Rejection, ReplaceError, Replica, Word, read_log};
 use luc_engine::site_mutant::{SiteMutant, on};
 use luc_engine::store::{Reader, StoreError};
 use luc_engine::tx::{Fence, Refusal, Tx};
@@ -22,6 +22,7 @@ use luc_engine::view::View;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::agents::Agents;
+use crate::proto::Held;
 use crate::waiting::Waiting;
 
 /// Most jobs in the queue: further callers wait.
@@ -55,6 +56,10 @@ struct Inner {
     counters: Counters,
     failure: watch::Sender<Option<String>>,
     fence: watch::Sender<Option<Fence>>,
+    /// Who gave the state, while that is on trust.
+    trust: watch::Sender<Option<ReplicaId>>,
+    /// What was refused by it.
+    refused: ArcSwap<Vec<(ReplicaId, Tip)>>,
     /// Whether this replica writes: see [`Node::begin`].
     begun: watch::Sender<bool>,
 }
@@ -116,6 +121,8 @@ impl Node {
             counters: Counters::default(),
             failure: watch::Sender::new(None),
             fence: watch::Sender::new(replica.fence()),
+            trust: watch::Sender::new(replica.on_trust()),
+            refused: ArcSwap::default(),
             begun: watch::Sender::new(false),
         });
         let node = Self { inner: inner.clone() };
@@ -173,6 +180,44 @@ impl Node {
     #[must_use]
     pub fn fence(&self) -> Option<Fence> {
         *self.inner.fence.borrow()
+    }
+
+    /// Who gave the state that is held here, as long as nobody else has shown the same (R14).
+    #[must_use]
+    pub fn on_trust(&self) -> Option<ReplicaId> {
+        *self.inner.trust.borrow()
+    }
+
+    /// Waits until the state held here is this replica's own (R14). False if it is not, when so long has passed or it was refuted.
+    pub async fn attested(&self, limit: Duration) -> bool {
+        let mut trust = self.inner.trust.subscribe();
+        let decided = tokio::time::timeout(limit, trust.wait_for(Option::is_none)).await;
+        matches!(decided, Ok(Ok(_)))
+    }
+
+    /// What is held here, as it is told to others.
+    #[must_use]
+    pub fn held(&self) -> Held {
+        // In this order: that a state is on trust is known before it is shown.
+        let view = self.view();
+        let on_trust = self.on_trust().is_some();
+        let refused = if on_trust { self.inner.refused.load().to_vec() } else { Vec::new() };
+        Held::of(&view, on_trust, refused)
+    }
+
+    /// A member has shown what it has of the state that is on trust here.
+    pub async fn compared(&self, with: ReplicaId, word: Word) {
+        let job = move |worker: &mut Worker| {
+            let compared = worker.replica.compared(with, word);
+            let done: After = Box::new(move |_| {
+                if let Err(error) = compared {
+                    tracing::error!(%error, "what others show of this replica's state could not be written down");
+                }
+            });
+            done
+        };
+        // A thread that takes no more jobs decides nothing either.
+        let _ = self.run(Box::new(job)).await;
     }
 
     /// Fences this replica: it writes nothing any more, until it joins anew.
@@ -281,15 +326,15 @@ impl Node {
         answer.await.unwrap_or(Err(StoreError::Poisoned))
     }
 
-    /// Puts a snapshot in place of the state, and replays on it what it lacks of the log; when this returns, that is
-    /// durable and visible here.
+    /// Puts the snapshot that `giver` gave in place of the state, and replays on it what it lacks of the log; when this returns,
+    /// that is durable and visible here, and on trust (R14).
     ///
     /// # Errors
     /// [`ReplaceError`]; the state is as before.
-    pub async fn replace(&self, snapshot: Box<dyn Reader>) -> Result<(), ReplaceError> {
+    pub async fn replace(&self, snapshot: Box<dyn Reader>, giver: ReplicaId) -> Result<(), ReplaceError> {
         let (reply, answer) = oneshot::channel();
         let job = move |worker: &mut Worker| {
-            let replaced = worker.replica.replace(&*snapshot);
+            let replaced = worker.replica.replace(&*snapshot, giver);
             after(reply, replaced, |error| Err(error.clone().into()))
         };
         self.run(Box::new(job)).await?;
@@ -409,8 +454,12 @@ impl Worker {
             let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
             match flushed {
                 Ok(flushed) => {
+                    if self.replica.on_trust().is_some() {
+                        inner.note_trust(&self.replica);
+                    }
                     let flushed = inner.publish(&self.replica, flushed, micros);
                     inner.note_fence(self.replica.fence());
+                    inner.note_trust(&self.replica);
                     tended = self.tend(&flushed);
                     inner.counters.log_bytes.store(self.replica.log_bytes(), Ordering::Relaxed);
                     replies.into_iter().for_each(|reply| reply(Ok(())));
@@ -471,6 +520,18 @@ impl Inner {
             && let Some(fence) = fence
         {
             tracing::error!(%fence, "no more writes");
+        }
+    }
+
+    fn note_trust(&self, replica: &Replica) {
+        let refused: Vec<_> = replica.refused().collect();
+        if **self.refused.load() != refused {
+            self.refused.store(Arc::new(refused));
+        }
+        let giver = replica.on_trust();
+        let decided = self.trust.send_if_modified(|known| std::mem::replace(known, giver) != giver);
+        if decided && giver.is_none() {
+            tracing::info!("the others have shown the state that this replica was given");
         }
     }
 

@@ -19,10 +19,11 @@ use std::sync::Arc;
 
 use luc_engine::entry::{Entry, Frontier, Tip};
 use luc_engine::id::{EntryId, Millis, ReplicaId};
-use luc_engine::replica::Received;
+use luc_engine::replica::{Received, Word};
 use luc_engine::site_mutant::{SiteMutant, on};
+use luc_engine::view::View;
 
-use crate::wire::{Msg, Status};
+use crate::wire::{Msg, Shown, Status};
 
 /// How often a peer is told our frontier and our status, milliseconds, while there are few enough. Clocks are set back
 /// too: what matters is how far a time is from now, or a clock set back by an hour would silence anti-entropy for one.
@@ -49,6 +50,28 @@ const PUSH_BYTES: usize = 1 << 20;
 pub(crate) fn turn(peers: usize) -> Millis {
     let rounds = peers.saturating_sub(1) / AT_ONCE;
     HEARTBEAT * Millis::try_from(rounds).unwrap_or(Millis::MAX / HEARTBEAT)
+}
+
+/// What is durable here, and what the replica says of it.
+#[derive(Clone, Debug, Default)]
+pub struct Held {
+    /// Which entries.
+    pub frontier: Frontier,
+    /// What is shown of the state that they make.
+    pub shown: Shown,
+    /// Last entries of logs that nobody who has this state can hold, if it is on trust (R14): see [`Replica::refused`].
+    ///
+    /// [`Replica::refused`]: luc_engine::replica::Replica::refused
+    pub refused: Vec<(ReplicaId, Tip)>,
+}
+
+impl Held {
+    /// What is held where that is durable: a view, and what its replica has refused.
+    #[must_use]
+    pub fn of(view: &View, on_trust: bool, refused: Vec<(ReplicaId, Tip)>) -> Self {
+        let shown = Shown { digest: view.digest(), on_trust };
+        Self { frontier: view.frontier().clone(), shown, refused }
+    }
 }
 
 /// What happens to the core.
@@ -111,6 +134,8 @@ pub enum Output {
     /// A peer has dropped entries from its log that are not held here, and nobody has sent them meanwhile: take its
     /// snapshot in place of what is here, and replay on it what it lacks (`PROTOCOL.md`, M5).
     TakeSnapshot(ReplicaId),
+    /// The state here is on trust, and a peer has shown what it has (R14).
+    Compared(ReplicaId, Word),
     /// Read a bounded batch of the log from these places on, then say [`Input::LogRead`].
     ReadLog {
         /// For whom.
@@ -141,7 +166,11 @@ pub struct Peer {
     catching_up: Option<Millis>,
     told: Millis,
     /// What it was told last, and has taken if the connection stands.
-    said: Option<Frontier>,
+    said: Option<(Frontier, Option<Shown>)>,
+    /// What it shows of the state at the frontier that it reported, if it does.
+    shown: Option<Shown>,
+    /// Whether it had the digest that was here when it had the frontier that was here, the last time that it did.
+    pub same_state: Option<bool>,
     /// Up to which entry, not held here, it has dropped an author's from its log, and how often it has said so.
     dropped: Option<(EntryId, u32)>,
     /// Logs of which it was asked for another form of what is held here, from further back than it can show: up to which
@@ -196,9 +225,10 @@ impl Proto {
         &self.peers
     }
 
-    /// Deals with one input. `mine` is what is durable here.
-    pub fn handle(&mut self, input: Input, now: Millis, mine: &Frontier) -> Vec<Output> {
+    /// Deals with one input. `held` is what is durable here.
+    pub fn handle(&mut self, input: Input, now: Millis, held: &Held) -> Vec<Output> {
         let mut out = Vec::new();
+        let mine = &held.frontier;
         match input {
             Input::Connected(peer) => {
                 self.connected = None;
@@ -206,7 +236,7 @@ impl Proto {
                 self.peers.insert(peer, Peer { heard: now, ..Peer::default() });
                 out.push(Output::Send(peer, Msg::Yours(mine.0.get(&peer).copied())));
                 if self.may_tell(now) {
-                    self.say(peer, mine.clone(), true, &mut out);
+                    self.say(peer, mine.clone(), Some(held.shown), true, &mut out);
                 }
                 self.tell_of(peer, now, &mut out);
             }
@@ -215,7 +245,7 @@ impl Proto {
                 self.forwarded.clear();
                 self.peers.remove(&peer);
             }
-            Input::Message(peer, message) => self.message(peer, message, now, mine, &mut out),
+            Input::Message(peer, message) => self.message(peer, message, now, held, &mut out),
             Input::Flushed(entries) => self.push(&entries, &mut out),
             Input::LogRead { peer, dropped: Some(entry), .. } => {
                 // What else was read rests on that, perhaps, and what it lacks it may get from somebody else.
@@ -227,7 +257,7 @@ impl Proto {
             Input::LogRead { peer, entries, more, .. } => self.log_read(peer, entries, more, now, mine, &mut out),
             Input::Received { peer, answer, again } => {
                 if answer {
-                    self.ask(peer, &again, mine, &mut out);
+                    self.ask(peer, &again, held, &mut out);
                 }
             }
             Input::Dropped(peer) => {
@@ -244,7 +274,7 @@ impl Proto {
                     self.settled = before.1;
                 }
                 self.status = Some(status.clone());
-                self.tell(status, now, mine, &mut out);
+                self.tell(status, now, held, &mut out);
             }
         }
         out
@@ -260,7 +290,7 @@ impl Proto {
     }
 
     /// Tells those peers whose turn it is.
-    fn tell(&mut self, mut status: Status, now: Millis, mine: &Frontier, out: &mut Vec<Output>) {
+    fn tell(&mut self, mut status: Status, now: Millis, held: &Held, out: &mut Vec<Output>) {
         if now.abs_diff(self.telling.0) < HEARTBEAT && self.telling.1 >= AT_ONCE {
             return;
         }
@@ -278,7 +308,7 @@ impl Proto {
                 return;
             }
             out.push(Output::Send(peer, Msg::Heartbeat(status.clone())));
-            self.say(peer, mine.clone(), false, out);
+            self.say(peer, held.frontier.clone(), Some(held.shown), false, out);
             if let Some(state) = self.peers.get_mut(&peer) {
                 state.told = now;
             }
@@ -298,28 +328,30 @@ impl Proto {
         self.telling.1 <= AT_ONCE
     }
 
-    /// Says a frontier to a peer, or that it is still the one that it was told.
-    fn say(&mut self, peer: ReplicaId, held: Frontier, answer: bool, out: &mut Vec<Output>) {
+    /// Says a frontier to a peer, and what is shown of its state; or that it is still what it was told.
+    fn say(&mut self, peer: ReplicaId, held: Frontier, shown: Option<Shown>, answer: bool, out: &mut Vec<Output>) {
         let Some(state) = self.peers.get_mut(&peer) else { return };
-        if !answer && state.said.as_ref() == Some(&held) {
+        let said = Some((held.clone(), shown));
+        if !answer && state.said == said {
             return out.push(Output::Send(peer, Msg::Unchanged));
         }
-        state.said = Some(held.clone());
-        out.push(Output::Send(peer, Msg::Frontier { held, answer }));
+        state.said = said;
+        out.push(Output::Send(peer, Msg::Frontier { held, shown, answer }));
     }
 
     /// Says what is held here, as if these entries and what follows them were not, as far as the peer can show them.
-    fn ask(&mut self, peer: ReplicaId, again: &[EntryId], mine: &Frontier, out: &mut Vec<Output>) {
+    fn ask(&mut self, peer: ReplicaId, again: &[EntryId], mine: &Held, out: &mut Vec<Output>) {
         let Some(state) = self.peers.get(&peer) else { return };
         let shown = |entry: &EntryId| {
             let floor = state.floors.get(&entry.author).copied().unwrap_or(0);
             EntryId { number: entry.number.max(floor + 1), ..*entry }
         };
         let again: Vec<EntryId> = again.iter().map(shown).collect();
-        self.say(peer, without(mine, &again), true, out);
+        let shown = again.is_empty().then_some(mine.shown);
+        self.say(peer, without(&mine.frontier, &again), shown, true, out);
     }
 
-    fn message(&mut self, peer: ReplicaId, message: Msg, now: Millis, mine: &Frontier, out: &mut Vec<Output>) {
+    fn message(&mut self, peer: ReplicaId, message: Msg, now: Millis, mine: &Held, out: &mut Vec<Output>) {
         let Some(state) = self.peers.get_mut(&peer) else { return };
         state.heard = now;
         match message {
@@ -330,7 +362,7 @@ impl Proto {
                 (state.status, state.introduced) = (status, true);
             }
             // Of what is held here, it was asked for another form.
-            Msg::Dropped(entry) if mine.number(entry.author) >= entry.number.max(1) => {
+            Msg::Dropped(entry) if mine.frontier.number(entry.author) >= entry.number.max(1) => {
                 state.dropped = None;
                 let floor = state.floors.insert(entry.author, entry.number);
                 if floor != Some(entry.number) {
@@ -352,7 +384,7 @@ impl Proto {
             Msg::Entries { entries, more } => out.push(Output::Receive { peer, entries, answer: more }),
             Msg::Yours(tip) => {
                 state.met = true;
-                if self.is_later(tip, mine) {
+                if self.is_later(tip, &mine.frontier) {
                     out.extend(tip.map(|tip| Output::OldStore(EntryId { author: self.me, number: tip.number })));
                 }
             }
@@ -362,7 +394,8 @@ impl Proto {
                     self.frontier(peer, held, false, now, mine, out);
                 }
             }
-            Msg::Frontier { mut held, answer } => {
+            Msg::Frontier { mut held, shown, answer } => {
+                state.shown = shown;
                 state.asked = held.0.iter().filter(|(_, tip)| tip.hash == UNKNOWN).map(|(log, _)| *log).collect();
                 held.0.retain(|_, tip| (1..MOST_ENTRIES).contains(&tip.number));
                 self.frontier(peer, held, answer, now, mine, out);
@@ -384,9 +417,10 @@ impl Proto {
         held: Frontier,
         answer: bool,
         now: Millis,
-        mine: &Frontier,
+        here: &Held,
         out: &mut Vec<Output>,
     ) {
+        let mine = &here.frontier;
         let of_me = held.0.get(&self.me).copied();
         if let Some(theirs) = of_me.filter(|_| self.is_later(of_me, mine)) {
             out.push(Output::OldStore(EntryId { author: self.me, number: theirs.number }));
@@ -394,6 +428,8 @@ impl Proto {
         let mut authors = Authors { me: self.me, connected: self.connected(), before: None };
         let Some(state) = self.peers.get_mut(&peer) else { return };
         (state.reported, state.met) = (held, true);
+        let word = state.compare(here);
+        out.extend(word.filter(|_| here.shown.on_trust).map(|word| Output::Compared(peer, word)));
         authors.before = state.before(now);
         if answer || !state.known {
             state.known = true;
@@ -407,7 +443,7 @@ impl Proto {
             // Both hold an entry with this number, and not the same: each shows the other its own.
             let forked = differing(mine, &state.reported);
             if !forked.is_empty() {
-                self.ask(peer, &forked, mine, out);
+                self.ask(peer, &forked, here, out);
             }
         }
     }
@@ -540,6 +576,19 @@ impl Authors {
 }
 
 impl Peer {
+    /// What it shows of the state that is held here: only where both have the same entries, and unless it has an entry that breaks
+    /// a rule here.
+    fn compare(&mut self, here: &Held) -> Option<Word> {
+        let shown = self.shown?;
+        let same = (self.reported == here.frontier).then_some(shown.digest == here.shown.digest);
+        self.same_state = same.or(self.same_state);
+        if shown.on_trust {
+            return Some(Word::OnTrust);
+        }
+        let breaks = here.refused.iter().any(|(log, tip)| self.reported.0.get(log) == Some(tip)).then_some(false);
+        same.or(breaks).map(|same| if same { Word::Same } else { Word::Other })
+    }
+
     /// What it held a while ago, if that is long enough.
     fn before(&mut self, now: Millis) -> Option<Frontier> {
         let since = self.stood.as_ref().map(|(_, at)| now.abs_diff(*at));

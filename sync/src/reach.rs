@@ -30,6 +30,9 @@ pub struct Reach {
     pub behind: u64,
     /// Entries that this replica holds and it lacks, as it last said.
     pub ahead: u64,
+    /// Whether it had the state that is here when it last had the entries that are here; none if it never had since this replica
+    /// started.
+    pub same_state: Option<bool>,
     /// What it said of itself last.
     pub status: Status,
 }
@@ -61,6 +64,7 @@ impl Net {
                 rtt: peer.filter(|_| reachable).map(|peer| peer.connection.rtt()),
                 behind: view.frontier().missing(&known.reported),
                 ahead: known.reported.missing(view.frontier()),
+                same_state: known.same_state,
                 status: known.status,
             }
         });
@@ -98,7 +102,8 @@ impl Net {
 
     /// Waits until every other member that takes part has told what it holds, and the agents of this site's hosts what
     /// they were told, or until these limits: a replica that starts from an old copy of its store learns it here, before it
-    /// writes (`PROTOCOL.md`, M4). A site that is cut off goes on all the same.
+    /// writes (`PROTOCOL.md`, M4), and one whose state was given to it, whether the others have the same (R14). A site that is
+    /// cut off goes on all the same.
     pub async fn meet(&self, members: Duration, agents: Duration) {
         let node = &self.inner.node;
         let started = Instant::now();
@@ -107,7 +112,7 @@ impl Net {
         let hosts = crate::agents::hosts_of(&view, node.site());
         let met = |id: &ReplicaId| self.inner.reach.lock().get(id).is_some_and(|seen| seen.met);
         let proving = || self.inner.proving.load(Ordering::Acquire);
-        let awaits_members = || proving() || !others.iter().all(met);
+        let awaits_members = || proving() || node.on_trust().is_some() || !others.iter().all(met);
         let awaits_agents = || !hosts.iter().all(|host| node.agents().has_met(*host));
         let waits = |passed| (passed < members && awaits_members()) || (passed < agents && awaits_agents());
         while node.fence().is_none() && waits(started.elapsed()) {

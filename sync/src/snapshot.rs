@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use luc_engine::id::ReplicaId;
+use luc_engine::replica::Replica;
 use luc_engine::store::{Batch, Reader, Store, StoreError, Table};
 use parking_lot::Mutex;
 use quinn::{Endpoint, RecvStream, SendStream};
 
-use crate::ca::Credentials;
-use crate::join::JoinError;
-use crate::net::Net;
+use crate::ca::{Credentials, Role};
+use crate::join::{ATTESTED, JoinError};
+use crate::net::{Net, identity};
 use crate::rpc::dial;
 use crate::transport::client_endpoint;
 use crate::wire::{self, Request, SnapshotHead, SnapshotPlace, SnapshotRow, WireError};
@@ -90,6 +91,9 @@ impl Net {
         to: ReplicaId,
         place: Option<SnapshotPlace>,
     ) -> Result<(), WireError> {
+        if !self.node().attested(ATTESTED).await {
+            return wire::write(send, &Err::<SnapshotHead, _>(JoinError::OnTrust.to_string())).await;
+        }
         let snapshots = &self.inner.snapshots;
         let known = place.filter(|place| snapshots.reader(to, place.snapshot).is_some());
         let resumed =
@@ -149,7 +153,7 @@ fn piece(reader: &dyn Reader, (table, from): At) -> Result<(Vec<u8>, Option<At>)
 }
 
 /// Fills an empty store with a snapshot from a member, the first of `addresses` that serves one whole. A connection that
-/// breaks off is made again, and the snapshot goes on where it was.
+/// breaks off is made again, and the snapshot goes on where it was. Says who gave it; the state is on trust then (R14).
 ///
 /// # Errors
 /// [`JoinError::Sponsor`] if nobody could be reached or gave a whole one. The store is of no use, but for another call.
@@ -157,7 +161,7 @@ pub async fn take_snapshot(
     credentials: &Credentials,
     addresses: &[String],
     store: &mut dyn Store,
-) -> Result<(), JoinError> {
+) -> Result<ReplicaId, JoinError> {
     let failed = |error: String| JoinError::Sponsor(format!("the snapshot could not be taken: {error}"));
     let endpoint = client_endpoint(credentials).map_err(|error| failed(error.to_string()))?;
     let mut last = failed("no address".into());
@@ -165,8 +169,8 @@ pub async fn take_snapshot(
         let mut tries = 0;
         while tries < TRIES {
             let mut taking = Taking { store: &mut *store, batch: Batch::default(), bytes: 0, progress: false };
-            match taking.take(&endpoint, address).await {
-                Ok(()) => return Ok(()),
+            match taking.take(&endpoint, address, credentials).await {
+                Ok(giver) => return Ok(giver),
                 Err(error) => last = failed(error),
             }
             tries = if taking.progress { 0 } else { tries + 1 };
@@ -186,9 +190,18 @@ struct Taking<'a> {
 }
 
 impl Taking<'_> {
-    async fn take(&mut self, endpoint: &Endpoint, address: &str) -> Result<(), String> {
+    async fn take(
+        &mut self,
+        endpoint: &Endpoint,
+        address: &str,
+        credentials: &Credentials,
+    ) -> Result<ReplicaId, String> {
         let place = self.place()?;
         let connection = dial(endpoint, address).await.map_err(|error| error.to_string())?;
+        let Some(Role::Replica { replica: giver, .. }) = identity(&connection, credentials).map(|giver| giver.role)
+        else {
+            return Err(format!("{address} is no replica of this cloud"));
+        };
         let (mut send, mut recv) = connection.open_bi().await.map_err(|error| error.to_string())?;
         wire::write(&mut send, &Request::Snapshot(place)).await.map_err(|error| error.to_string())?;
         let _ = send.finish();
@@ -207,7 +220,8 @@ impl Taking<'_> {
             };
             if row.table.is_empty() {
                 self.batch.delete(Table::Meta, PLACE.to_vec());
-                return self.store.commit(&self.batch).map_err(|error| error.to_string());
+                Replica::put_on_trust(&mut self.batch, giver);
+                return self.store.commit(&self.batch).map(|()| giver).map_err(|error| error.to_string());
             }
             let table = Table::in_snapshot().find(|table| table.name() == row.table);
             let table = table.ok_or_else(|| format!("table {:?} is none of a snapshot", row.table))?;

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use luc_engine::entry::{Frontier, Tip, from_untrusted};
 use luc_engine::id::{ClaimId, EntryId, HostId, Millis, PoolId, ReplicaId, SiteName};
 use luc_engine::ledger::Amount;
+use luc_engine::view::Digest;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Version of all frames.
-pub const VERSION: u8 = 7;
+pub const VERSION: u8 = 8;
 /// Largest frame, bytes: one entry at its limit, with room for the rest of its batch.
 pub const MAX_FRAME: usize = 6 << 20;
 
@@ -44,6 +45,8 @@ pub enum Msg {
     Frontier {
         /// What.
         held: Frontier,
+        /// What the sender shows of the state that these entries make; none if it holds more, and asks for some of it once more.
+        shown: Option<Shown>,
         /// Whether it is said after everything that came before was dealt with: what it lacks was not received. Said
         /// every second otherwise, it says nothing about what is under way.
         answer: bool,
@@ -94,6 +97,15 @@ mod entry_list {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Arc<[u8]>>, D::Error> {
         Ok(Vec::<ByteBuf>::deserialize(d)?.into_iter().map(|entry| entry.into_vec().into()).collect())
     }
+}
+
+/// What a replica shows of its state, with the frontier that it has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shown {
+    /// The state's digest.
+    pub digest: Digest,
+    /// Whether it was given to the replica, and nobody else has shown the same yet (R14).
+    pub on_trust: bool,
 }
 
 /// What a replica tells of itself.

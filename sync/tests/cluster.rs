@@ -8,9 +8,12 @@ use std::time::Instant;
 use luc_engine::id::ReplicaId;
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::{Kind, Project, RecordId, Server};
-use luc_engine::tx::{Refusal, shortage};
+use luc_engine::replica::{Identity, Replica};
+use luc_engine::store::{Batch, MemoryStore, Store, Table};
+use luc_engine::tx::{Fence, Refusal, shortage};
 use luc_sync::join::mint_quota;
-use luc_sync::rpc::RIGHTS_PATIENCE;
+use luc_sync::net::Net;
+use luc_sync::rpc::{RIGHTS_PATIENCE, take_snapshot};
 use support::{admitted, found, free_address, joined, opened, run, stored, until};
 use uuid::Uuid;
 
@@ -95,4 +98,63 @@ async fn one_that_nobody_has_heard_of_comes_by_itself() {
     let newcomer = rennes.node().me();
     assert!(lyon.node().view().member(newcomer).is_none());
     until("lyon has heard of it", || lyon.node().view().member(newcomer).is_some()).await;
+}
+
+/// Whoever gave the state has no say, so the third site does: it has the same, or not.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_newcomer_was_given_is_on_trust_until_the_others_show_it() {
+    let dirs: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
+    let paris = found(dirs[0].path(), free_address());
+    for n in 0..5 {
+        let project = Project { name: format!("p{n}"), ..Project::default() };
+        paris.node().transact::<_, Refusal, _>(move |tx| tx.create(Uuid::from_u128(n), project, &[])).await.unwrap();
+    }
+    let lyon = joined(&paris, dirs[0].path(), dirs[1].path(), "lyon").await;
+    assert_eq!(lyon.node().on_trust(), None, "there is nobody but who gave it");
+
+    let (at, dir) = (free_address(), dirs[2].path());
+    let admission = admitted(&paris, dirs[0].path(), "rennes", at).await;
+    let mut store = stored(dir);
+    // As if paris had left a project out.
+    let replica = {
+        Replica::prepare(store.as_mut()).unwrap();
+        let paris = [paris.local_addr().unwrap().to_string()];
+        take_snapshot(&admission.credentials, &paris, store.as_mut()).await.unwrap();
+        let mut one = None;
+        let mut row = |key: &[u8], _: &[u8]| {
+            one = Some(key.to_vec());
+            false
+        };
+        store.reader().unwrap().scan(Table::Record, &[], &mut row).unwrap();
+        let mut batch = Batch::default();
+        batch.delete(Table::Record, one.unwrap());
+        store.commit(&batch).unwrap();
+        let identity = Identity { cloud: admission.credentials.cloud, key: admission.credentials.key.clone() };
+        Replica::open(identity, store).unwrap()
+    };
+    assert_eq!(replica.on_trust(), Some(paris.node().me()));
+    let rennes = run(dir, replica, admission.credentials.clone(), None, at);
+    // Nobody gets it from there meanwhile, nor afterwards.
+    let mut other = MemoryStore::default();
+    Replica::prepare(&mut other).unwrap();
+    let there = [rennes.local_addr().unwrap().to_string()];
+    let taken = take_snapshot(lyon.credentials(), &there, &mut other).await;
+    let error = taken.unwrap_err().to_string();
+    assert!(error.contains("was given to it"), "{error}");
+    let fence = Some(Fence::FalseState { giver: paris.node().me() });
+    until("rennes is told", || rennes.node().fence() == fence).await;
+    let project = Project { name: "late".into(), ..Project::default() };
+    let written = rennes.node().transact::<_, Refusal, _>(|tx| tx.create(Uuid::from_u128(99), project, &[])).await;
+    assert!(matches!(written, Err(Refusal::Fenced(Fence::FalseState { .. }))), "{written:?}");
+    let seen = |net: &Net, of: &Net| {
+        let reach = net.reach().into_iter().find(|reach| reach.replica == of.node().me());
+        reach.and_then(|reach| reach.same_state)
+    };
+    until("lyon and paris see it too", || [&lyon, &paris].iter().all(|net| seen(net, &rennes) == Some(false))).await;
+    until("lyon has what paris has", || seen(&lyon, &paris) == Some(true)).await;
+
+    // An honest one is told so, though one that was deceived is among the others: what that shows says nothing.
+    let brest = joined(&paris, dirs[0].path(), dirs[3].path(), "brest").await;
+    until("brest has what lyon has", || brest.node().on_trust().is_none()).await;
+    assert_eq!(brest.node().fence(), None);
 }

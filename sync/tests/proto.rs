@@ -8,10 +8,15 @@ use std::sync::Arc;
 use ed25519_dalek::SigningKey;
 use luc_engine::entry::{Content, Entry, Frontier, Hash, Header, Scope, Tip};
 use luc_engine::id::{CloudId, EntryId, ReplicaId};
-use luc_sync::proto::{Input, Output, Proto};
-use luc_sync::wire::{Msg, Status};
+use luc_engine::replica::Word;
+use luc_sync::proto::{Held, Input, Output, Proto};
+use luc_sync::wire::{Msg, Shown, Status};
 use proptest::prelude::*;
 use uuid::Uuid;
+
+fn holding(frontier: &Frontier) -> Held {
+    Held { frontier: frontier.clone(), ..Held::default() }
+}
 
 /// A replica with a toy log: entries of one author follow each other, and nothing else matters.
 struct Node {
@@ -90,7 +95,7 @@ impl World {
         let mut todo = vec![input];
         while let Some(input) = todo.pop() {
             let node = &mut self.nodes[at];
-            for output in node.proto.handle(input, self.now, &node.held.clone()) {
+            for output in node.proto.handle(input, self.now, &holding(&node.held)) {
                 match output {
                     Output::Send(peer, message) => {
                         let to = self.index(peer);
@@ -110,6 +115,7 @@ impl World {
                     }
                     Output::OldStore(entry) => panic!("{at} lost {entry}"),
                     Output::TakeSnapshot(peer) => panic!("{peer} has dropped nothing"),
+                    Output::Compared(peer, word) => panic!("nothing is on trust, and {peer} says {word:?}"),
                     Output::ReadLog { peer, from } => {
                         let log = &self.nodes[at].log;
                         let all = from.iter().flat_map(|first| {
@@ -434,10 +440,10 @@ fn who_hears_of_a_later_entry_of_its_own_has_an_old_store() {
     let tip = |number, hash| Tip { number, hash };
     for (theirs, is_old) in [(tip(6, 1), false), (tip(7, 1), false), (tip(7, 2), true), (tip(8, 3), true)] {
         let mut proto = Proto::new(me);
-        let mine = Frontier([(me, tip(7, 1))].into());
+        let mine = holding(&Frontier([(me, tip(7, 1))].into()));
         proto.handle(Input::Connected(peer), 0, &mine);
         let held = Frontier([(me, theirs)].into());
-        let outputs = proto.handle(Input::Message(peer, Msg::Frontier { held, answer: false }), 1, &mine);
+        let outputs = proto.handle(Input::Message(peer, Msg::Frontier { held, shown: None, answer: false }), 1, &mine);
         let told = outputs.iter().any(|output| matches!(output, Output::OldStore(_)));
         assert_eq!(told, is_old, "{theirs:?}");
     }
@@ -451,12 +457,13 @@ fn another_form_is_asked_for_from_where_the_peer_can_show_it() {
     let mut proto = Proto::new(me);
     let mut mine = Frontier::default();
     mine.set(author, Tip { number: 5, hash: 1 });
+    let mine = holding(&mine);
     proto.handle(Input::Connected(peer), 0, &mine);
     let entry = |number| EntryId { author, number };
     let mut says = |input| {
         let outputs = proto.handle(input, 1, &mine);
         let said = outputs.into_iter().map(|output| match output {
-            Output::Send(to, Msg::Frontier { held, answer: true }) if to == peer => held.number(author),
+            Output::Send(to, Msg::Frontier { held, shown: None, answer: true }) if to == peer => held.number(author),
             other => panic!("{other:?}"),
         });
         said.collect::<Vec<u64>>()
@@ -477,12 +484,12 @@ fn another_form_is_sent_at_once_whoever_wrote_it() {
     let (me, peer, author) = (Node::new(0).id, Node::new(1).id, Node::new(2).id);
     let mut proto = Proto::new(me);
     let tip = |number, hash| Tip { number, hash };
-    let mine = Frontier([(author, tip(9, 1))].into());
+    let mine = holding(&Frontier([(author, tip(9, 1))].into()));
     proto.handle(Input::Connected(author), 0, &mine);
     proto.handle(Input::Connected(peer), 0, &mine);
     let mut reads = |theirs: Tip| {
         let held = Frontier([(author, theirs)].into());
-        let outputs = proto.handle(Input::Message(peer, Msg::Frontier { held, answer: true }), 1, &mine);
+        let outputs = proto.handle(Input::Message(peer, Msg::Frontier { held, shown: None, answer: true }), 1, &mine);
         let read = outputs.into_iter().find_map(|output| match output {
             Output::ReadLog { from, .. } => from.first().copied(),
             _ => None,
@@ -491,4 +498,48 @@ fn another_form_is_sent_at_once_whoever_wrote_it() {
     };
     assert_eq!(reads(tip(7, 2)), None, "its author sends it");
     assert_eq!(reads(tip(4, 0)), Some(5), "it is asked for what follows 4, in whatever form is held here");
+}
+
+/// Only where both have the same entries do digests say anything; or where the peer holds what breaks a rule here. Who holds its own
+/// state on trust vouches for nobody's.
+#[test]
+fn a_state_on_trust_is_compared_with_what_peers_show() {
+    let (me, peer, author) = (Node::new(0).id, Node::new(1).id, Node::new(2).id);
+    let at = |number| Frontier([(author, Tip { number, hash: number })].into());
+    let state = |n: u64, on_trust| {
+        let digest = rmp_serde::from_slice(&rmp_serde::to_vec(&[n; 4]).unwrap()).unwrap();
+        Shown { digest, on_trust }
+    };
+    let refused = vec![(author, Tip { number: 8, hash: 8 }), (author, Tip { number: 9, hash: 9 })];
+    let here = Held { frontier: at(7), shown: state(1, true), refused };
+    let mut proto = Proto::new(me);
+    proto.handle(Input::Connected(peer), 0, &here);
+    let mut says = |message, here: &Held| {
+        let outputs = proto.handle(Input::Message(peer, message), 1, here);
+        let words: Vec<Word> = outputs
+            .into_iter()
+            .filter_map(|output| if let Output::Compared(_, word) = output { Some(word) } else { None })
+            .collect();
+        (words.first().copied(), proto.peers()[&peer].same_state)
+    };
+    let frontier = |number, shown| Msg::Frontier { held: at(number), shown, answer: false };
+    assert_eq!(says(frontier(6, Some(state(1, false))), &here), (None, None), "another frontier");
+    assert_eq!(says(frontier(7, None), &here), (None, None), "it asks for something again");
+    assert_eq!(says(frontier(7, Some(state(1, false))), &here), (Some(Word::Same), Some(true)));
+    assert_eq!(says(Msg::Unchanged, &here), (Some(Word::Same), Some(true)));
+    assert_eq!(says(frontier(7, Some(state(2, true))), &here), (Some(Word::OnTrust), Some(false)));
+    assert_eq!(says(frontier(7, Some(state(2, false))), &here), (Some(Word::Other), Some(false)));
+    assert_eq!(
+        says(frontier(9, Some(state(1, false))), &here),
+        (Some(Word::Other), Some(false)),
+        "it holds what is refused"
+    );
+    let forked = Msg::Frontier {
+        held: Frontier([(author, Tip { number: 9, hash: 1 })].into()),
+        shown: Some(state(1, false)),
+        answer: true,
+    };
+    assert_eq!(says(forked, &here), (None, Some(false)), "it holds another form, of one that forked");
+    let own = Held { shown: state(1, false), refused: Vec::new(), ..here };
+    assert_eq!(says(frontier(7, Some(state(2, false))), &own), (None, Some(false)), "it is shown, and decides nothing");
 }

@@ -110,6 +110,10 @@ fn describe(status: &Value) -> String {
         status["entries"],
         text(&status["digest"])
     );
+    if let Some(giver) = status["on_trust"].as_str() {
+        let _ =
+            writeln!(out, "its state was given by {giver}; more than half of the others have not shown the same yet");
+    }
     let _ = writeln!(out, "\nSITE              REACHABLE  REPLICAS  WITNESS  API");
     for site in status["sites"].as_array().into_iter().flatten() {
         let witness = text(&site["witness"]);
@@ -150,6 +154,12 @@ fn describe(status: &Value) -> String {
         }
         if let Some(reason) = replica["quarantine"].as_str() {
             let _ = writeln!(out, "    in quarantine: {reason}");
+        }
+        if replica["same_state"] == false {
+            let _ = writeln!(
+                out,
+                "    it had another state than this replica, from the same entries: one of the two errs or lies"
+            );
         }
         if let Some(skew) = replica["clock_skew_ms"].as_i64() {
             let _ = writeln!(out, "    its clock is off by {} s", skew / 1000);

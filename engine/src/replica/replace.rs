@@ -4,6 +4,7 @@
 //! are **replayed** on it. They go into a table of their own in the commit that replaces the state, and leave it in the
 //! commit that holds their effects: whenever the process ends, nothing that was acknowledged is lost.
 
+use super::trust::Trust;
 use super::{
     Chain, Flushed, OpenError, Pending, Received, Rejection, Replica, load_chains, load_rows, log_key, read_log,
 };
@@ -42,20 +43,22 @@ type Logged = Vec<(Vec<u8>, Vec<u8>)>;
 
 impl Replica {
     /// Puts a snapshot in place of the state, and replays what it lacks of the log. All of it shows after the next
-    /// [`Replica::flush`], which says that everything has changed.
+    /// [`Replica::flush`], which says that everything has changed. From then on the state is on trust (R14): `giver` gave it.
     ///
     /// # Errors
     /// [`ReplaceError`]; the replica is as before. After [`ReplaceError::Store`] it must be opened anew, as after a flush that fails.
-    pub fn replace(&mut self, snapshot: &dyn Reader) -> Result<(), ReplaceError> {
-        match self.replace_by(snapshot) {
+    pub fn replace(&mut self, snapshot: &dyn Reader, giver: ReplicaId) -> Result<(), ReplaceError> {
+        match self.replace_by(snapshot, giver) {
             Err(ReplaceError::Store(error)) => self.sound(Err(error)).map_err(ReplaceError::Store),
             other => other,
         }
     }
 
-    fn replace_by(&mut self, snapshot: &dyn Reader) -> Result<(), ReplaceError> {
+    fn replace_by(&mut self, snapshot: &dyn Reader, giver: ReplicaId) -> Result<(), ReplaceError> {
         let (view, chains) = self.read_state(snapshot).map_err(ReplaceError::Snapshot)?;
-        self.check_tips(snapshot, &view, &chains)?;
+        if let Some(entry) = self.unproved(snapshot, &view, &chains)? {
+            return Err(ReplaceError::Unproved(entry));
+        }
         self.check_promise(&view)?;
         let flushed = self.flush()?;
         let before = self.all_changed(flushed, Flushed::default());
@@ -75,6 +78,7 @@ impl Replica {
         for (key, bytes) in rest.into_iter().filter(|_| !on(Mutant::ReplayForgotten)) {
             batch.put(Table::Replay, key, bytes);
         }
+        Self::put_on_trust(&mut batch, giver);
         self.store.commit(&batch)?;
         self.view = view;
         self.chains = chains;
@@ -84,7 +88,8 @@ impl Replica {
         self.proofs.clear();
         self.replay()?;
         self.replaced = Some(before);
-        Ok(())
+        self.trust = Some(Trust::of(giver));
+        Ok(self.weigh_trust()?)
     }
 
     /// Applies the entries that a snapshot lacked. Says whether there were any.
@@ -152,13 +157,13 @@ impl Replica {
         if me.is_some() { Ok((view, chains)) } else { Err(OpenError::NotMember) }
     }
 
-    /// Whoever gives the snapshot shows that everybody whom it names did write what it says to hold.
-    fn check_tips(
+    /// Whoever gives a state shows that everybody whom it names did write what it says to hold: the first that it does not show.
+    pub(super) fn unproved(
         &self,
         snapshot: &dyn Reader,
         view: &View,
         chains: &imbl::OrdMap<ReplicaId, Chain>,
-    ) -> Result<(), ReplaceError> {
+    ) -> Result<Option<EntryId>, StoreError> {
         // Where a log has forked its branches end it, and what that rests on may be dropped.
         let ends = |log: &ReplicaId| !view.branches.is_parent(*log);
         for (log, tip) in view.frontier.0.iter().filter(|(log, _)| ends(log)) {
@@ -172,10 +177,10 @@ impl Replica {
             let entry = entry.filter(is_it);
             let is_signed = entry.zip(member).is_some_and(|(entry, m)| entry.verify(&m.member.public_key).is_ok());
             if !is_signed {
-                return Err(ReplaceError::Unproved(id));
+                return Ok(Some(id));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// What this replica has promised by its seal, it does not take in a snapshot either, as from one who is being retired and

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::disk::{Disk, Image};
 use super::net::Micros;
-use super::node::{Job, Node};
+use super::node::{Job, Node, Process};
 use super::rng::pick;
 use super::rules::Tracker;
 use super::sometimes::State;
@@ -128,6 +128,15 @@ impl World {
             Fault::ShortLogs { bytes } => self.limit_logs(bytes),
             Fault::Fork { node, sides } => self.fork(node, sides),
             Fault::Lie { kind, by, to } => self.lie(kind, by, to),
+            Fault::Deceive { site } => {
+                if self.liar.is_some() && self.may_lose() {
+                    let sites: Vec<usize> = (0..self.sites).collect();
+                    let newcomer = self.add_replica(pick(&sites, site).unwrap_or(0));
+                    if let Some(node) = self.nodes.get_mut(newcomer) {
+                        node.asks_liar = true;
+                    }
+                }
+            }
             Fault::Join { site, .. } => {
                 if self.nodes.len() < self.sites + JOINS {
                     let sites: Vec<usize> = (0..self.sites).collect();
@@ -260,6 +269,7 @@ impl World {
         node.tries += 1;
         // An admission may be lost with its sponsor's disk.
         let admitted = node.admitted && node.tries % 8 != 0;
+        let asks_liar = admitted && node.asks_liar && node.tries < 8;
         let replica = node.replica;
         let sponsors: Vec<usize> = self.up();
         let knows = |at: &usize| {
@@ -269,7 +279,11 @@ impl World {
         let honest = |at: &usize| self.nodes.get(*at).is_some_and(|node| !node.stopped);
         let fit: Vec<usize> = sponsors.into_iter().filter(|at| honest(at) && (!admitted || knows(at))).collect();
         let bits = self.rng.bits();
-        if let Some(sponsor) = pick(&fit, bits)
+        if asks_liar && self.deceive(newcomer) {
+            return;
+        }
+        if !asks_liar
+            && let Some(sponsor) = pick(&fit, bits)
             && self.net.is_cut(newcomer, sponsor).is_none()
         {
             let job = if admitted { Job::Snapshot { newcomer } } else { Job::Admit { newcomer } };
@@ -282,15 +296,22 @@ impl World {
     pub(super) fn give_snapshot(&mut self, sponsor: usize, newcomer: usize) {
         let fits =
             self.nodes.get(newcomer).is_some_and(|node| !node.joined) && self.net.is_cut(sponsor, newcomer).is_none();
-        let Some(process) = self.nodes.get_mut(sponsor).filter(|_| fits).and_then(|node| node.process.take()) else {
+        let gives = |process: &mut Process| process.replica.on_trust().is_none();
+        if !fits || !self.process(sponsor).is_some_and(gives) {
             return;
-        };
-        let copied = self.copy_snapshot(&process.replica, newcomer, sponsor);
+        }
+        self.fill(sponsor, newcomer, false);
+    }
+
+    /// Whether the newcomer's disk was filled with what its sponsor's holds, or with lies; then it starts.
+    pub(super) fn fill(&mut self, sponsor: usize, newcomer: usize, lies: bool) -> bool {
+        let Some(process) = self.nodes.get_mut(sponsor).and_then(|node| node.process.take()) else { return false };
+        let copied = self.copy_snapshot(&process.replica, newcomer, sponsor, lies);
         if let Some(node) = self.nodes.get_mut(sponsor) {
             node.process = Some(process);
         }
         if copied.is_err() {
-            return;
+            return false;
         }
         if let Some(node) = self.nodes.get_mut(newcomer) {
             node.joined = true;
@@ -299,6 +320,7 @@ impl World {
             .note(self.now, [13, newcomer as u64, sponsor as u64], || format!("{newcomer} has joined, by {sponsor}"));
         let delay = self.net.delay(sponsor, newcomer);
         self.at(delay, Event::Start { node: newcomer });
+        true
     }
 
     /// An operator at some site says that a replica is gone, until all agree.

@@ -105,6 +105,36 @@ impl World {
         self.liar.is_some_and(|liar| liar.nodes.contains(&node))
     }
 
+    /// Whether the liar has given a node its state.
+    pub(super) fn is_deceived(&self, node: usize) -> bool {
+        self.nodes.get(node).is_some_and(|node| node.deceived)
+    }
+
+    /// A newcomer that asks the liar gets its state, without the claims that are in it: whoever holds such a state would take the
+    /// rights of others for free. Whether it did.
+    pub(super) fn deceive(&mut self, newcomer: usize) -> bool {
+        let Some((liar, node)) = self.liar.zip(self.nodes.get(newcomer)).filter(|(_, node)| node.asks_liar) else {
+            return false;
+        };
+        let replica = node.replica;
+        let may = |at: &usize| {
+            let process = self.nodes.get(*at).and_then(|node| node.process.as_ref());
+            // Of a state that has no claims none can be left out.
+            let knows = |view: &View| view.member(replica).is_some() && view.ledger().claims().next().is_some();
+            process.is_some_and(|process| knows(&process.view)) && self.net.is_cut(*at, newcomer).is_none()
+        };
+        let Some(giver) = liar.nodes.into_iter().find(may) else { return false };
+        if !self.fill(giver, newcomer, true) {
+            return false;
+        }
+        self.rules.deceived(newcomer);
+        if let Some(node) = self.nodes.get_mut(newcomer) {
+            node.deceived = true;
+        }
+        self.trace.note(self.now, [26, newcomer as u64, giver as u64], || format!("{giver} has lied to {newcomer}"));
+        true
+    }
+
     /// The process that a node reaches under a replica's name.
     pub(super) fn node_of(&self, from: usize, replica: ReplicaId) -> Option<usize> {
         match self.liar.filter(|liar| liar.replica == replica) {
@@ -195,6 +225,10 @@ impl World {
     pub(super) fn is_about_liar(&self, at: usize, rejection: &Rejection) -> bool {
         if self.liar.is_none() {
             return false;
+        }
+        // By what it was given, honest entries break rules.
+        if self.is_deceived(at) {
+            return true;
         }
         let author = match rejection {
             Rejection::Chain(id) | Rejection::Fork { named: id } => Some(id.author),

@@ -31,7 +31,8 @@ pub fn faults(mutant: Mutant) -> &'static [&'static str] {
         | Mutant::HashIgnored
         | Mutant::ForkUntold
         | Mutant::PlacedByAnybody
-        | Mutant::CapacityIgnored => &["cut", "slow", "liar"],
+        | Mutant::CapacityIgnored
+        | Mutant::TrustKept => &["cut", "slow", "liar"],
         _ => &[],
     }
 }

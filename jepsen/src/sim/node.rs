@@ -9,14 +9,14 @@ use luc_engine::entry::{Entry, Frontier, Member, MemberOp};
 use luc_engine::id::{ClaimId, EntryId, HostId, PoolId, ReplicaId, SiteName};
 use luc_engine::ledger::Amount;
 use luc_engine::mutant::{self, Mutant};
-use luc_engine::replica::{Flushed, Identity, Received, Rejection, Replica};
+use luc_engine::replica::{Flushed, Identity, Received, Rejection, Replica, Word};
 use luc_engine::retire::{Request, Retiree};
 use luc_engine::tx::{Fence, Refusal};
 use luc_engine::view::View;
 use luc_sync::agents::{self, Met};
 use luc_sync::join::admit_replica;
 use luc_sync::node::{LogPart, read_entries};
-use luc_sync::proto::{Input, Output, Proto, waits_for};
+use luc_sync::proto::{Held, Input, Output, Proto, waits_for};
 use luc_sync::rpc::{GRANT_LOG, grant, lacking};
 use luc_sync::waiting::Waiting;
 
@@ -70,6 +70,9 @@ pub(super) struct Node {
     pub(super) original: Option<(Disk, Tracker)>,
     /// What the disk held before a driver committed before its time.
     pub(super) before: Option<Image>,
+    /// It asks the liar for its snapshot; and has it.
+    pub(super) asks_liar: bool,
+    pub(super) deceived: bool,
     /// Its disk is an old one: it writes once those have been heard who can tell.
     pub(super) old: Option<Old>,
 }
@@ -94,6 +97,8 @@ impl Node {
             copy: None,
             original: None,
             before: None,
+            asks_liar: false,
+            deceived: false,
             old: None,
         }
     }
@@ -185,6 +190,7 @@ pub(super) enum Job {
         heir: usize,
     },
     PutUp(Fence),
+    Compared(ReplicaId, Word),
     Witnessed(Vec<SignedTip>),
     Operate {
         agent: usize,
@@ -291,10 +297,13 @@ impl World {
         }
     }
 
-    /// Whether all other members have told what they hold, since it started.
+    /// Whether all other members have told what they hold, since it started, and its state is on no trust.
     fn has_met(&self, at: usize) -> bool {
         let Some(node) = self.nodes.get(at) else { return false };
         let Some(process) = &node.process else { return false };
+        if process.replica.on_trust().is_some() {
+            return false;
+        }
         let peers = process.proto.peers();
         let told = |id: &ReplicaId| peers.get(id).is_some_and(|peer| peer.met);
         // Who is stopped for good tells nothing, and its retirement waits for this one.
@@ -309,6 +318,8 @@ impl World {
     pub(super) fn meet(&mut self, at: usize, over: bool) {
         let old = self.nodes.get(at).and_then(|node| node.old).filter(|_| !mutant::on(Mutant::OldDiskAccepted));
         let met = match old {
+            // What it would write is judged as the liar's lies are, which is played there; here it waits until it is told.
+            _ if self.is_deceived(at) => false,
             None => over || self.has_met(at),
             Some(old) => {
                 let witnessed = self.process(at).is_some_and(|process| process.witnessed);
@@ -375,8 +386,9 @@ impl World {
         let mut todo = vec![input];
         while let Some(input) = todo.pop() {
             let Some(process) = self.process(at) else { return };
-            let Process { proto, view, .. } = process;
-            for output in proto.handle(input, clock, view.frontier()) {
+            let Process { proto, view, replica, .. } = process;
+            let held = Held::of(view, replica.on_trust().is_some(), replica.refused().collect());
+            for output in proto.handle(input, clock, &held) {
                 todo.extend(self.act(at, output));
             }
         }
@@ -407,6 +419,10 @@ impl World {
             Output::TakeSnapshot(peer) => {
                 let from = self.node_of(at, peer).filter(|from| !self.is_liar(*from));
                 from.into_iter().for_each(|from| self.ask_for_state(at, from));
+                None
+            }
+            Output::Compared(peer, word) => {
+                self.job(at, Job::Compared(peer, word));
                 None
             }
             Output::OldStore(_) if mutant::on(Mutant::OldDiskAccepted) => None,
@@ -497,9 +513,9 @@ impl World {
             }
             Job::Heard { agent, session, message } => self.heard(at, agent, session, message),
             Job::Admit { newcomer } => {
-                let process = |world: &mut Self| world.process(at).is_some_and(|process| process.met);
-                let met = process(self);
-                let Some((member, process)) = self.admit(newcomer).filter(|_| met).zip(self.process(at)) else {
+                let may = |process: &mut Process| process.met && process.replica.on_trust().is_none();
+                let may = self.process(at).is_some_and(may);
+                let Some((member, process)) = self.admit(newcomer).filter(|_| may).zip(self.process(at)) else {
                     return After::Nothing;
                 };
                 let admitted = process.replica.transact::<_, Refusal>(clock, |tx| admit_replica(tx, member));
@@ -519,6 +535,19 @@ impl World {
             Job::PutUp(fence) => {
                 if let Some(process) = self.process(at) {
                     process.replica.put_up(fence);
+                }
+                After::Nothing
+            }
+            Job::Compared(peer, word) => {
+                let Some(process) = self.process(at).filter(|process| process.replica.on_trust().is_some()) else {
+                    return After::Nothing;
+                };
+                // A disk that fails says so at the flush.
+                let _ = process.replica.compared(peer, word);
+                let is_over = process.replica.on_trust().is_none();
+                if is_over && process.replica.fence().is_none() {
+                    self.sometimes.saw(State::Attested);
+                    self.trace.note(self.now, [25, at as u64, 0], || format!("the others have what {at} was given"));
                 }
                 After::Nothing
             }
@@ -647,10 +676,17 @@ impl World {
         self.sometimes.saw(match fence {
             Some(Fence::Copy) => State::CopyFenced,
             Some(Fence::OldStore(_)) => State::OldDiskFenced,
+            Some(Fence::FalseState { .. }) => State::Undeceived,
             Some(Fence::Retired { .. }) | None => State::Fenced,
         });
         if self.nodes.get(at).and_then(|node| node.old).is_some_and(|old| !old.others) {
             self.sometimes.saw(State::GivenAway);
+        }
+        if let Some(Fence::FalseState { giver }) = fence
+            && !self.is_deceived(at)
+        {
+            let how = format!("{at} is told that what {giver} gave it is not what the others have, and it is");
+            self.check(Err(Broken::new(Rule::Authority, how)));
         }
         self.crash(at, false);
         if self.is_liar(at) {

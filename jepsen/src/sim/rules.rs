@@ -225,6 +225,8 @@ pub struct Rules {
     /// What runs where, under which claim.
     domains: BTreeMap<(Uuid, HostId), (ClaimId, Vector)>,
     liar: Option<Liar>,
+    /// Nodes whose state is the liar's invention.
+    deceived: BTreeSet<usize>,
     addresses: Addresses,
     capacities: BTreeMap<HostId, Vector>,
     used: BTreeMap<HostId, Vector>,
@@ -627,6 +629,9 @@ impl Rules {
     /// # Errors
     /// [`Broken`].
     pub fn cut(&mut self, node: usize, view: &View) -> Checked {
+        if self.deceived.contains(&node) {
+            return Ok(());
+        }
         let retired = view.retired();
         for replica in retired.replicas().filter(|_| !self.is_liar(node)).collect::<Vec<_>>() {
             // Each branch has its own.

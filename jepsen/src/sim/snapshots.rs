@@ -1,6 +1,7 @@
 //! Snapshots that take the place of a state (`PROTOCOL.md`, E4, M5): logs are kept short, and whoever was away for too
 //! long is told by the protocol core that what it lacks was dropped. What the snapshot lacks is replayed on it.
 
+use luc_engine::id::ReplicaId;
 use luc_engine::store::Store;
 
 use super::disk::{Disk, Image};
@@ -12,6 +13,7 @@ use super::world::{Event, World};
 /// A state that travels, with what the oracle knows of it.
 #[derive(Debug)]
 pub(super) struct Given {
+    giver: ReplicaId,
     pub(super) image: Image,
     pub(super) of: Tracker,
 }
@@ -39,13 +41,14 @@ impl World {
 
     /// The peer sends what its disk holds.
     pub(super) fn give_state(&mut self, from: usize, to: usize, life: u64) {
-        let runs = self.nodes.get(from).is_some_and(|node| node.process.is_some());
-        if !runs || self.net.is_cut(to, from).is_some() || self.net.is_cut(from, to).is_some() {
+        let process = self.nodes.get(from).and_then(|node| node.process.as_ref());
+        let gives = process.is_some_and(|process| process.replica.on_trust().is_none());
+        if !gives || self.net.is_cut(to, from).is_some() || self.net.is_cut(from, to).is_some() {
             return;
         }
         let (node, of) = (self.nodes.get(from), self.rules.tracker(from));
         let Some((node, of)) = node.zip(of) else { return };
-        let given = Box::new(Given { image: node.disk.image(), of });
+        let given = Box::new(Given { giver: node.replica, image: node.disk.image(), of });
         let delay = self.net.delay(from, to);
         self.at(delay, Event::StateComes { node: to, life, given });
     }
@@ -71,7 +74,7 @@ impl World {
         process.replacing = false;
         let before = process.replica.view().frontier().clone();
         let Ok(reader) = disk.reader() else { return };
-        let replaced = process.replica.replace(&*reader);
+        let replaced = process.replica.replace(&*reader, given.giver);
         let (view, fenced) = (process.replica.view().clone(), process.replica.fence().is_some());
         match replaced {
             Ok(()) => {

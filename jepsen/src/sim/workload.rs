@@ -108,6 +108,8 @@ pub enum Fault {
     Fork { node: u64, sides: u64 },
     /// A member that has forked signs an entry that breaks a rule, and sends it to some.
     Lie { kind: u64, by: u64, to: u64 },
+    /// A replica joins a site, and asks the member that has forked for its state.
+    Deceive { site: u64 },
     /// Logs are dropped beyond so many bytes, though absent members lack them.
     ShortLogs { bytes: u64 },
     /// A further replica joins a site.
@@ -332,6 +334,9 @@ fn of_a_liar(rng: &mut Rng, length: Micros) -> Vec<Step> {
         let at = first + 10_000 + rng.below(length / 2 + 1);
         let to = rng.bits() & rng.bits() & rng.bits();
         push(at, Fault::Lie { kind: kind + n, by: rng.bits(), to });
+    }
+    if rng.chance(500) {
+        push(first + 20_000 + rng.below(length / 2 + 1), Fault::Deceive { site: rng.bits() });
     }
     steps
 }

@@ -324,7 +324,7 @@ impl World {
                 let checked = self.rules.applied(0, entry);
                 self.check(checked);
             }
-            self.copy_snapshot(&founder, node, 0)?;
+            self.copy_snapshot(&founder, node, 0, false)?;
         }
         for node in 0..self.nodes.len() {
             self.at(0, Event::Start { node });
@@ -353,11 +353,18 @@ impl World {
         at
     }
 
-    /// Fills a newcomer's disk from what its sponsor's holds.
-    pub(super) fn copy_snapshot(&mut self, from: &Replica, newcomer: usize, sponsor: usize) -> Result<(), String> {
+    /// Fills a newcomer's disk from what its sponsor's holds; without the claims if that lies.
+    pub(super) fn copy_snapshot(
+        &mut self,
+        from: &Replica,
+        newcomer: usize,
+        sponsor: usize,
+        lies: bool,
+    ) -> Result<(), String> {
         let reader = from.reader().map_err(|error| error.to_string())?;
         let mut batch = Batch::default();
-        let torn = |table: &Table| *table == Table::Claim && mutant::on(Mutant::SnapshotTorn);
+        Replica::put_on_trust(&mut batch, from.identity().replica());
+        let torn = |table: &Table| *table == Table::Claim && (lies || mutant::on(Mutant::SnapshotTorn));
         for table in Table::in_snapshot().filter(|table| !torn(table)) {
             let mut put = |key: &[u8], value: &[u8]| {
                 batch.put(table, key.to_vec(), value.to_vec());

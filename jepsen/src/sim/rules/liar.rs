@@ -87,9 +87,14 @@ impl Rules {
         }
     }
 
-    /// Whether a process is the liar's.
+    /// A node has its state from the liar, who left something out.
+    pub fn deceived(&mut self, node: usize) {
+        self.deceived.insert(node);
+    }
+
+    /// Whether nothing that a process shows is believed: it is the liar's, or was deceived by it.
     pub(super) fn is_liar(&self, node: usize) -> bool {
-        self.liar.as_ref().is_some_and(|liar| liar.nodes.contains(&node))
+        self.liar.as_ref().is_some_and(|liar| liar.nodes.contains(&node)) || self.deceived.contains(&node)
     }
 
     /// Whether a log is the liar's: the one that forked, or a branch of it.
