@@ -3,8 +3,9 @@
 //! A refusal must tell "all is in use" from "the rest is out of reach": the first ends when something is deleted, the
 //! second when a link heals. What a holder is said to have is what this replica last heard of it.
 
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use luc_engine::id::ReplicaId;
 use luc_engine::ledger::Amount;
@@ -12,7 +13,7 @@ use luc_engine::record::RecordId;
 use luc_engine::tx::{Refusal, Shortage, Tx};
 use luc_engine::view::View;
 use luc_sync::net::Reach;
-use luc_sync::rpc::{Asked, RIGHTS_PATIENCE};
+use luc_sync::rpc::Asked;
 
 use crate::app::App;
 use crate::http::Fault;
@@ -170,7 +171,8 @@ pub(crate) async fn with_rights<T: Send + 'static>(
     f: impl FnOnce(&mut Tx<'_>) -> Result<T, Missing> + Clone + Send + 'static,
     refuse: impl Fn(String) -> Fault,
 ) -> Result<T, Fault> {
-    let until = Instant::now() + RIGHTS_PATIENCE;
+    // It begins when something is short: what this replica's own flush takes before that is not the others' fault.
+    let until = LazyCell::new(|| app.net().rights_deadline());
     let mut left = TRIES;
     loop {
         left -= 1;
@@ -179,7 +181,7 @@ pub(crate) async fn with_rights<T: Send + 'static>(
             Err(Missing::Fault(fault)) => return Err(fault),
             Err(Missing::Short(short)) => {
                 let asked = if left > 0 && short.suffices_elsewhere() {
-                    app.net().request_rights(std::slice::from_ref(&short), until).await
+                    app.net().request_rights(std::slice::from_ref(&short), *until).await
                 } else {
                     Asked::default()
                 };

@@ -33,11 +33,11 @@ use crate::wire::{self, JoinAnswer, JoinRequest, Request, RightsAnswer, WireErro
 
 /// The longest answer that is not data.
 const ANSWER: usize = wire::MAX_FRAME;
-/// How long a holder of rights is waited for: far over two round trips on any link that is up.
+/// How long a holder of rights may take for what it does between question and answer, beyond the round trips: a flush on a busy
+/// disk.
+const RIGHTS_SERVICE: Duration = Duration::from_millis(500);
+/// How long a holder of rights is waited for at most, however far it is.
 const RIGHTS_LIMIT: Duration = Duration::from_millis(1_500);
-/// How long who needs rights waits for all that are asked, before it is refused: twice that, since who is silent may be the first
-/// that was asked.
-pub const RIGHTS_PATIENCE: Duration = Duration::from_secs(3);
 /// How long admitting a newcomer may take.
 const JOIN_LIMIT: Duration = Duration::from_secs(15);
 /// How long the holder of a claim may take to say whether it stands by it.
@@ -83,7 +83,8 @@ impl Net {
                 }
                 holders.retain(|one| !shares.iter().any(|(holder, pool, _)| *one == (*holder, *pool)));
                 let answers = shares.into_iter().map(|(holder, pool, share)| async move {
-                    (holder, in_time(until, self.ask_for_rights(holder, pool, share, false)).await)
+                    let asked = self.ask_for_rights(holder, pool, share, false);
+                    (holder, in_time(self.rights_wait(holder), until, asked).await)
                 });
                 for (holder, answer) in join_all(answers).await {
                     match answer {
@@ -113,12 +114,26 @@ impl Net {
         view.ledger().pool(pool).filter(|pool| pool.confirmed).map(|_| view.retired().heir(root).unwrap_or(root))
     }
 
-    /// Waits a bounded time until what was granted to this replica of the pools that are short is countersigned; not for a root
-    /// that cannot be reached. Whether something was.
+    /// How long a holder of rights is waited for, by the link to it.
+    fn rights_wait(&self, holder: ReplicaId) -> Duration {
+        wait(self.connection(holder).map(|connection| connection.rtt()))
+    }
+
+    /// Until when rights are asked for, by whoever begins now, before it is refused: as long as the farthest member that can be
+    /// reached is waited for, twice, since who is silent may be the first that was asked.
+    #[must_use]
+    pub fn rights_deadline(&self) -> Instant {
+        let peers = self.inner.peers.lock().clone();
+        let near = peers.into_iter().filter(|(replica, _)| self.is_reachable(*replica));
+        Instant::now() + patience(near.map(|(_, peer)| peer.connection.rtt()))
+    }
+
+    /// Waits a bounded time until what was granted to this replica of the pools that are short is countersigned, as long as for the
+    /// farthest root of those pools; not for one that cannot be reached. Whether something was.
     async fn countersigned(&self, shortage: &Shortage, until: Instant) -> bool {
         let me = self.node().me();
         let mut flushes = self.node().subscribe();
-        let waiting = || {
+        let waiting = || -> Vec<ReplicaId> {
             let view = self.node().view();
             let mine = view.ledger().waiting().filter(|granted| granted.to == me);
             let roots = mine.filter_map(|granted| {
@@ -126,14 +141,12 @@ impl Net {
                 let same = shortage.subject.as_ref().is_some_and(|subject| *subject == of.subject);
                 self.root_of_confirmed(granted.pool).filter(|root| same && self.is_reachable(*root))
             });
-            roots.count()
+            roots.collect()
         };
         let before = waiting();
-        if before == 0 {
-            return false;
-        }
-        in_time(until, async {
-            while waiting() >= before {
+        let Some(limit) = before.iter().map(|root| self.rights_wait(*root)).max() else { return false };
+        in_time(limit, until, async {
+            while waiting().len() >= before.len() {
                 flushes.recv().await.ok()?;
             }
             Some(())
@@ -148,7 +161,8 @@ impl Net {
         for Unminted { group, host, root } in wanted {
             let frontier = self.node().view().frontier().clone();
             let request = Request::MemberRight { group: *group, host: *host, frontier };
-            if in_time(until, self.ask(*root, request)).await.is_some_and(|granted| !granted.is_zero()) {
+            let answer = in_time(self.rights_wait(*root), until, self.ask(*root, request)).await;
+            if answer.is_some_and(|granted| !granted.is_zero()) {
                 return true;
             }
         }
@@ -166,6 +180,7 @@ impl Net {
             if let Some((holder, amount)) = wish {
                 let (net, id) = (self.clone(), *id);
                 let asked = async move { net.ask_for_rights(holder, id, amount, true).await };
+                // Nobody waits for this one.
                 tokio::spawn(tokio::time::timeout(RIGHTS_LIMIT, asked));
             }
         }
@@ -359,8 +374,9 @@ impl Net {
     }
 
     async fn grant_member_right(&self, to: ReplicaId, group: Uuid, host: HostId, frontier: Frontier) -> RightsAnswer {
-        // The group may be younger than the connection is fast. What is still missing then is told by the answer.
-        let _ = self.node().wait_for(&frontier, RIGHTS_LIMIT / 2).await;
+        // The group may be younger than the connection is fast. What is still missing then is told by the answer, for which the asker
+        // waits: so half of that at most, and the rest is for the flush and the way back.
+        let _ = self.node().wait_for(&frontier, self.rights_wait(to) / 2).await;
         let handed = self.node().transact::<_, Refusal, _>(move |tx| hand_over(tx, group, host, to)).await;
         self.answer(to, handed, frontier).await
     }
@@ -532,9 +548,22 @@ pub fn lacking(mine: &Frontier, theirs: &Frontier, to: ReplicaId) -> Vec<EntryId
     lacks.map(|(author, _)| EntryId { author: *author, number: theirs.number(*author) + 1 }).collect()
 }
 
-/// What is answered within [`RIGHTS_LIMIT`], and before this time.
-async fn in_time<T>(until: Instant, answer: impl Future<Output = Option<T>>) -> Option<T> {
-    let limit = RIGHTS_LIMIT.min(until.saturating_duration_since(Instant::now()));
+/// How long a holder of rights is waited for whose link has this round trip: two of them, one for the question and one for a packet
+/// that is lost on the way, and what the holder does meanwhile. As long as anybody, if nothing is known of the link.
+fn wait(rtt: Option<Duration>) -> Duration {
+    let known = rtt.map(|rtt| rtt.saturating_mul(2).saturating_add(RIGHTS_SERVICE));
+    known.map_or(RIGHTS_LIMIT, |known| known.min(RIGHTS_LIMIT))
+}
+
+/// How long rights are asked for in all where those who can be reached have these round trips: twice as long as for the farthest, and
+/// for somebody next door where there is nobody.
+fn patience(rtts: impl Iterator<Item = Duration>) -> Duration {
+    wait(Some(rtts.max().unwrap_or_default())) * 2
+}
+
+/// What is answered within this limit, and before this time.
+async fn in_time<T>(limit: Duration, until: Instant, answer: impl Future<Output = Option<T>>) -> Option<T> {
+    let limit = limit.min(until.saturating_duration_since(Instant::now()));
     tokio::time::timeout(limit, answer).await.ok().flatten()
 }
 
@@ -698,4 +727,30 @@ impl AgentConnection {
 #[must_use]
 pub fn new_key(random: [u8; 32]) -> SigningKey {
     SigningKey::from_bytes(&random)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_holder_is_waited_for_by_its_link_and_never_for_long() {
+        assert_eq!(wait(Some(Duration::ZERO)), ms(500));
+        assert_eq!(wait(Some(ms(50))), ms(600));
+        assert_eq!(wait(Some(ms(500))), ms(1_500));
+        assert_eq!(wait(Some(ms(501))), ms(1_500));
+        assert_eq!(wait(Some(Duration::MAX)), ms(1_500));
+        assert_eq!(wait(None), ms(1_500));
+    }
+
+    #[test]
+    fn the_farthest_that_can_be_reached_says_how_long_rights_are_asked_for() {
+        assert_eq!(patience(std::iter::empty()), ms(1_000));
+        assert_eq!(patience([ms(10), ms(100), ms(1)].into_iter()), ms(1_400));
+        assert_eq!(patience([ms(0), ms(2_000)].into_iter()), ms(3_000));
+    }
 }

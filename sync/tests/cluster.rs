@@ -3,8 +3,6 @@
 
 mod support;
 
-use std::time::Instant;
-
 use luc_engine::id::ReplicaId;
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::{Kind, Project, RecordId, Server};
@@ -13,7 +11,7 @@ use luc_engine::store::{Batch, MemoryStore, Store, Table};
 use luc_engine::tx::{Fence, Refusal, shortage};
 use luc_sync::join::mint_quota;
 use luc_sync::net::Net;
-use luc_sync::rpc::{RIGHTS_PATIENCE, take_snapshot};
+use luc_sync::rpc::take_snapshot;
 use support::{admitted, found, free_address, joined, opened, run, stored, until};
 use uuid::Uuid;
 
@@ -56,7 +54,7 @@ async fn three_sites_agree_and_share_rights_and_images() {
     let wanted: Amount = [(Dimension::Instances, 7)].into_iter().collect();
     let short = shortage(&view, lyon.node().me(), &[pool], &wanted);
     assert!(!short.free_here.covers(&wanted), "{short:?}");
-    assert!(lyon.request_rights(&[short], Instant::now() + RIGHTS_PATIENCE).await.came);
+    assert!(lyon.request_rights(&[short], lyon.rights_deadline()).await.came);
     let claimed = wanted.clone();
     let record = RecordId { kind: Kind::Server, id: Uuid::from_u128(100) };
     lyon.node().transact::<_, Refusal, _>(move |tx| tx.claim(&[pool], &claimed, record, 0)).await.unwrap();

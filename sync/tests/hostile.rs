@@ -5,20 +5,22 @@ mod support;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ed25519_dalek::pkcs8::EncodePrivateKey;
 use luc_engine::agent::{FromAgent, HostFacts, ToAgent};
 use luc_engine::entry::{Entry, Frontier, HostIdentity, MemberOp, Tip};
 use luc_engine::id::{ReplicaId, SiteName};
+use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::{Kind, Project};
 use luc_engine::replica::{Identity, Replica};
 use luc_engine::store::MemoryStore;
-use luc_engine::tx::{Fence, Refusal};
+use luc_engine::tx::{Fence, Refusal, shortage};
 use luc_sync::ca::Credentials;
+use luc_sync::join::mint_quota;
 use luc_sync::net::Net;
 use luc_sync::rpc::{AgentConnection, take_snapshot};
-use luc_sync::wire::{self, JoinRequest, Msg, Request};
+use luc_sync::wire::{self, JoinRequest, Msg, Request, Status};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -237,6 +239,57 @@ async fn who_lies_in_its_frontier_stops_nobody_and_who_proves_it_does() {
     let held = Frontier([(me, entry.tip())].into());
     assert!(tell(&endpoint, &paris, held, Some(proof)).await > 0);
     until("fenced", || paris.node().fence() == Some(Fence::OldStore(entry.id()))).await;
+}
+
+/// Says that it is there, as long as it is waited with, and answers nothing.
+async fn hum(endpoint: &Endpoint, to: &Net) {
+    let connection = dial(endpoint, to).await;
+    let (mut send, _recv) = connection.open_bi().await.unwrap();
+    wire::write(&mut send, &Request::Control).await.unwrap();
+    loop {
+        wire::write(&mut send, &Msg::Heartbeat(Status::default())).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Broken once to see it fail: a wait of 1.5 s for everybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_holder_that_is_there_and_answers_nothing_is_not_waited_for_longer_than_its_link_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let paris = found(dir.path(), free_address());
+    let lyon = admitted(&paris, dir.path(), "lyon", free_address()).await;
+    let holder = ReplicaId::of_key(&lyon.credentials.key.verifying_key().to_bytes());
+    let project = Uuid::from_u128(1);
+    let quota: Amount = [(Dimension::Instances, 8)].into_iter().collect();
+    let mint = quota.clone();
+    let minted = move |tx: &mut luc_engine::tx::Tx<'_>| {
+        tx.create(project, Project::default(), &[])?;
+        mint_quota(tx, project, &mint)
+    };
+    paris.node().transact::<_, Refusal, _>(minted).await.unwrap();
+    let view = paris.node().view();
+    let (pool, _) = view.ledger().quota_pools(project).next().unwrap();
+    let short = shortage(&view, paris.node().me(), &[pool], &quota);
+    assert!(short.elsewhere.iter().any(|(at, _, _)| *at == holder), "{short:?}");
+    let endpoint = endpoint(&lyon.credentials, MEMBER);
+    let asking = async {
+        until("lyon is heard", || paris.is_reachable(holder)).await;
+        let mut fastest = Duration::MAX;
+        // On a machine that is busy with other things, one may take longer.
+        for _ in 0..3 {
+            let began = Instant::now();
+            let asked = paris.request_rights(std::slice::from_ref(&short), paris.rights_deadline()).await;
+            fastest = fastest.min(began.elapsed());
+            assert!(!asked.came && asked.silent.contains(&holder) && paris.is_reachable(holder), "{asked:?}");
+        }
+        fastest
+    };
+    let fastest = tokio::select! {
+        fastest = asking => fastest,
+        () = hum(&endpoint, &paris) => unreachable!("it hums for ever"),
+    };
+    assert!(fastest >= Duration::from_millis(500), "{fastest:?}: a flush takes its time");
+    assert!(fastest < Duration::from_millis(1_400), "{fastest:?}: a round trip is far below 450 ms");
 }
 
 /// The next entry that who holds these credentials would write upon the state of `from`; read by a member's right.

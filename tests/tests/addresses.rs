@@ -22,6 +22,16 @@ fn blocks(value: &Value) -> Vec<String> {
     value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
+/// Waits until a site counts as out of reach: who asks sooner is told only that it did not answer.
+fn sees_no_more(client: &Client, site: &str) {
+    let seen = || {
+        let sites = client.get("/luc/v1/sites")?;
+        let found = sites["sites"].as_array().into_iter().flatten().find(|one| one["name"] == site).cloned();
+        Ok(found.is_some_and(|found| found["reachable"] == false))
+    };
+    eventually(LONG, "the silence to be seen", seen).unwrap();
+}
+
 #[test]
 fn each_half_of_a_split_cloud_gives_out_the_addresses_it_holds_and_no_others() {
     let cloud = Cloud::start(&["paris", "lyon"]).unwrap();
@@ -52,6 +62,7 @@ fn each_half_of_a_split_cloud_gives_out_the_addresses_it_holds_and_no_others() {
         }
     }
     // Paris has given out all of its own; what Lyon did since the cut, it cannot know.
+    sees_no_more(&paris, "lyon");
     let refused = take(&paris, &pool, json!({})).unwrap_err();
     assert!(refused.contains("409") && refused.contains("out of reach") && refused.contains("lyon"), "{refused}");
     let refused = take(&paris, &pool, json!({"addresses": ["198.51.100.12"]})).unwrap_err();
@@ -92,6 +103,7 @@ fn what_moves_in_a_confirmed_pool_waits_for_the_word_of_its_root() {
     take(lyon, &pool, json!({})).unwrap();
     cloud.agree(&clients, LONG).unwrap();
     cloud.cut(0);
+    sees_no_more(rennes, "paris");
     // Lyon hands some on, and nobody who can be heard countersigns it.
     let refused = take(rennes, &pool, json!({})).unwrap_err();
     assert!(refused.contains("409") && refused.contains("wait to be countersigned by paris"), "{refused}");

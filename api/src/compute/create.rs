@@ -3,8 +3,6 @@
 //! Where rights are short here and free elsewhere, their holders are asked once, for a bounded time; then the request
 //! is answered, with what is known of where the rights are.
 
-use std::time::Instant;
-
 use axum::Extension;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -21,7 +19,7 @@ use luc_engine::schedule::{NoValidHost, Request, choose};
 use luc_engine::site_mutant::{SiteMutant, on};
 use luc_engine::tx::{Refusal, Shortage, Tx};
 use luc_engine::view::View;
-use luc_sync::rpc::{Asked, RIGHTS_PATIENCE};
+use luc_sync::rpc::Asked;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -114,7 +112,9 @@ pub(super) async fn create(
 
 /// Places the servers: at once, or after the holders of what is short have been asked, as long as something comes.
 async fn place(app: &App, wanted: Wanted) -> Result<Uuid, Fault> {
-    let until = Instant::now() + RIGHTS_PATIENCE;
+    // It begins when something is short: what this replica's own flush takes before that is not the others' fault.
+    let mut until = None;
+    let begin = || app.net().rights_deadline();
     // The members of a group with anti-affinity may need a right each.
     let mut left = if wanted.server.group.is_some() { wanted.most.min(MEMBERS) + TRIES } else { TRIES };
     loop {
@@ -122,9 +122,11 @@ async fn place(app: &App, wanted: Wanted) -> Result<Uuid, Fault> {
         let placed = app.node().transact::<Uuid, Unplaced, _>(attempt(wanted.clone())).await;
         let asked = match &placed {
             Err(Unplaced::Quota(short)) if left > 0 && short.suffices_elsewhere() => {
-                app.net().request_rights(std::slice::from_ref(short), until).await
+                app.net().request_rights(std::slice::from_ref(short), *until.get_or_insert_with(begin)).await
             }
-            Err(Unplaced::NoHost(none)) if left > 0 => placement::ask_for(app, none, until).await,
+            Err(Unplaced::NoHost(none)) if left > 0 => {
+                placement::ask_for(app, none, *until.get_or_insert_with(begin)).await
+            }
             _ => Asked::default(),
         };
         if on(SiteMutant::RequestTwice) && placed.is_ok() {
@@ -134,6 +136,8 @@ async fn place(app: &App, wanted: Wanted) -> Result<Uuid, Fault> {
         if !asked.came {
             return placed.map_err(|unplaced| explain(app, unplaced, &asked));
         }
+        // These rights come one by one, from one root after the other: the next is waited for anew.
+        until = until.filter(|_| wanted.server.group.is_none());
     }
 }
 

@@ -3,8 +3,8 @@
 //! One entry gives up the place it had and takes the new one, with the placement epoch raised (`PROTOCOL.md`, S1). Only the
 //! holder of the claim that it had can write it, so two sites that are cut off from each other never both place it.
 
+use std::cell::LazyCell;
 use std::collections::BTreeSet;
-use std::time::Instant;
 
 use axum::http::StatusCode;
 use luc_engine::hosts::{self, NotEvacuated};
@@ -12,7 +12,7 @@ use luc_engine::id::HostId;
 use luc_engine::record::{Host, Power, Server};
 use luc_engine::schedule::{NoValidHost, choose};
 use luc_engine::tx::{Refusal, Tx};
-use luc_sync::rpc::{Asked, RIGHTS_PATIENCE};
+use luc_sync::rpc::Asked;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -92,13 +92,14 @@ pub(super) async fn evacuate(
 
 /// At once, or after the holders of what is short have been asked, as long as something comes.
 async fn place(app: &App, wanted: Wanted) -> Result<(), Fault> {
-    let until = Instant::now() + RIGHTS_PATIENCE;
+    // It begins when something is short: what this replica's own flush takes before that is not the others' fault.
+    let until = LazyCell::new(|| app.net().rights_deadline());
     for left in (0..TRIES).rev() {
         let (id, wanted) = (wanted.server, wanted.clone());
         match app.node().transact(move |tx| attempt(tx, wanted)).await {
             Ok(()) => return Ok(()),
             Err(Unplaced::NoHost(none)) => {
-                let asked = if left > 0 { placement::ask_for(app, &none, until).await } else { Asked::default() };
+                let asked = if left > 0 { placement::ask_for(app, &none, *until).await } else { Asked::default() };
                 if !asked.came {
                     return Err(placement::no_valid_host(app, &none, &asked));
                 }

@@ -9,7 +9,7 @@
 //! nothing is pending. So two sites that raise one quota apart end with what one of them said, not with the sum.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::{Path, State};
@@ -19,7 +19,6 @@ use luc_engine::record::{Kind, Project, RecordId};
 use luc_engine::site_mutant::{SiteMutant, on};
 use luc_engine::tx::{Refusal, Shortage, Tx, shortage};
 use luc_engine::view::View;
-use luc_sync::rpc::RIGHTS_PATIENCE;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
@@ -348,7 +347,7 @@ async fn ask_and_settle(app: &App, project: Uuid) -> Result<(), Fault> {
     let mut short = shortage(&view, app.node().me(), &pools, &pending);
     let is_over = |free: &Amount| !free.min(&pending).is_zero();
     short.elsewhere.retain(|(_, _, free)| is_over(free));
-    let until = Instant::now() + RIGHTS_PATIENCE;
+    let until = app.net().rights_deadline();
     let came = app.net().request_rights(std::slice::from_ref(&short), until).await.came;
     if came || is_over(&short.free_here) { app.transact(move |tx| Ok(settle(tx, project)?)).await } else { Ok(()) }
 }

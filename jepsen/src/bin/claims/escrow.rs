@@ -19,8 +19,8 @@ use jepsen::parts::Fallible;
 
 /// One way, between any two sites.
 const DELAY: Micros = 25_000;
-/// How long an answer is waited for (`RIGHTS_LIMIT` of `sync/src/rpc.rs`).
-const LIMIT: Micros = 1_500_000;
+/// How long an answer is waited for: two round trips, and what the holder does meanwhile (`wait` of `sync/src/rpc.rs`).
+const LIMIT: Micros = 4 * DELAY + 500_000;
 /// After so long a silence a site counts as out of reach (`SILENT` of `sync/src/reach.rs`).
 const SILENT: Micros = 2_500_000;
 /// How often a request is tried, with questions between (`TRIES` of `api/src/compute/create.rs`).
