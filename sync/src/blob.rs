@@ -151,6 +151,11 @@ impl Blobs {
         Ok(Self { dir: Arc::new(dir.to_owned()), progress: Arc::default(), fetching: Arc::default() })
     }
 
+    /// The directory: the file system that has room.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Fetches under way.
     #[must_use]
     pub fn transfers(&self) -> Vec<(String, u64, u64)> {

@@ -11,6 +11,7 @@ pub mod proto;
 mod reach;
 pub mod rpc;
 pub mod snapshot;
+mod spool;
 mod transport;
 mod vouching;
 pub mod waiting;

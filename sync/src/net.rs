@@ -275,6 +275,7 @@ impl Net {
                 },
                 _ = tick.tick() => {
                     self.note_stable();
+                    self.inner.snapshots.expire();
                     Input::Tick(self.status())
                 }
             };

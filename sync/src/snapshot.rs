@@ -1,9 +1,10 @@
 //! Snapshots for newcomers: the whole state as of one moment, row by row, resumable.
 //!
-//! Who serves one keeps the store's read transaction that it is read from, for a bounded time, under an id. Rows come in
-//! the order of tables and keys, and the newcomer notes the last one in the same commit as the rows. So one whose
-//! connection broke off goes on behind that row, **in the same state**; where that state is no longer kept it starts
-//! again. What it has between is of no use to anybody.
+//! Who serves one copies the state into a file when the newcomer begins ([`Spool`]), and keeps that, for a bounded time, under
+//! an id; the store is not held back by it. Rows come in the order of tables and keys, and the newcomer notes the last one in
+//! the same commit as the rows. So one whose connection broke off goes on behind that row, **in the same state**; where that
+//! state is no longer kept it starts again. What it has between is of no use to anybody. Where the copy cannot be made, since
+//! the disk is full, the newcomer is told, and nothing else happens.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use luc_engine::id::ReplicaId;
 use luc_engine::replica::Replica;
-use luc_engine::store::{Batch, Reader, Store, StoreError, Table};
+use luc_engine::store::{Batch, Store, Table};
 use parking_lot::Mutex;
 use quinn::{Endpoint, RecvStream, SendStream};
 
@@ -19,18 +20,22 @@ use crate::ca::{Credentials, Role};
 use crate::join::{ATTESTED, JoinError};
 use crate::net::{Net, identity};
 use crate::rpc::dial;
+use crate::spool::{Spool, SpoolError};
 use crate::transport::client_endpoint;
 use crate::wire::{self, Request, SnapshotHead, SnapshotPlace, SnapshotRow, WireError};
 
-/// Snapshots kept at once, one a newcomer. Each holds back pages of the store that were written over since.
+/// Snapshots kept at once, one a newcomer. Each takes room on the disk, as much as the state does.
 const KEPT: usize = 8;
+/// And bytes that are left there for others.
+const ROOM: u64 = 64 << 20;
 /// How long one is kept while nobody reads it, and at most.
 const UNREAD: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(3_600);
-/// Bytes read from the store at a time.
-const PIECE: usize = 256 << 10;
 /// How long the other end may take for a piece, or for a row.
 const STALL: Duration = Duration::from_secs(15);
+/// And how long for the first frame, before which it copies its state, to a busy disk perhaps. One that is gone is noticed sooner,
+/// by its connection.
+const COPYING: Duration = Duration::from_secs(120);
 /// Rows, and bytes, that a newcomer commits together.
 const ROWS: usize = 4096;
 const BYTES: usize = 4 << 20;
@@ -42,7 +47,8 @@ const PLACE: &[u8] = b"snapshot";
 /// A state being read by one newcomer.
 struct Kept {
     id: u64,
-    reader: Arc<Mutex<Box<dyn Reader>>>,
+    /// None while the state is being copied.
+    copy: Option<Arc<Spool>>,
     since: Instant,
     used: Instant,
 }
@@ -58,29 +64,49 @@ impl Kept {
 pub(crate) struct Snapshots(Mutex<BTreeMap<ReplicaId, Kept>>);
 
 impl Snapshots {
-    /// Lets go of those that nobody reads any more.
+    /// Lets go of those that nobody reads any more, and of their room on the disk.
     pub(crate) fn expire(&self) {
-        self.0.lock().retain(|_, kept| !kept.is_over());
+        let mut over = Vec::new();
+        self.0.lock().retain(|_, kept| {
+            let is_over = kept.is_over();
+            if is_over {
+                over.extend(kept.copy.take());
+            }
+            !is_over
+        });
+        // A file system takes its time to free a large file.
+        if !over.is_empty() {
+            tokio::task::spawn_blocking(move || drop(over));
+        }
     }
 
-    /// The state that a newcomer reads. None if it is not kept any more.
-    fn reader(&self, of: ReplicaId, id: u64) -> Option<Arc<Mutex<Box<dyn Reader>>>> {
-        let mut all = self.0.lock();
-        let kept = all.get_mut(&of).filter(|kept| kept.id == id && !kept.is_over())?;
-        kept.used = Instant::now();
-        Some(kept.reader.clone())
-    }
-
-    /// Keeps a state for a newcomer, in place of what it read before. False if there are too many.
-    fn keep(&self, of: ReplicaId, id: u64, reader: Box<dyn Reader>) -> bool {
+    /// Notes that a newcomer begins, in place of what it read before. False if there are too many.
+    fn begin(&self, of: ReplicaId, id: u64) -> bool {
         self.expire();
         let mut all = self.0.lock();
         if all.len() >= KEPT && !all.contains_key(&of) {
             return false;
         }
         let now = Instant::now();
-        all.insert(of, Kept { id, reader: Arc::new(Mutex::new(reader)), since: now, used: now });
+        all.insert(of, Kept { id, copy: None, since: now, used: now });
         true
+    }
+
+    /// What the newcomer is at now, which counts as used. None if it is not kept any more, or the newcomer has begun another.
+    fn using<T>(&self, of: ReplicaId, id: u64, f: impl FnOnce(&mut Kept) -> T) -> Option<T> {
+        let mut all = self.0.lock();
+        let kept = all.get_mut(&of).filter(|kept| kept.id == id && !kept.is_over())?;
+        kept.used = Instant::now();
+        Some(f(kept))
+    }
+
+    /// The state that a newcomer reads.
+    fn copy(&self, of: ReplicaId, id: u64) -> Option<Arc<Spool>> {
+        self.using(of, id, |kept| kept.copy.clone()).flatten()
+    }
+
+    fn give_up(&self, of: ReplicaId, id: u64) {
+        self.0.lock().retain(|newcomer, kept| *newcomer != of || kept.id != id);
     }
 }
 
@@ -94,62 +120,74 @@ impl Net {
         if !self.node().attested(ATTESTED).await {
             return wire::write(send, &Err::<SnapshotHead, _>(JoinError::OnTrust.to_string())).await;
         }
-        let snapshots = &self.inner.snapshots;
-        let known = place.filter(|place| snapshots.reader(to, place.snapshot).is_some());
-        let resumed =
-            known.and_then(|place| Some((place.snapshot, (Table::of_name(&place.table)?, behind(place.key)))));
-        let is_resumed = resumed.is_some();
-        let (id, mut at) = match resumed {
-            Some((id, at)) => (id, Some(at)),
-            None => {
-                let reader = self.node().reader().await.map_err(|error| WireError::Encoding(error.to_string()))?;
-                let id = rand::random();
-                if !snapshots.keep(to, id, reader) {
-                    let busy = "too many newcomers take snapshots here; try again later";
-                    return wire::write(send, &Err::<SnapshotHead, _>(busy.to_owned())).await;
-                }
-                (id, Table::in_snapshot().next().map(|table| (table, Vec::new())))
-            }
+        let resumed = match place {
+            Some(place) => self.resumed(to, place).await,
+            None => None,
         };
-        let head = SnapshotHead { snapshot: id, resumed: is_resumed };
+        let (head, mut at) = match resumed {
+            Some((snapshot, at)) => (SnapshotHead { snapshot, resumed: true }, at),
+            None => match self.begin_snapshot(to).await {
+                Ok(snapshot) => (SnapshotHead { snapshot, resumed: false }, 0),
+                Err(why) => return wire::write(send, &Err::<SnapshotHead, _>(why)).await,
+            },
+        };
+        let id = head.snapshot;
         wire::write(send, &Ok::<_, String>(head)).await?;
-        while let Some(from) = at {
+        loop {
             // Given up meanwhile, or the newcomer began another.
-            let reader = snapshots.reader(to, id).ok_or(WireError::Closed)?;
-            let read = tokio::task::spawn_blocking(move || piece(&**reader.lock(), from)).await;
+            let copy = self.inner.snapshots.copy(to, id).ok_or(WireError::Closed)?;
+            let read = tokio::task::spawn_blocking(move || copy.piece(at)).await;
             // The newcomer sees no last row: the snapshot is not whole.
-            let (rows, next) = read.ok().and_then(Result::ok).ok_or(WireError::Closed)?;
+            let rows = read.ok().and_then(Result::ok).ok_or(WireError::Closed)?;
+            if rows.is_empty() {
+                return wire::write(send, &SnapshotRow::default()).await;
+            }
             let sent = tokio::time::timeout(STALL, send.write_all(&rows)).await;
             sent.map_err(|_| WireError::Closed)?.map_err(std::io::Error::from)?;
-            at = next;
+            at += u64::try_from(rows.len()).unwrap_or(0);
         }
-        wire::write(send, &SnapshotRow::default()).await
+    }
+
+    /// Where a newcomer goes on, if the state that it has a part of is still kept.
+    async fn resumed(&self, to: ReplicaId, place: SnapshotPlace) -> Option<(u64, u64)> {
+        let copy = self.inner.snapshots.copy(to, place.snapshot)?;
+        let table = Table::of_name(&place.table)?;
+        let found = tokio::task::spawn_blocking(move || copy.behind(table, &place.key)).await;
+        Some((place.snapshot, found.ok()?.ok()?))
+    }
+
+    /// Copies the state for a newcomer. The store is let go before anything is sent.
+    async fn begin_snapshot(&self, to: ReplicaId) -> Result<u64, String> {
+        let id = rand::random();
+        if !self.inner.snapshots.begin(to, id) {
+            return Err("too many newcomers take snapshots here; try again later".into());
+        }
+        let made = match self.node().reader().await {
+            Ok(reader) => {
+                let net = self.clone();
+                let is_wanted = move || net.inner.snapshots.using(to, id, |_| ()).is_some();
+                let dir = self.blobs().dir().to_owned();
+                let copied = tokio::task::spawn_blocking(move || Spool::copy(&dir, ROOM, &*reader, is_wanted)).await;
+                copied.unwrap_or(Err(SpoolError::Unwanted))
+            }
+            Err(error) => Err(error.into()),
+        };
+        let kept = made.and_then(|copy| {
+            let keep = |kept: &mut Kept| kept.copy = Some(Arc::new(copy));
+            self.inner.snapshots.using(to, id, keep).ok_or(SpoolError::Unwanted)
+        });
+        kept.map(|()| id).map_err(|error| {
+            self.inner.snapshots.give_up(to, id);
+            tracing::warn!(%to, %error, "the state could not be copied for a newcomer");
+            format!("the state cannot be copied for a newcomer: {error}")
+        })
     }
 }
-
-/// A place in the store: the first row at or behind it comes next.
-type At = (Table, Vec<u8>);
 
 /// The first key behind one.
 fn behind(mut key: Vec<u8>) -> Vec<u8> {
     key.push(0);
     key
-}
-
-/// Frames of the rows of one table from a place on, and where to go on.
-fn piece(reader: &dyn Reader, (table, from): At) -> Result<(Vec<u8>, Option<At>), StoreError> {
-    let (mut rows, mut last) = (Vec::new(), None);
-    let mut row = |key: &[u8], value: &[u8]| {
-        let row = SnapshotRow { table: table.name().into(), key: key.to_vec(), value: value.to_vec() };
-        rows.extend(wire::frame(&row));
-        let is_full = rows.len() >= PIECE;
-        last = is_full.then(|| (table, behind(row.key)));
-        !is_full
-    };
-    reader.scan(table, &from, &mut row)?;
-    let next = || Table::in_snapshot().skip_while(|other| *other != table).nth(1).map(|table| (table, Vec::new()));
-    let at = last.or_else(next);
-    Ok((rows, at))
 }
 
 /// Fills an empty store with a snapshot from a member, the first of `addresses` that serves one whole. A connection that
@@ -205,13 +243,13 @@ impl Taking<'_> {
         let (mut send, mut recv) = connection.open_bi().await.map_err(|error| error.to_string())?;
         wire::write(&mut send, &Request::Snapshot(place)).await.map_err(|error| error.to_string())?;
         let _ = send.finish();
-        let head = next::<Result<SnapshotHead, String>>(&mut recv).await??;
+        let head = next::<Result<SnapshotHead, String>>(&mut recv, COPYING).await??;
         if !head.resumed {
             self.clear()?;
         }
         let mut place = SnapshotPlace { snapshot: head.snapshot, table: String::new(), key: Vec::new() };
         loop {
-            let row = match next::<SnapshotRow>(&mut recv).await {
+            let row = match next::<SnapshotRow>(&mut recv, STALL).await {
                 Ok(row) => row,
                 Err(error) => {
                     self.commit(&place, head.resumed)?;
@@ -275,7 +313,42 @@ impl Taking<'_> {
     }
 }
 
-async fn next<T: serde::de::DeserializeOwned>(recv: &mut RecvStream) -> Result<T, String> {
-    let frame = tokio::time::timeout(STALL, wire::read(recv, wire::MAX_FRAME)).await;
+async fn next<T: serde::de::DeserializeOwned>(recv: &mut RecvStream, limit: Duration) -> Result<T, String> {
+    let frame = tokio::time::timeout(limit, wire::read(recv, wire::MAX_FRAME)).await;
     frame.map_err(|_| "nothing came".to_owned())?.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use luc_engine::store::MemoryStore;
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_nobody_reads_any_more_is_let_go_and_what_is_begun_anew_takes_the_place_of_the_old() {
+        let dir = tempfile::tempdir().unwrap();
+        let copied =
+            || Arc::new(Spool::copy(dir.path(), 0, &*MemoryStore::default().reader().unwrap(), || true).unwrap());
+        let newcomer = |n| ReplicaId(Uuid::from_u128(n));
+        let snapshots = Snapshots::default();
+        let long = Instant::now().checked_sub(UNREAD + Duration::from_secs(1)).unwrap();
+        for n in 0..8 {
+            assert!(snapshots.begin(newcomer(n), 1));
+            assert!(snapshots.copy(newcomer(n), 1).is_none(), "it is not whole yet");
+            snapshots.using(newcomer(n), 1, |kept| kept.copy = Some(copied())).unwrap();
+        }
+        assert!(!snapshots.begin(newcomer(8), 1), "too many");
+        assert!(snapshots.begin(newcomer(7), 2) && snapshots.copy(newcomer(7), 1).is_none());
+        let old = Arc::downgrade(&snapshots.copy(newcomer(0), 1).unwrap());
+        let read = Arc::downgrade(&snapshots.copy(newcomer(1), 1).unwrap());
+        snapshots.using(newcomer(0), 1, |kept| kept.used = long).unwrap();
+        snapshots.expire();
+        assert!(snapshots.copy(newcomer(0), 1).is_none());
+        while old.strong_count() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(read.strong_count() > 0 && snapshots.begin(newcomer(8), 1));
+    }
 }

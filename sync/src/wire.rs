@@ -308,7 +308,23 @@ pub async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin), li
     }
     let mut bytes = vec![0; length];
     stream.read_exact(&mut bytes).await?;
-    match bytes.split_first() {
+    decode(&bytes)
+}
+
+/// The frame with which bytes begin, and what comes behind it.
+///
+/// # Errors
+/// [`WireError`]; [`WireError::Closed`] if it is not whole.
+pub fn first<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, &[u8]), WireError> {
+    let (length, rest) = bytes.split_first_chunk::<4>().ok_or(WireError::Closed)?;
+    let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
+    let (frame, rest) = rest.split_at_checked(length).ok_or(WireError::Closed)?;
+    Ok((decode(frame)?, rest))
+}
+
+/// A frame without its length.
+fn decode<T: DeserializeOwned>(frame: &[u8]) -> Result<T, WireError> {
+    match frame.split_first() {
         Some((&VERSION, body)) => from_untrusted(body).map_err(|error| WireError::Encoding(error.to_string())),
         Some((version, _)) => Err(WireError::Version(*version)),
         None => Err(WireError::TooLong(0)),

@@ -3,11 +3,8 @@
 
 mod support;
 
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ed25519_dalek::pkcs8::EncodePrivateKey;
 use luc_engine::agent::{FromAgent, HostFacts, ToAgent};
 use luc_engine::entry::{Entry, Frontier, HostIdentity, MemberOp, Tip};
 use luc_engine::id::{ReplicaId, SiteName};
@@ -21,40 +18,11 @@ use luc_sync::join::mint_quota;
 use luc_sync::net::Net;
 use luc_sync::rpc::{AgentConnection, take_snapshot};
 use luc_sync::wire::{self, JoinRequest, Msg, Request, Status};
-use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use support::{admitted, admitted_agent, found, free_address, joined, until};
+use support::{MEMBER, admitted, admitted_agent, dial, endpoint, found, free_address, joined, until};
 use uuid::Uuid;
 
-const MEMBER: &[u8] = b"luc/1";
 const JOIN: &[u8] = b"luc-join/1";
-
-/// An endpoint that says what it likes, with a member's certificate.
-fn endpoint(credentials: &Credentials, protocol: &[u8]) -> Endpoint {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(credentials.authority.clone()).unwrap();
-    let key = PrivatePkcs8KeyDer::from(credentials.key.to_pkcs8_der().unwrap().as_bytes().to_vec());
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_client_auth_cert(vec![credentials.certificate.clone()], PrivateKeyDer::from(key))
-        .unwrap();
-    tls.alpn_protocols = vec![protocol.to_vec()];
-    let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
-    let mut transport = quinn::TransportConfig::default();
-    transport.keep_alive_interval(Some(Duration::from_millis(400)));
-    config.transport_config(Arc::new(transport));
-    let mut endpoint = Endpoint::client(SocketAddr::from(([0, 0, 0, 0], 0))).unwrap();
-    endpoint.set_default_client_config(config);
-    endpoint
-}
-
-async fn dial(endpoint: &Endpoint, to: &Net) -> Connection {
-    endpoint.connect(to.local_addr().unwrap(), luc_sync::ca::SERVER_NAME).unwrap().await.unwrap()
-}
 
 /// Waits until the other end has closed the connection, and says why.
 async fn closed(connection: &Connection) -> u64 {

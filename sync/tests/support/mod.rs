@@ -3,8 +3,10 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use ed25519_dalek::pkcs8::EncodePrivateKey;
 use luc_engine::entry::Member;
 use luc_engine::id::{HostId, ReplicaId, SiteName};
 use luc_engine::replica::{Identity, Replica, founded_by};
@@ -15,6 +17,12 @@ use luc_sync::join::{Admission, Grant, Newcomer, TokenKind, Tokens};
 use luc_sync::net::Net;
 use luc_sync::node::{Node, now};
 use luc_sync::rpc::{join, new_key, take_snapshot};
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{Connection, Endpoint};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+/// The protocol of members.
+pub(crate) const MEMBER: &[u8] = b"luc/1";
 
 pub(crate) fn free_address() -> SocketAddr {
     std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
@@ -112,4 +120,30 @@ pub(crate) async fn until(what: &str, mut done: impl FnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("never: {what}");
+}
+
+/// An endpoint that says what it likes, with a member's certificate.
+pub(crate) fn endpoint(credentials: &Credentials, protocol: &[u8]) -> Endpoint {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(credentials.authority.clone()).unwrap();
+    let key = PrivatePkcs8KeyDer::from(credentials.key.to_pkcs8_der().unwrap().as_bytes().to_vec());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(vec![credentials.certificate.clone()], PrivateKeyDer::from(key))
+        .unwrap();
+    tls.alpn_protocols = vec![protocol.to_vec()];
+    let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+    let mut transport = quinn::TransportConfig::default();
+    transport.keep_alive_interval(Some(Duration::from_millis(400)));
+    config.transport_config(Arc::new(transport));
+    let mut endpoint = Endpoint::client(SocketAddr::from(([0, 0, 0, 0], 0))).unwrap();
+    endpoint.set_default_client_config(config);
+    endpoint
+}
+
+pub(crate) async fn dial(endpoint: &Endpoint, to: &Net) -> Connection {
+    endpoint.connect(to.local_addr().unwrap(), luc_sync::ca::SERVER_NAME).unwrap().await.unwrap()
 }
