@@ -186,7 +186,7 @@ fn whoever_holds_what_breaks_a_rule_here_has_another_state() {
     let last = EntryId { number: release.unwrap().number + 1, ..release.unwrap() };
     assert!(matches!(deceived.receive(&cloud.log(0)[&last]), Received::Refused(_)));
     let refused: Vec<_> = deceived.refused().collect();
-    let tip = cloud.replicas[0].view().frontier().0[&id(0)];
+    let tip = *cloud.replicas[0].view().frontier().0.get(&id(0)).unwrap();
     assert_eq!((refused.len(), refused.last()), (2, Some(&(id(0), tip))));
 }
 

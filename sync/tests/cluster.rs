@@ -7,7 +7,7 @@ use luc_engine::id::ReplicaId;
 use luc_engine::ledger::{Amount, Dimension};
 use luc_engine::record::{Kind, Project, RecordId, Server};
 use luc_engine::replica::{Identity, Replica};
-use luc_engine::store::{Batch, MemoryStore, Store, Table};
+use luc_engine::store::{Batch, MemoryStore, Table};
 use luc_engine::tx::{Fence, Refusal, shortage};
 use luc_sync::join::mint_quota;
 use luc_sync::net::Net;

@@ -167,7 +167,7 @@ async fn tell(endpoint: &Endpoint, to: &Net, held: Frontier, proof: Option<Vec<u
     wire::write(&mut send, &Request::Control).await.unwrap();
     let mut asked = 0;
     for _ in 0..10 {
-        wire::write(&mut send, &Msg::Frontier { held: held.clone(), answer: true }).await.unwrap();
+        wire::write(&mut send, &Msg::Frontier { held: held.clone(), shown: None, answer: true }).await.unwrap();
         let next = tokio::time::timeout(Duration::from_millis(200), connection.accept_bi()).await;
         if let Ok(Ok((mut send, mut recv))) = next
             && let Ok(Request::Entry(_)) = wire::read::<Request>(&mut recv, 4096).await
