@@ -190,6 +190,9 @@ impl Node {
 
     /// Waits until the state held here is this replica's own (R14). False if it is not, when so long has passed or it was refuted.
     pub async fn attested(&self, limit: Duration) -> bool {
+        if matches!(self.fence(), Some(Fence::FalseState { .. })) {
+            return false;
+        }
         let mut trust = self.inner.trust.subscribe();
         let decided = tokio::time::timeout(limit, trust.wait_for(Option::is_none)).await;
         matches!(decided, Ok(Ok(_)))

@@ -132,15 +132,15 @@ async fn what_a_newcomer_was_given_is_on_trust_until_the_others_show_it() {
     };
     assert_eq!(replica.on_trust(), Some(paris.node().me()));
     let rennes = run(dir, replica, admission.credentials.clone(), None, at);
-    // Nobody gets it from there meanwhile, nor afterwards.
+    let fence = Some(Fence::FalseState { giver: paris.node().me() });
+    until("rennes is told", || rennes.node().fence() == fence).await;
+    // Nobody gets it from there.
     let mut other = MemoryStore::default();
     Replica::prepare(&mut other).unwrap();
     let there = [rennes.local_addr().unwrap().to_string()];
     let taken = take_snapshot(lyon.credentials(), &there, &mut other).await;
     let error = taken.unwrap_err().to_string();
     assert!(error.contains("was given to it"), "{error}");
-    let fence = Some(Fence::FalseState { giver: paris.node().me() });
-    until("rennes is told", || rennes.node().fence() == fence).await;
     let project = Project { name: "late".into(), ..Project::default() };
     let written = rennes.node().transact::<_, Refusal, _>(|tx| tx.create(Uuid::from_u128(99), project, &[])).await;
     assert!(matches!(written, Err(Refusal::Fenced(Fence::FalseState { .. }))), "{written:?}");
