@@ -94,6 +94,17 @@ fn one_that_most_of_them_do_not_have_is_refuted_for_ever() {
 }
 
 #[test]
+fn of_two_one_says_nothing_and_two_who_differ_neither() {
+    for (one, other) in [(Word::Same, Word::Other), (Word::Other, Word::Same)] {
+        let (_cloud, mut replica, _) = five();
+        for (with, word) in [(3, Word::OnTrust), (0, one), (2, other)] {
+            replica.compared(id(with), word).unwrap();
+            assert_eq!((replica.on_trust(), replica.fence()), (Some(id(1)), None), "{with}");
+        }
+    }
+}
+
+#[test]
 fn those_who_were_deceived_themselves_do_not_vouch_for_it() {
     let (_cloud, mut replica, _) = five();
     replica.compared(id(2), Word::OnTrust).unwrap();
