@@ -135,6 +135,14 @@ impl World {
         true
     }
 
+    /// A node has what an honest one has.
+    pub(super) fn undeceive(&mut self, at: usize) {
+        self.rules.undeceived(at);
+        if let Some(node) = self.nodes.get_mut(at) {
+            node.deceived = false;
+        }
+    }
+
     /// The process that a node reaches under a replica's name.
     pub(super) fn node_of(&self, from: usize, replica: ReplicaId) -> Option<usize> {
         match self.liar.filter(|liar| liar.replica == replica) {

@@ -85,6 +85,8 @@ impl World {
                 }
                 self.trace
                     .note(self.now, [20, at as u64, 0], || format!("{at} takes a snapshot in place of its state"));
+                // Whoever gives it is honest: what the liar has made up is gone.
+                self.undeceive(at);
                 let checked = self.rules.replaced(at, &given.of, &before, &view, fenced);
                 self.check(checked);
             }

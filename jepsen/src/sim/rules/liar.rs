@@ -92,6 +92,11 @@ impl Rules {
         self.deceived.insert(node);
     }
 
+    /// It has an honest one's.
+    pub fn undeceived(&mut self, node: usize) {
+        self.deceived.remove(&node);
+    }
+
     /// Whether nothing that a process shows is believed: it is the liar's, or was deceived by it.
     pub(super) fn is_liar(&self, node: usize) -> bool {
         self.liar.as_ref().is_some_and(|liar| liar.nodes.contains(&node)) || self.deceived.contains(&node)
