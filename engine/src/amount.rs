@@ -296,10 +296,13 @@ impl Amount {
         self.at_most(&wanted.max(&half))
     }
 
-    /// What to hand over of these free rights to who asks for `wanted` ahead, keeping `keep` (which is counted).
+    /// What to hand over of these free rights to who asks for `wanted` ahead, keeping `keep` (which is counted), or the larger half
+    /// if that is less: where there are few, one right is worth more to who has none than the second to who has two.
     #[must_use]
     pub fn spare(&self, wanted: &Self, keep: &Self) -> Self {
-        let over = self.in_terms_of(wanted).saturating_sub(keep);
+        let all = self.in_terms_of(wanted);
+        let half = all.divided_by(2);
+        let over = all.saturating_sub(keep).max(&half);
         self.at_most(&wanted.min(&over))
     }
 

@@ -5,8 +5,9 @@
 //! shared evenly among those that can be reached. Below the greater of both (the **low water mark**) more is asked for,
 //! up to twice as much (the **high water mark**), of the richest holder that can be reached, and at most half of what
 //! that has: a site that is cut off goes on with the rest. Between the marks nothing moves, a pool is asked for at most
-//! once in a while, and a holder keeps what it needs itself: so rights do not go to and fro in small change. Of addresses
-//! it is their number that is in demand.
+//! once in a while, and a holder keeps what it needs itself, or the larger half of what it has: so rights do not go to and fro
+//! in small change, and where few are left no site has two while another has none. Who asks has just claimed, so nothing moves
+//! where nothing is claimed. Of addresses it is their number that is in demand.
 
 use std::collections::BTreeMap;
 

@@ -94,6 +94,24 @@ fn of_a_quota_a_site_that_claims_wants_half_an_even_share_at_least() {
     assert_eq!(ask(&pool, &|_| true), None, "only quotas are spread");
 }
 
+/// Broken once to see it fail: a holder that keeps all that it needs itself.
+#[test]
+fn a_holder_keeps_what_it_needs_or_the_larger_half() {
+    let spare = |free: u64, wanted: u64, keep: u64| amount(free).spare(&amount(wanted), &amount(keep));
+    assert_eq!(spare(10, 4, 2), amount(4), "there is enough for both");
+    assert_eq!(spare(10, 9, 4), amount(6), "what it needs it keeps");
+    assert_eq!(spare(3, 2, 9), amount(1));
+    assert_eq!(spare(2, 1, 9), amount(1), "each has one then");
+    assert_eq!(spare(1, 1, 9), Amount::default());
+    // Each dimension by itself.
+    let two = |n: u64, m: u64| -> Amount { [(Dimension::Instances, n), (Dimension::Vcpus, m)].into_iter().collect() };
+    assert_eq!(two(2, 50).spare(&two(1, 9), &two(5, 30)), two(1, 9));
+    assert_eq!(
+        two(1, 50).spare(&two(1, 9), &two(5, 30)),
+        amount(0).max(&[(Dimension::Vcpus, 9)].into_iter().collect())
+    );
+}
+
 /// A shortage of so many, with what others have.
 fn short(wanted: u64, elsewhere: &[(u8, u64)]) -> (Shortage, Vec<(ReplicaId, u64)>) {
     let (pool, _) = pool(1, 1);
