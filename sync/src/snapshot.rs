@@ -1,6 +1,6 @@
 //! Snapshots for newcomers: the whole state as of one moment, row by row, resumable.
 //!
-//! Who serves one copies the state into a file when the newcomer begins ([`Spool`]), and keeps that, for a bounded time, under
+//! Who serves one copies the state into a file when the newcomer begins (`spool`), and keeps that, for a bounded time, under
 //! an id; the store is not held back by it. Rows come in the order of tables and keys, and the newcomer notes the last one in
 //! the same commit as the rows. So one whose connection broke off goes on behind that row, **in the same state**; where that
 //! state is no longer kept it starts again. What it has between is of no use to anybody. Where the copy cannot be made, since
