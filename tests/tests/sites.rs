@@ -122,8 +122,16 @@ fn a_site_that_joins_late_has_everything_and_can_use_it() {
     for n in 0..30 {
         paris.create(&format!("s{n}"), if n % 2 == 0 { "paris" } else { "lyon" }, &image).unwrap();
     }
+    cloud.cut(1);
     cloud.add("rennes").unwrap();
     let rennes = cloud.login(2).unwrap();
+    // Whether that is what the cloud has, who gave it does not say: lyon does, when it is heard.
+    let giver = paris.get("/luc/v1/status").unwrap()["replica"].clone();
+    assert_eq!(rennes.get("/luc/v1/status").unwrap()["on_trust"], giver);
+    let told = cloud.sites[2].luc(&["status"]).unwrap();
+    assert!(told.contains(&format!("its state was given by {}", giver.as_str().unwrap())), "{told}");
+    cloud.wan.heal();
+    eventually(LONG, "lyon's word", || Ok(rennes.get("/luc/v1/status")?["on_trust"].is_null())).unwrap();
     let clients = [paris, cloud.login(1).unwrap(), rennes.clone()];
     cloud.agree(&clients, LONG).unwrap();
     assert_eq!(rennes.names().unwrap().len(), 30);
