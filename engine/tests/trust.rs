@@ -93,6 +93,23 @@ fn one_that_most_of_them_do_not_have_is_refuted_for_ever() {
     assert!(matches!(write(&mut replica, 900), Err(Refusal::Fenced(Fence::FalseState { .. }))));
 }
 
+/// Broken once to see it fail: more than half of all, however many they are.
+#[test]
+fn of_many_eight_are_enough() {
+    for (word, fenced) in [(Word::Same, false), (Word::Other, true)] {
+        let mut cloud = Cloud::new(0);
+        (1..=30).for_each(|n| cloud.admit(n));
+        cloud.exchange_all();
+        let (mut replica, _) = given(&cloud.replicas[0], 0, 30, None);
+        for n in 1..=7 {
+            replica.compared(id(n), word).unwrap();
+            assert_eq!((replica.on_trust(), replica.fence()), (Some(id(0)), None), "{n}");
+        }
+        replica.compared(id(8), word).unwrap();
+        assert_eq!((replica.on_trust().is_some(), replica.fence().is_some()), (fenced, fenced));
+    }
+}
+
 #[test]
 fn of_two_one_says_nothing_and_two_who_differ_neither() {
     for (one, other) in [(Word::Same, Word::Other), (Word::Other, Word::Same)] {

@@ -2,9 +2,10 @@
 //!
 //! A replica judges every entry that comes to it, and cannot judge a state: who gives one may leave out a claim, or write in
 //! one that nobody made. But a state is a function of its frontier, so whoever has the same frontier shows the same digest.
-//! Of the members who had no part in it (neither gave it, nor hold theirs on trust themselves) more than half must show that;
-//! then it is as good as the replica's own. Where more than half show another, or hold entries that break a rule by this state, it
-//! is **refuted**, and the replica writes nothing more. One liar alone can do neither, among three or more.
+//! Of the members who had no part in it (neither gave it, nor hold theirs on trust themselves) more than half must show that, or
+//! [`ENOUGH`] where there are more; then it is as good as the replica's own. Where as many show another, or hold entries that
+//! break a rule by this state, it is **refuted**, and the replica writes nothing more. One liar alone can do neither, among three
+//! or more.
 //!
 //! Nothing else is promised before that: a replica on trust writes, since what it writes is judged by everybody as usual, but gives
 //! its state to nobody and admits nobody.
@@ -20,6 +21,9 @@ use crate::tx::Fence;
 
 /// Where it is noted in [`Table::Meta`] who gave the state that is on trust, and whether it was refuted.
 const ON_TRUST: &[u8] = b"on-trust";
+/// So many decide, though they are no half: in a cloud of hundreds it takes half a minute to hear half of them, and they hardly
+/// ever have the same entries. It takes as many liars to deceive somebody.
+const ENOUGH: usize = 8;
 /// Entries of one log that are remembered after one that breaks a rule: those who hold them name the last.
 const REFUSED: usize = 256;
 
@@ -128,7 +132,10 @@ impl Replica {
             .filter(|(id, state)| !state.revoked && **id != self.me && **id != giver && !going.contains(id));
         let words: Vec<Option<Word>> = members.map(|(id, _)| trust.words.get(id).copied()).collect();
         let voters = words.iter().filter(|word| **word != Some(Word::OnTrust)).count();
-        let most = |said: Word| words.iter().filter(|word| **word == Some(said)).count() * 2 > voters;
+        let most = |said: Word| {
+            let count = words.iter().filter(|word| **word == Some(said)).count();
+            count * 2 > voters || count >= ENOUGH
+        };
         let mut batch = Batch::default();
         let refuted = match (most(Word::Same) || voters == 0, most(Word::Other)) {
             (true, _) => {
