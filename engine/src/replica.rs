@@ -375,10 +375,7 @@ impl Replica {
         if view.member(identity.replica()).is_none_or(|state| state.member.public_key != identity.public_key()) {
             return Err(OpenError::NotMember);
         }
-        let old = reader.get(Table::Meta, OLD_STORE)?.map(|row| rmp_serde::from_slice(&row));
-        let bad =
-            |error: rmp_serde::decode::Error| OpenError::Row { table: Table::Meta.name(), reason: error.to_string() };
-        let old: Option<EntryId> = old.transpose().map_err(bad)?;
+        let old: Option<EntryId> = meta(&*reader, OLD_STORE)?;
         let trust = trust::Trust::noted(&*reader)?;
         drop(reader);
         let mut replica = Self::over(identity, view, chains, store)?;
@@ -386,7 +383,7 @@ impl Replica {
         if replica.replay()? {
             replica.flush()?;
         }
-        replica.fence = old.map(Fence::OldStore).or(trust.as_ref().and_then(trust::Trust::fence));
+        replica.fence = old.map(Fence::OldStore);
         replica.trust = trust;
         if replica.trust.is_some()
             && let Some(entry) = replica.unproved(&*replica.store.reader()?, &replica.view, &replica.chains)?
@@ -475,7 +472,10 @@ impl Replica {
         // Whoever was admitted by entries that do not count was never a member.
         let counts = |entry: &EntryId| retired.cut(entry.author).is_none_or(|cut| entry.number <= cut);
         let is_void = || self.view.member(self.me).is_some_and(|me| !me.admissions.iter().any(|(by, _)| counts(by)));
-        cut.or_else(|| (!retired.is_empty() && is_void()).then_some(Fence::Retired { cut: 0 })).or(self.fence)
+        let refuted = || self.trust.as_ref().and_then(trust::Trust::fence);
+        cut.or_else(|| (!retired.is_empty() && is_void()).then_some(Fence::Retired { cut: 0 }))
+            .or(self.fence)
+            .or_else(refuted)
     }
 
     /// Fences this replica: from now on it writes nothing and takes nothing. That its store is an old copy is written
@@ -1084,6 +1084,12 @@ fn load_rows(
         claims: load(reader, Table::Claim)?,
         retirements: load(reader, Table::Retirement)?,
     })
+}
+
+/// A row of [`Table::Meta`].
+fn meta<T: DeserializeOwned>(reader: &dyn Reader, key: &[u8]) -> Result<Option<T>, OpenError> {
+    let row = reader.get(Table::Meta, key)?.map(|row| rmp_serde::from_slice(&row));
+    row.transpose().map_err(|error| OpenError::Row { table: Table::Meta.name(), reason: error.to_string() })
 }
 
 fn load<K: DeserializeOwned, V: DeserializeOwned>(reader: &dyn Reader, table: Table) -> Result<Vec<(K, V)>, OpenError> {

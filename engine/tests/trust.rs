@@ -79,7 +79,7 @@ fn more_than_half_of_those_who_had_no_part_in_it_show_the_same() {
 
 #[test]
 fn one_that_most_of_them_do_not_have_is_refuted_for_ever() {
-    let (_cloud, mut replica, disk) = five();
+    let (mut cloud, mut replica, disk) = five();
     replica.compared(id(0), Word::Other).unwrap();
     replica.compared(id(2), Word::Same).unwrap();
     assert_eq!(replica.fence(), None);
@@ -87,6 +87,12 @@ fn one_that_most_of_them_do_not_have_is_refuted_for_ever() {
     let fence = Some(Fence::FalseState { giver: id(1) });
     assert_eq!((replica.on_trust(), replica.fence()), (Some(id(1)), fence));
     assert!(matches!(write(&mut replica, 900), Err(Refusal::Fenced(Fence::FalseState { .. }))));
+    // Nor is it anything else with another's state in place of it.
+    write(&mut cloud.replicas[2], 901).unwrap();
+    cloud.exchange_all();
+    replica.replace(&*as_store(&cloud.replicas[2]).reader().unwrap(), id(2)).unwrap();
+    replica.flush().unwrap();
+    assert_eq!((replica.on_trust(), replica.fence()), (Some(id(1)), fence));
     replica = open(4, &disk);
     [0, 2, 3].into_iter().for_each(|n| replica.compared(id(n), Word::Same).unwrap());
     assert_eq!((replica.on_trust(), replica.fence()), (Some(id(1)), fence));

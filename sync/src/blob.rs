@@ -19,6 +19,8 @@ use sha2::{Digest, Sha512};
 use tokio::fs::File;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
+/// How the names of files begin that nobody needs once the process has ended: they are removed when the directory is opened.
+pub(crate) const UNFINISHED: &str = "upload-";
 /// Bytes in a chunk; the last of a blob may be shorter.
 pub const CHUNK: u64 = 1 << 20;
 /// How long a source of data may give nothing before another one is tried.
@@ -144,7 +146,7 @@ impl Blobs {
     pub fn open(dir: &Path) -> Result<Self, BlobError> {
         std::fs::create_dir_all(dir).map_err(disk("open"))?;
         for file in std::fs::read_dir(dir).map_err(disk("open"))?.flatten() {
-            if file.file_name().to_string_lossy().starts_with("upload-") {
+            if file.file_name().to_string_lossy().starts_with(UNFINISHED) {
                 std::fs::remove_file(file.path()).map_err(disk("clean up"))?;
             }
         }
@@ -180,7 +182,7 @@ impl Blobs {
         limit: u64,
         unique: u64,
     ) -> Result<(Stored, Turn), BlobError> {
-        let temporary = self.dir.join(format!("upload-{unique:016x}"));
+        let temporary = self.dir.join(format!("{UNFINISHED}{unique:016x}"));
         let stored = self.write(&temporary, &mut reader, limit).await;
         let (manifest, stored) = match stored {
             Ok(stored) => stored,

@@ -457,6 +457,7 @@ impl Worker {
             let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
             match flushed {
                 Ok(flushed) => {
+                    // Before the view that is on trust can be shown, and, once it is not, after it is.
                     if self.replica.on_trust().is_some() {
                         inner.note_trust(&self.replica);
                     }

@@ -16,6 +16,7 @@ use std::path::Path;
 
 use luc_engine::store::{Reader, StoreError, Table};
 
+use crate::blob::UNFINISHED;
 use crate::wire::{self, SnapshotRow, WireError};
 
 /// Bytes that are read at a time.
@@ -145,7 +146,7 @@ fn free(at: &Path) -> std::io::Result<u64> {
 /// A file of this directory that has no name any more, for nobody else to read. Should the process end before the name is gone, it
 /// goes as that of an upload that broke off: when the directory is opened again.
 fn unnamed(dir: &Path) -> std::io::Result<File> {
-    let path = dir.join(format!("upload-{:016x}", rand::random::<u64>()));
+    let path = dir.join(format!("{UNFINISHED}{:016x}", rand::random::<u64>()));
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
     std::fs::remove_file(&path)?;
     Ok(file)

@@ -78,7 +78,8 @@ impl Replica {
         for (key, bytes) in rest.into_iter().filter(|_| !on(Mutant::ReplayForgotten)) {
             batch.put(Table::Replay, key, bytes);
         }
-        Self::put_on_trust(&mut batch, giver);
+        let trust = Trust::replaced(self.trust.as_ref(), giver);
+        trust.note(&mut batch);
         self.store.commit(&batch)?;
         self.view = view;
         self.chains = chains;
@@ -88,7 +89,7 @@ impl Replica {
         self.proofs.clear();
         self.replay()?;
         self.replaced = Some(before);
-        self.trust = Some(Trust::of(giver));
+        self.trust = Some(trust);
         Ok(self.weigh_trust()?)
     }
 

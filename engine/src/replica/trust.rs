@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{OpenError, Rejection, Replica};
+use super::{OpenError, Rejection, Replica, meta};
 use crate::entry::{Entry, Tip, encode};
 use crate::id::ReplicaId;
 use crate::mutant::{Mutant, on};
@@ -55,16 +55,19 @@ impl Trust {
 
     /// What is noted in a store, if anything.
     pub(super) fn noted(reader: &dyn Reader) -> Result<Option<Self>, OpenError> {
-        let Some(row) = reader.get(Table::Meta, ON_TRUST)? else { return Ok(None) };
-        let noted = rmp_serde::from_slice(&row);
-        let bad =
-            |error: rmp_serde::decode::Error| OpenError::Row { table: Table::Meta.name(), reason: error.to_string() };
-        let (giver, refuted) = noted.map_err(bad)?;
-        Ok(Some(Self { refuted, ..Self::of(giver) }))
+        let noted = meta(reader, ON_TRUST)?;
+        Ok(noted.map(|(giver, refuted)| Self { refuted, ..Self::of(giver) }))
     }
 
-    fn note(batch: &mut Batch, giver: ReplicaId, refuted: bool) {
-        batch.put(Table::Meta, ON_TRUST.to_vec(), encode(&(giver, refuted)));
+    pub(super) fn note(&self, batch: &mut Batch) {
+        batch.put(Table::Meta, ON_TRUST.to_vec(), encode(&(self.giver, self.refuted)));
+    }
+
+    /// What is on trust once another state takes the place of the one that is. One that was refuted stays so: what was written upon it
+    /// is out.
+    pub(super) fn replaced(before: Option<&Self>, giver: ReplicaId) -> Self {
+        let refuted = before.filter(|before| before.refuted);
+        refuted.map_or_else(|| Self::of(giver), |before| Self { refuted: true, ..Self::of(before.giver) })
     }
 
     pub(super) fn fence(&self) -> Option<Fence> {
@@ -76,7 +79,7 @@ impl Replica {
     /// Notes that the rows beside it are a state that `giver` gave. Whoever fills an empty store does so in the commit that makes
     /// it whole.
     pub fn put_on_trust(batch: &mut Batch, giver: ReplicaId) {
-        Trust::note(batch, giver, false);
+        Trust::of(giver).note(batch);
     }
 
     /// Who gave the state that is held here, as long as that is on trust: for ever if it was refuted.
@@ -143,17 +146,15 @@ impl Replica {
                 None
             }
             (_, true) if !on(Mutant::TrustKept) => {
-                Trust::note(&mut batch, giver, true);
-                Some(Trust { refuted: true, ..Trust::of(giver) })
+                let refuted = Trust { refuted: true, ..Trust::of(giver) };
+                refuted.note(&mut batch);
+                Some(refuted)
             }
             _ => return Ok(()),
         };
         let noted = self.store.commit(&batch).and_then(|()| self.store.reader());
         self.pending.reader = self.sound(noted)?;
         self.trust = refuted;
-        if let Some(fence) = self.trust.as_ref().and_then(Trust::fence) {
-            self.put_up(fence);
-        }
         Ok(())
     }
 }

@@ -130,8 +130,7 @@ impl World {
             Fault::Lie { kind, by, to } => self.lie(kind, by, to),
             Fault::Deceive { site } => {
                 if self.liar.is_some() && self.may_lose() {
-                    let sites: Vec<usize> = (0..self.sites).collect();
-                    let newcomer = self.add_replica(pick(&sites, site).unwrap_or(0));
+                    let newcomer = self.add_replica(self.machine(site));
                     if let Some(node) = self.nodes.get_mut(newcomer) {
                         node.asks_liar = true;
                     }
@@ -139,8 +138,7 @@ impl World {
             }
             Fault::Join { site, .. } => {
                 if self.nodes.len() < self.sites + JOINS {
-                    let sites: Vec<usize> = (0..self.sites).collect();
-                    self.add_replica(pick(&sites, site).unwrap_or(0));
+                    self.add_replica(self.machine(site));
                 }
             }
             Fault::Skew { node: bits, ahead } => {

@@ -113,9 +113,7 @@ impl World {
     /// A newcomer that asks the liar gets its state, without the claims that are in it: whoever holds such a state would take the
     /// rights of others for free. Whether it did.
     pub(super) fn deceive(&mut self, newcomer: usize) -> bool {
-        let Some((liar, node)) = self.liar.zip(self.nodes.get(newcomer)).filter(|(_, node)| node.asks_liar) else {
-            return false;
-        };
+        let Some((liar, node)) = self.liar.zip(self.nodes.get(newcomer)) else { return false };
         let replica = node.replica;
         let may = |at: &usize| {
             let process = self.nodes.get(*at).and_then(|node| node.process.as_ref());
